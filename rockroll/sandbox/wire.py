@@ -1,0 +1,212 @@
+"""The node's methods as frozen Structs: what crosses between a client (SDK, CLI, pool) and the sandbox host.
+
+In and out: plain values only, so that msgpack carries them. `id` accepts an id, a unique id prefix or a name.
+Leaves the carrying to rpc.py, the doing to host.py and the comfortable surface to client.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+State = Literal["starting", "running", "paused", "stopped", "exited"]
+"""`stopped`: somebody asked for it. `exited`: init died by itself or was killed."""
+
+Outcome = Literal["ok", "timeout", "closed", "oom", "killed", "lost"]
+"""ok: ran to its end, whatever the exit code. timeout: killed at its limit. closed: the shell ended (`exit 3`).
+oom: killed for memory. killed: ended by a signal from outside the command (cancelled, session closed, shell killed).
+lost: the sandbox itself died."""
+
+Owner = Literal["connection", "detached"]
+
+MAX_OUTPUT = 1 << 20
+"""Bytes kept of each stream of one command unless the caller says otherwise."""
+
+DEFAULT_SESSION = "default"
+
+
+class Struct(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of all: frozen, keyword arguments only."""
+
+
+class Create(Struct):
+    config: dict[str, Any]
+    """The fields of SandboxConfig (`dataclasses.asdict`); what is left out takes its default."""
+    owner: Owner = "connection"
+    """A `connection` sandbox is deleted when the connection that made it ends."""
+
+
+class Ref(Struct):
+    id: str
+
+
+class SandboxInfo(Struct):
+    id: str
+    name: str
+    state: State
+    image: str
+    node: str
+    """The host's name."""
+    created: float
+    """Unix time in seconds."""
+    owner: Owner = "connection"
+    labels: dict[str, str] = {}
+    unenforced: list[str] = []
+    """What this host cannot enforce: limit names, and "kill-scope" where processes are found without a cgroup."""
+    env: dict[str, str] = {}
+    """Environment of every session and execute."""
+
+
+class Stats(Struct):
+    cpu_s: float
+    memory_bytes: int
+    memory_limit: int
+    """0: none."""
+    pids: int
+    pids_limit: int
+    """0: none."""
+    oom_kills: int
+    disk_bytes: int
+    """Bytes in the writable layer."""
+
+
+class Recycled(Struct):
+    ok: bool
+    reason: str = ""
+    """Why it could not be made new again; the sandbox has then been destroyed."""
+
+
+class SessionSpec(Struct):
+    id: str
+    session: str = DEFAULT_SESSION
+    env: dict[str, str] = {}
+    cwd: str | None = None
+
+
+class SessionInfo(Struct):
+    session: str
+    pid: int
+    """Of the shell, on the host; 0 when it is between two shells."""
+    busy: bool
+    created: float
+
+
+class Run(Struct):
+    id: str
+    command: bytes
+    session: str = DEFAULT_SESSION
+    timeout: float | None = None
+    """Seconds from the moment the shell is given the command; waiting for the session's turn does not count."""
+    command_id: str = ""
+    """The caller's name for this command in the sandbox's log; made up where empty."""
+    max_output: int = MAX_OUTPUT
+
+
+class Execute(Struct):
+    id: str
+    argv: list[str]
+    timeout: float | None = None
+    env: dict[str, str] = {}
+    cwd: str | None = None
+    stdin: bytes = b""
+    max_output: int = MAX_OUTPUT
+
+
+class Observation(Struct):
+    stdout: bytes
+    stderr: bytes
+    exit_code: int | None
+    """None where no process ended by itself: timeout, lost. A signal's death is 128 + signal, as in a shell."""
+    outcome: Outcome
+    session_restarted: bool = False
+    """A new shell was opened for this command or at its end: variables may be those of the command before."""
+    truncated_bytes: int = 0
+    """Bytes of both streams that were read and dropped over max_output."""
+    duration_s: float = 0.0
+
+    @property
+    def output(self) -> str:
+        """Both streams as text: stdout, then stderr."""
+        return (self.stdout + self.stderr).decode("utf-8", "replace")
+
+
+class WriteFile(Struct):
+    id: str
+    path: str
+    data: bytes
+    mode: int = 0o644
+    append: bool = False
+
+
+class ReadFile(Struct):
+    id: str
+    path: str
+    offset: int = 0
+    limit: int = 16 << 20
+
+
+class FileChunk(Struct):
+    data: bytes
+    size: int
+    """Of the whole file, in bytes, when it was read."""
+    mode: int = 0o644
+
+
+class ListFiles(Struct):
+    id: str
+    path: str
+
+
+class FileStat(Struct):
+    name: str
+    kind: Literal["file", "dir", "link", "other"]
+    size: int
+    mode: int
+
+
+class Logs(Struct):
+    id: str
+    offset: int = 0
+    follow: bool = False
+
+
+class LogChunk(Struct):
+    offset: int
+    """Of the first byte of `data` in the sandbox's log; the next call's offset is offset + len(data)."""
+    data: bytes
+
+
+class NodeInfo(Struct):
+    node: str
+    pid: int
+    version: str
+    sandboxes: int
+    rootless: bool
+
+
+class Empty(Struct):
+    """A body with nothing in it."""
+
+
+BODIES: dict[str, type[Struct]] = {
+    "sandbox.create": Create,
+    "sandbox.list": Empty,
+    "sandbox.get": Ref,
+    "sandbox.stop": Ref,
+    "sandbox.start": Ref,
+    "sandbox.delete": Ref,
+    "sandbox.stats": Ref,
+    "sandbox.recycle": Ref,
+    "session.create": SessionSpec,
+    "session.close": SessionSpec,
+    "session.list": Ref,
+    "session.run": Run,
+    "execute": Execute,
+    "file.write": WriteFile,
+    "file.read": ReadFile,
+    "file.list": ListFiles,
+    "logs": Logs,
+    "node.info": Empty,
+}
+"""The body of each method: `rpc.Server(address, host.handlers(), types=BODIES)`."""
