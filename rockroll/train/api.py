@@ -1,0 +1,97 @@
+"""What the train room takes and gives: a batch of sampled tokens in, a weight version out.
+
+In: `TrainBatch`, whose samples are the engine's exact ids, log-probs and versions. Out: `StepReport`, `Exported`.
+Leaves which episodes count (rollout drops the invalid ones) and how weights reach an engine to others.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from msgspec import Struct
+
+
+class TrainSample(Struct, frozen=True, kw_only=True):
+    """One token sequence of one episode. The four lists have equal length."""
+
+    ids: list[int]
+    """Token ids, prompt and sampled, in order."""
+    mask: list[bool]
+    """True on a token the engine sampled: only those are trained, each once."""
+    logprobs: list[float]
+    """The engine's log-prob of each sampled token (after temperature); 0.0 elsewhere."""
+    versions: list[int]
+    """The weight version that sampled each token; -1 elsewhere."""
+    episode: int
+    """Which episode of the batch; samples of one episode share its reward and advantage."""
+    group: int
+    """Which group of the batch: episodes of one task and seed, compared with each other."""
+    reward: float
+    """The episode's reward."""
+
+
+class TrainBatch(Struct, frozen=True, kw_only=True):
+    """Everything one training step learns from. Every sample given counts."""
+
+    step: int
+    samples: list[TrainSample]
+    temperature: float = 1.0
+    """The sampling temperature, > 0: the trainer divides its logits by it, so that log-probs compare."""
+
+
+class StepReport(Struct, frozen=True, kw_only=True):
+    """One step done. `version` is that of the weights after it."""
+
+    version: int
+    metrics: dict[str, float]
+    """loss/*, advantage/*, logp_diff/*, tokens/trained, tokens/padding_fraction, time/train_s."""
+
+
+class Exported(Struct, frozen=True, kw_only=True):
+    """A Hugging Face folder an engine can load, complete."""
+
+    version: int
+    tensors: int
+    """How many tensors the weights file holds (tied ones once)."""
+    digest: str
+    """`rockroll.digest.digest` of those tensors."""
+
+
+class TrainerInfo(Struct, frozen=True, kw_only=True):
+    """Who trains: rank 0's view."""
+
+    model: str
+    version: int
+    parameters: int
+    ranks: int
+    pids: list[int]
+    """One process id per rank, by rank."""
+
+
+class Trainer(Protocol):
+    """One trainable copy of the model. Calls are not concurrent: one at a time, in order."""
+
+    async def step(self, batch: TrainBatch) -> StepReport:
+        """Advantages, packing, loss, DeepSpeed step; the version goes up by one.
+
+        Raises TrainError for a batch that has nothing to train or does not fit the model; the weights are untouched.
+        """
+        ...
+
+    async def export(self, path: str) -> Exported:
+        """Write the weights as a Hugging Face folder at `path`, replaced as a whole or not at all."""
+        ...
+
+    async def save(self, path: str) -> None:
+        """Write a full checkpoint: `model/` in Hugging Face layout, and what continuing bit-equal needs."""
+        ...
+
+    async def load(self, path: str) -> int:
+        """Continue from a checkpoint; returns its version. Raises TrainError for one that is not whole."""
+        ...
+
+    async def logprobs(self, ids: list[int]) -> list[float]:
+        """log p(ids[i] | ids[:i]) for i = 1 … len-1, at temperature 1: the canary's other half."""
+        ...
+
+    async def info(self) -> TrainerInfo: ...
