@@ -1,0 +1,95 @@
+"""What a rollout makes: tokens as they were sampled, one outcome an episode, and groups to compare.
+
+In: nothing. Out: frozen msgspec Structs, as they travel to the trainer, the journal and the display.
+Leaves how they come about to transcript.py, episode.py and group.py.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+Outcome = Literal["ok", "truncated", "env_error", "infra_error", "timeout", "cancelled"]
+"""How an episode ended. Only `ok` and `truncated` (and a timeout of the policy's own making) carry a reward."""
+
+Cause = Literal["policy", "agent", "env", "infra"]
+"""Whose doing an outcome other than `ok` is. Only `env` and `infra` are replaced; the rest is scored."""
+
+OUTCOMES: tuple[Outcome, ...] = ("ok", "truncated", "env_error", "infra_error", "timeout", "cancelled")
+
+
+class Sample(Struct, frozen=True):
+    """One branch of an episode's conversation: [T] tokens. The four lists have equal lengths."""
+
+    ids: list[int]
+    mask: list[bool]
+    """True exactly on the tokens that the engine sampled in this branch, its stop tokens included."""
+    logprobs: list[float]
+    """Of the sampled token under the distribution it was sampled from; 0.0 where mask is False."""
+    versions: list[int]
+    """The weight version that sampled the token; -1 where mask is False."""
+
+    @property
+    def sampled(self) -> int:
+        """Number of tokens the engine sampled in this branch."""
+        return sum(self.mask)
+
+
+class Episode(Struct, frozen=True):
+    """One attempt at one task and seed, from its start to its one outcome."""
+
+    id: str
+    task: str
+    seed: int
+    group: int
+    index: int
+    """Its place in the group, 0 … n+k-1; a replacement keeps the place of the episode it replaces."""
+    outcome: Outcome
+    cause: Cause | None
+    """None for `ok` and `cancelled`."""
+    reward: float | None
+    """None exactly where the episode is not scored."""
+    samples: list[Sample]
+    turns: int
+    """Model calls that were answered."""
+    duration_s: float
+    detail: str = ""
+    """One sentence on why, where the outcome is not `ok`."""
+
+    @property
+    def valid(self) -> bool:
+        """It has a reward that the policy earned: it may enter advantages and pass rates."""
+        return self.reward is not None
+
+    @property
+    def sampled(self) -> int:
+        """Number of tokens the engine sampled in all branches."""
+        return sum(sample.sampled for sample in self.samples)
+
+
+class Group(Struct, frozen=True):
+    """The valid episodes of one task and seed: what GRPO compares with one another."""
+
+    id: int
+    task: str
+    seed: int
+    episodes: list[Episode]
+    """Exactly as many as were asked for, all valid, in the order of their index."""
+    wasted_tokens: int
+    """Sampled tokens of episodes that were started for this group and are not in it."""
+    discarded: dict[str, int] = {}
+    """Episodes that were started for this group and are not in it, by outcome."""
+
+
+class Event(Struct, frozen=True):
+    """One thing the display may show: an episode began, was answered a turn, or ended."""
+
+    kind: Literal["started", "turn", "finished"]
+    split: Literal["train", "eval"]
+    running: int
+    """Episodes in flight after this event."""
+    tokens: int = 0
+    """Tokens sampled by this turn, or by the episode that finished."""
+    episode: Episode | None = None
+    """The episode, where kind is `finished`."""
