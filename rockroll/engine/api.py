@@ -1,0 +1,87 @@
+"""What every engine is: token ids in, sampled ids with log-probs and weight versions out.
+
+In: requests as token ids, weights as Hugging Face folders. Out: the ids the model chose, each with the log-prob it
+was drawn with and the version of the weights that drew it. Leaves text, messages and rewards to the rollout side.
+`conformance.py` holds the promises that any implementation of `Engine` must keep.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import msgspec
+
+
+class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One completion wanted."""
+
+    id: str
+    """Names the request in logs; it need not be unique."""
+    prompt_ids: list[int]
+    """At least one token id."""
+    max_tokens: int
+    """At most this many new tokens, a stop token included. Together with the prompt they must fit in the context."""
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    """Sample from the smallest set of tokens that holds this much probability; 1.0 is all of them."""
+    seed: int | None = None
+    """Names the draws: token i is drawn with (seed, i), whatever else is in the batch. None: the engine chooses."""
+    stop_ids: list[int] = []
+    """Generation ends after any of these; the stop token is the last of `token_ids`."""
+
+
+class Generation(msgspec.Struct, frozen=True, kw_only=True):
+    """What was sampled. The three lists have equal lengths."""
+
+    token_ids: list[int]
+    """Sampled ids; a stop token is the last of them (the model chose it: it is trained)."""
+    logprobs: list[float]
+    """Natural logs, of the distribution sampled from: after temperature and top_p. Greedy: those at temperature 1."""
+    versions: list[int]
+    """The version of the weights that produced each token."""
+    finish_reason: Literal["stop", "length", "abort"]
+    """stop: one of stop_ids. length: max_tokens. abort: the engine gave the request up; what it had is here."""
+
+
+class Loaded(msgspec.Struct, frozen=True, kw_only=True):
+    """Proof of a weight delivery: what the exporter says of the same folder, or the weights did not arrive."""
+
+    version: int
+    tensors: int
+    """How many tensors were loaded."""
+    digest: str
+    """`digest.digest` of them, as 16 hex digits."""
+
+
+class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What this engine serves."""
+
+    model: str
+    """The folder that the model was loaded from at start."""
+    context_length: int
+    """Prompt and new tokens together, at most."""
+    vocab_size: int
+    version: int
+    """Of the weights in use now."""
+    stop_ids: list[int]
+    """The model's own end-of-sequence ids; a request names its stop_ids itself."""
+    pid: int
+
+
+class Engine(Protocol):
+    """Raises EngineError for a request that cannot be: it names the rule, the value got and the cure."""
+
+    async def generate(self, request: GenerateRequest) -> Generation:
+        """Sample one completion. Cancelling the call aborts the request and frees its place in the batch."""
+        ...
+
+    async def load(self, path: str, version: int) -> Loaded:
+        """Take the weights of a Hugging Face folder (same shapes); requests under way go on with the new ones."""
+        ...
+
+    async def logprobs(self, ids: list[int]) -> list[float]:
+        """log p(ids[i] | ids[:i]) for i = 1 … len(ids)-1, at temperature 1, from one full forward in float32."""
+        ...
+
+    async def info(self) -> EngineInfo: ...

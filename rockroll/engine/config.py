@@ -1,0 +1,43 @@
+"""How an engine process is made.
+
+In: the recipe's `engine` section, or JSON for the server. Out: a checked EngineConfig. Leaves reading the model's
+own files (is it there, what is its context) to the engine, which alone knows the answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    kind: Literal["transformers"] = "transformers"
+    """Which engine."""
+    model: str = ""
+    """A Hugging Face folder: config.json, model.safetensors and a tokenizer."""
+    address: str = ""
+    """Where the server listens, as `rpc` writes addresses: ipc://PATH, unix://PATH or tcp://HOST:PORT."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:N`; `auto` is cuda where there is one."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of weights and cache. Log-probs are float32 in any case."""
+    threads: int = 1
+    """CPU threads of the forward pass."""
+    max_batch: int = 64
+    """Requests decoded together; more wait in the order they came."""
+    context_length: int = 0
+    """Prompt and new tokens together, at most. 0: what the model's config says."""
+    prefix_cache: int = 64
+    """Finished requests whose cache is kept for a next turn with the same beginning. 0: none."""
+    seed: int = 0
+    """Seeds the requests that bring no seed of their own."""
+    version: int = 0
+    """The version of the weights found at start."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("threads", 1), ("max_batch", 1), ("context_length", 0), ("prefix_cache", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"engine {name} must be at least {least}; got {getattr(self, name)}")
+        if self.device != "auto" and self.device.split(":")[0] not in ("cpu", "cuda"):
+            raise ValueError(f"engine device is auto, cpu, cuda or cuda:N; got {self.device!r}")
