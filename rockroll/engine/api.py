@@ -51,7 +51,7 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
     tensors: int
     """How many tensors were loaded."""
     digest: str
-    """`digest.digest` of them, as 16 hex digits."""
+    """`rockroll.digest.digest` of them, as the file names them."""
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
