@@ -1,0 +1,190 @@
+"""rpc: what a caller and a handler may rely on, on both kinds of link."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from rockroll import rpc
+from rockroll.errors import ModelServiceError, PeerLost, RemoteError, RockrollError
+
+
+class Point(msgspec.Struct, frozen=True):
+    x: int
+    data: bytes
+
+
+class Service:
+    def __init__(self) -> None:
+        self.started = asyncio.Event()
+        self.cancelled = asyncio.Event()
+        self.gone: list[rpc.Peer] = []
+
+    async def echo(self, body: Any, peer: rpc.Peer) -> Any:
+        return body
+
+    async def point(self, body: Point, peer: rpc.Peer) -> Point:
+        return Point(body.x + 1, body.data[::-1])
+
+    async def refuse(self, body: Any, peer: rpc.Peer) -> None:
+        raise ModelServiceError("too long: 10 tokens", status=400, code="context_length_exceeded")
+
+    async def bug(self, body: Any, peer: rpc.Peer) -> None:
+        raise KeyError("nothing")
+
+    async def hang(self, body: Any, peer: rpc.Peer) -> None:
+        self.started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.cancelled.set()
+
+    async def count(self, n: int, peer: rpc.Peer) -> AsyncIterator[int]:
+        try:
+            for i in range(n):
+                yield i
+                await asyncio.sleep(0)
+        finally:
+            self.cancelled.set()
+
+    async def whoami(self, body: Any, peer: rpc.Peer) -> int | None:
+        return peer.pid
+
+
+@pytest.fixture(params=["unix", "ipc"])
+async def link(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[tuple[Service, rpc.Client, rpc.Server]]:
+    service = Service()
+    names = ["echo", "point", "refuse", "bug", "hang", "count", "whoami"]
+    server = rpc.Server(
+        f"{request.param}://{tmp_path}/s",
+        {name: getattr(service, name) for name in names},
+        types={"point": Point},
+        on_disconnect=service.gone.append,
+    )
+    await server.start()
+    client = await rpc.connect(server.address)
+    yield service, client, server
+    await client.close()
+    await server.close()
+    assert not (tmp_path / "s").exists()
+
+
+async def test_reply_has_the_type_asked_for(link: Any) -> None:
+    _, client, _ = link
+    assert await client.call("echo", {"a": [1, b"\x00\xff", None]}) == {"a": [1, b"\x00\xff", None]}
+    assert await client.call("point", Point(1, b"ab"), type=Point) == Point(2, b"ba")
+
+
+async def test_an_error_keeps_its_class_and_fields(link: Any) -> None:
+    _, client, _ = link
+    with pytest.raises(ModelServiceError, match="too long") as caught:
+        await client.call("refuse")
+    assert caught.value.fields == {"status": 400, "code": "context_length_exceeded"}
+
+
+async def test_a_bug_in_a_handler_reaches_the_caller(link: Any) -> None:
+    _, client, _ = link
+    with pytest.raises(RemoteError, match="bug: KeyError"):
+        await client.call("bug")
+    with pytest.raises(RemoteError, match="point"):
+        await client.call("point", {"x": "no"})
+    with pytest.raises(RockrollError, match="no method 'nothing'"):
+        await client.call("nothing")
+
+
+async def test_cancelling_a_call_cancels_its_handler(link: Any) -> None:
+    service, client, _ = link
+    call = asyncio.ensure_future(client.call("hang"))
+    await service.started.wait()
+    call.cancel()
+    await asyncio.wait_for(service.cancelled.wait(), 5)
+    with pytest.raises(TimeoutError):
+        await client.call("hang", timeout=0.01)
+
+
+async def test_a_stream_comes_in_order_and_leaving_it_ends_the_generator(link: Any) -> None:
+    service, client, _ = link
+    assert [i async for i in client.stream("count", 1000)] == list(range(1000))
+    service.cancelled.clear()
+    stream = client.stream("count", 10**9)
+    async for i in stream:
+        if i == 3:
+            break
+    await stream.aclose()
+    await asyncio.wait_for(service.cancelled.wait(), 5)
+
+
+async def test_many_calls_at_once(link: Any) -> None:
+    _, client, _ = link
+    assert await asyncio.gather(*(client.call("echo", i) for i in range(500))) == list(range(500))
+
+
+async def test_large_messages_pass(link: Any) -> None:
+    _, client, _ = link
+    data = os.urandom(5_000_000)
+    assert await client.call("echo", data) == data
+
+
+async def test_calls_under_way_fail_when_the_server_goes(link: Any) -> None:
+    service, client, server = link
+    call = asyncio.ensure_future(client.call("hang"))
+    await service.started.wait()
+    await server.close()
+    with pytest.raises(PeerLost):
+        await asyncio.wait_for(call, 5)
+
+
+async def test_a_zeromq_client_may_come_before_its_server_and_outlives_it(tmp_path: Path) -> None:
+    address = f"ipc://{tmp_path}/s"
+    service = Service()
+    client = await rpc.connect(address)
+    early = asyncio.ensure_future(client.call("echo", 1))
+    for _ in range(2):
+        server = rpc.Server(address, {"echo": service.echo, "hang": service.hang})
+        await server.start()
+        assert await asyncio.wait_for(early, 5) == 1
+        held = asyncio.ensure_future(client.call("hang"))
+        await service.started.wait()
+        await server.close()
+        with pytest.raises(PeerLost):
+            await asyncio.wait_for(held, 5)
+        service.started.clear()
+        early = asyncio.ensure_future(client.call("echo", 1))
+    early.cancel()
+    await client.close()
+
+
+async def test_a_unix_server_knows_its_peer_and_hears_it_leave(tmp_path: Path) -> None:
+    service = Service()
+    left = asyncio.Event()
+    server = rpc.Server(f"unix://{tmp_path}/s", {"whoami": service.whoami}, on_disconnect=lambda peer: left.set())
+    await server.start()
+    client = await rpc.connect(server.address)
+    assert await client.call("whoami") == os.getpid()
+    await client.close()
+    await asyncio.wait_for(left.wait(), 5)
+    await server.close()
+
+
+async def test_a_socket_file_left_by_a_killed_server_is_taken_over_and_a_live_one_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    first = rpc.Server(f"unix://{path}", {})
+    await first.start()
+    with pytest.raises(RockrollError, match="cannot listen"):
+        await rpc.Server(f"unix://{path}", {}).start()
+    await first.close()
+    path.touch()
+    second = rpc.Server(f"unix://{path}", {})
+    await second.start()
+    await second.close()
+
+
+async def test_an_address_where_nothing_listens_says_so(tmp_path: Path) -> None:
+    with pytest.raises(PeerLost, match="nothing answers at unix://"):
+        await rpc.connect(f"unix://{tmp_path}/none")
