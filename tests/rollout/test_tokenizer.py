@@ -1,0 +1,86 @@
+"""ChatTokenizer: the model's own chat template, as token ids."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rockroll.errors import UsageError
+from rockroll.rollout.tokenizer import ChatTokenizer
+
+from .conftest import TEMPLATE, write_model_folder
+
+TALK = [
+    {"role": "system", "content": "You use a shell."},
+    {"role": "user", "content": "list the files\n"},
+    {"role": "assistant", "content": "ls -la"},
+    {"role": "user", "content": "total 0 — é\n"},
+]
+
+
+def test_renders_what_transformers_renders(model_folder: Path, tokenizer: ChatTokenizer) -> None:
+    from transformers import AutoTokenizer
+
+    theirs = AutoTokenizer.from_pretrained(model_folder)
+    for prompt in (True, False):
+        expected = theirs.apply_chat_template(TALK, tokenize=True, add_generation_prompt=prompt, return_dict=False)
+        assert tokenizer.render(TALK, add_generation_prompt=prompt) == expected
+
+
+def test_needs_no_torch(model_folder: Path) -> None:
+    code = (
+        "import sys; from rockroll.rollout.tokenizer import ChatTokenizer; "
+        f"ChatTokenizer({str(model_folder)!r}); print('torch' in sys.modules, 'transformers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
+
+
+def test_decode_leaves_out_the_stop_token_and_shows_other_special_tokens(tokenizer: ChatTokenizer) -> None:
+    ids = tokenizer.encode("done <|im_start|> now<|im_end|>")
+    assert ids[-1] == tokenizer.stop_ids[0]
+    assert tokenizer.decode(ids) == "done <|im_start|> now"
+
+
+def test_after_is_what_a_whole_render_adds(tokenizer: ChatTokenizer) -> None:
+    history, answer, new = TALK[:2], TALK[2], TALK[3:]
+    said = tokenizer.encode(answer["content"])
+    for stopped in (True, False):
+        ids = tokenizer.render(history) + said + tokenizer.stop_ids[:1] * stopped
+        assert ids + tokenizer.after(history, new, stopped=stopped) == tokenizer.render([*history, answer, *new])
+
+
+def test_a_stop_token_of_generation_config_counts_too(tmp_path: Path) -> None:
+    folder = write_model_folder(tmp_path / "m")
+    (folder / "generation_config.json").write_text('{"eos_token_id": [0, 2]}')
+    tokenizer = ChatTokenizer(folder)
+    assert tokenizer.stop_ids == [2, 0]
+
+
+def test_a_template_that_rewrites_the_past_is_refused(tmp_path: Path) -> None:
+    counting = "<|im_start|>system\n{{ messages | length }} messages<|im_end|>\n" + TEMPLATE
+    with pytest.raises(UsageError, match=r"append-only.*differs at token"):
+        ChatTokenizer(write_model_folder(tmp_path / "m", counting))
+
+
+def test_a_template_that_closes_with_another_token_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"one of the model's stop tokens \[0\].*<\|im_end\|>.*generation_config"):
+        ChatTokenizer(write_model_folder(tmp_path / "m", eos="<|endoftext|>"))
+
+
+def test_a_template_that_refuses_a_role_says_so(tmp_path: Path) -> None:
+    strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + TEMPLATE
+    tokenizer = ChatTokenizer(write_model_folder(tmp_path / "m", strict))
+    with pytest.raises(UsageError, match=r"\(system, user\): no system role"):
+        tokenizer.render(TALK[:2])
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
+def test_a_missing_part_is_named(tmp_path: Path, name: str) -> None:
+    folder = write_model_folder(tmp_path / "m")
+    (folder / name).unlink()
+    with pytest.raises(UsageError, match=name):
+        ChatTokenizer(folder)
