@@ -1,0 +1,117 @@
+"""What one sandbox is asked to be.
+
+In: plain values, as people write them ("512m", "1h", "SRC:DST:ro"). Out: a frozen SandboxConfig whose properties
+give bytes, seconds and parsed mounts. Leaves the Podman request to profile.py and the life to the host.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Literal, NamedTuple
+
+from rockroll import units
+
+DEFAULT_IMAGE = "localhost/rockroll-base:1"
+MIN_MEMORY = 6 * 2**20
+NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
+ENV_KEY = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
+
+
+class Mount(NamedTuple):
+    """One host path shown in the sandbox."""
+
+    source: str
+    destination: str
+    read_only: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class SandboxConfig:
+    """A sandbox with no network, no capability and no host path that is not named here."""
+
+    image: str | None = None
+    """An image in the local Podman store, or None for rockroll's own (see `rockroll image build`)."""
+    name: str | None = None
+    """A name unique in this $ROCKROLL_HOME; None draws one."""
+    cpus: float = 1.0
+    """CPU time per second of wall time, as a quota; 0.5 is half a core."""
+    memory: str | int = "512m"
+    """Memory and swap together; what goes over is killed by the kernel."""
+    pids: int = 256
+    """Most processes and threads at one time."""
+    network: Literal["none", "open"] = "none"
+    """"none": only a loopback of its own. "open": Podman's default network."""
+    ttl: str | float | None = None
+    """The sandbox is deleted this long after its creation; None: no limit."""
+    env: dict[str, str] = field(default_factory=dict)
+    """Environment of every process in the sandbox."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """Labels that `sandbox ls` shows; keys that begin with "rockroll." are rockroll's own."""
+    mounts: tuple[str, ...] = ()
+    """Host paths to show inside: SRC:DST or SRC:DST:ro. What is writable here leads out of the sandbox."""
+    user: str | None = None
+    """User in the image (name or uid[:gid]) that commands run as; None: the image's own, mostly root."""
+    allow_unenforced: bool = False
+    """Start even where this host cannot enforce a limit; which ones is then in SandboxInfo.unenforced."""
+
+    def __post_init__(self) -> None:
+        if self.name is not None and not NAME.fullmatch(self.name):
+            raise ValueError(f"name: at most 63 letters, digits and _ . -, a letter or digit first; got {self.name!r}")
+        if not 0.01 <= self.cpus <= 4096:
+            raise ValueError(f"cpus: from 0.01 to 4096; got {self.cpus}; try cpus: 1")
+        if self.memory_bytes < MIN_MEMORY:
+            raise ValueError(f"memory: {self.memory} is under the 6 MB that a shell needs; try memory: 64m")
+        if not 4 <= self.pids <= 4_194_304:
+            raise ValueError(f"pids: from 4 (init, a shell and what it starts) to 4194304; got {self.pids}")
+        if self.network not in ("none", "open"):
+            raise ValueError(f'network: "none" or "open"; got {self.network!r}')
+        if self.ttl is not None and self.ttl_s <= 0:  # type: ignore[operator]
+            raise ValueError(f"ttl: a duration above zero, as in 1h; got {self.ttl!r}")
+        for key, value in self.env.items():
+            if not ENV_KEY.fullmatch(key):
+                raise ValueError(f"env: a name is letters, digits and _, no digit first; got {key!r}")
+            if "\0" in value:
+                raise ValueError(f"env: the value of {key} holds a NUL byte, which no environment can carry")
+        for key in self.labels:
+            if not key or key.startswith("rockroll."):
+                raise ValueError(f'labels: keys that begin with "rockroll." are reserved; got {key!r}')
+        _ = self.parsed_mounts
+
+    @property
+    def image_name(self) -> str:
+        """The image, the default one filled in."""
+        return self.image or DEFAULT_IMAGE
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory limit in bytes, rounded down to a page as the kernel does."""
+        try:
+            return units.size(self.memory) // 4096 * 4096
+        except ValueError as error:
+            raise ValueError(f"memory: {error}") from None
+
+    @property
+    def ttl_s(self) -> float | None:
+        """Lifetime in seconds, or None."""
+        if self.ttl is None:
+            return None
+        try:
+            return units.seconds(self.ttl)
+        except ValueError as error:
+            raise ValueError(f"ttl: {error}") from None
+
+    @property
+    def parsed_mounts(self) -> list[Mount]:
+        """The mounts, parsed; ValueError says how to write one. That the source exists is the host's to check."""
+        mounts = []
+        for text in self.mounts:
+            source, _, rest = text.partition(":")
+            destination, _, mode = rest.partition(":")
+            if not source.startswith("/") or not destination.startswith("/") or mode not in ("", "ro", "rw"):
+                raise ValueError(f"mounts: SRC:DST or SRC:DST:ro with two absolute paths; got {text!r}")
+            if ".." in PurePosixPath(destination).parts or PurePosixPath(destination) == PurePosixPath("/"):
+                raise ValueError(f"mounts: the destination is a path below / without ..; got {text!r}")
+            mounts.append(Mount(source, destination, mode == "ro"))
+        return mounts

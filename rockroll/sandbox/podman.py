@@ -1,0 +1,340 @@
+"""Podman over its REST socket: rockroll's own service, and a small async client.
+
+In: the containers.conf that runtime.py wrote. Out: containers made, started, stopped, listed; typed errors.
+Leaves what a sandbox is (profile.py), exec (the OCI runtime, once per session) and identity to others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import quote
+
+import aiohttp
+
+from rockroll import home
+from rockroll.errors import HostError, ImageMissing, SandboxError, SandboxNotFound
+from rockroll.sandbox import runtime
+
+HOME_LABEL = "rockroll.home"
+API = "http://podman/v4.0.0/libpod"
+CALL_TIMEOUT_S = 120.0  # a loaded host starts 7 boxes a second with 1,000 alive; longer than this is a hang
+
+
+@dataclass(frozen=True)
+class PodmanEvent:
+    """One change of a container: action is Podman's word (create, start, died, remove, pause, …)."""
+
+    action: str
+    id: str
+    name: str
+    time_ns: int
+    attributes: dict[str, str]
+
+
+class PodmanService:
+    """A `podman system service` of this process, under rockroll's containers.conf.
+
+    start() ─► running ─► close(). The service dies with the thread that started it (PDEATHSIG), so start it from a
+    thread that lives as long as the process: the main one. The listening socket is made here and handed over
+    (socket activation), so that the first request waits in its backlog and nothing has to poll for readiness.
+    """
+
+    def __init__(self, host: runtime.HostRuntime | None = None) -> None:
+        self._host = host
+        self._process: asyncio.subprocess.Process | None = None
+        self._podman: Podman | None = None
+        self._log: BinaryIO | None = None
+        self.path: Path | None = None
+
+    @property
+    def podman(self) -> Podman:
+        """The client; only after start()."""
+        if self._podman is None:
+            raise RuntimeError("PodmanService is not started")
+        return self._podman
+
+    @property
+    def pid(self) -> int | None:
+        """The service's pid while it runs."""
+        return self._process.pid if self._process and self._process.returncode is None else None
+
+    async def start(self) -> Podman:
+        """Starts the service and waits until it answers. Raises HostError with the cure."""
+        host = self._host or await asyncio.to_thread(runtime.detect)
+        _remove_stale_sockets()
+        directory = home.runtime_dir()
+        self.path = Path(tempfile.mktemp(prefix=f"podman-{os.getpid()}-", suffix=".sock", dir=directory))
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the service
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
+            listening.bind(str(self.path))
+            listening.listen(256)
+            fd = listening.fileno()
+            # sh moves the socket to fd 3, where socket activation looks, and keeps the pid that LISTEN_PID names.
+            script = f'exec 3<&{fd}; [ {fd} = 3 ] || exec {fd}<&-; LISTEN_FDS=1 LISTEN_PID=$$ exec "$@"'
+            try:
+                self._process = await asyncio.create_subprocess_exec(
+                    *("setpriv", "--pdeathsig", "TERM", "sh", "-c", script, "sh"),
+                    *(runtime.podman_binary(), "system", "service", "--time", "0"),
+                    env=host.environment(),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=self._log,
+                    stderr=self._log,
+                    pass_fds=(fd,),
+                    start_new_session=True,  # Ctrl-C is the node's to handle: it still needs Podman to clean up
+                )
+            except FileNotFoundError as error:
+                raise HostError(
+                    f"{error.filename} is not installed; run scripts/setup, or apt install podman"
+                ) from None
+        self._podman = Podman(self.path, describe_failure=self._failure)
+        try:
+            await self._podman.version()
+        except BaseException:
+            await self.close()
+            raise
+        return self._podman
+
+    async def close(self) -> None:
+        """Ends the service and removes its socket. Containers go on."""
+        if self._podman:
+            await self._podman.close()
+            self._podman = None
+        if self._process and self._process.returncode is None:
+            self._process.terminate()
+            try:
+                await asyncio.wait_for(self._process.wait(), 5)
+            except TimeoutError:
+                self._process.kill()
+                await self._process.wait()
+        if self.path:
+            self.path.unlink(missing_ok=True)
+        if self._log:
+            self._log.close()
+            self._log = None
+
+    async def __aenter__(self) -> Podman:
+        return await self.start()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def _failure(self) -> str:
+        if self._log is None:
+            return ""
+        text = os.pread(self._log.fileno(), 1 << 20, 0).decode(errors="replace").strip()
+        return text.splitlines()[-1] if text else ""
+
+
+class Podman:
+    """The few REST calls rockroll needs. Every method raises HostError when the service does not answer.
+
+    Container methods take a full id or name and raise SandboxNotFound where there is none.
+    """
+
+    def __init__(self, socket_path: Path, describe_failure: Any = None) -> None:
+        self._failure = describe_failure or (lambda: "")
+        # keepalive below the service's own idle time; no limit on connections: events and waits hold one each
+        connector = aiohttp.UnixConnector(str(socket_path), limit=0, keepalive_timeout=30)
+        self._http = aiohttp.ClientSession(
+            connector=connector, timeout=aiohttp.ClientTimeout(total=CALL_TIMEOUT_S), auto_decompress=False
+        )
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._http.close()
+
+    # -- host
+
+    async def version(self) -> dict[str, Any]:
+        """Podman's version object."""
+        return await self._json("GET", "/version")
+
+    async def info(self) -> dict[str, Any]:
+        """`podman info`."""
+        return await self._json("GET", "/info")
+
+    # -- containers
+
+    async def create(self, body: Mapping[str, Any]) -> str:
+        """Makes a container from a SpecGenerator body (profile.create_body); its id. Raises ImageMissing."""
+        made = await self._json("POST", "/containers/create", json=body, image=str(body.get("image", "")))
+        return made["Id"]
+
+    async def start(self, id: str) -> None:
+        """Starts a container; nothing when it runs already."""
+        await self._call("POST", f"/containers/{_q(id)}/start")
+
+    async def stop(self, id: str, timeout_s: int = 0) -> None:
+        """SIGTERM to PID 1, SIGKILL after timeout_s; nothing when it is stopped already."""
+        await self._call("POST", f"/containers/{_q(id)}/stop", params={"timeout": str(timeout_s)})
+
+    async def kill(self, id: str, signal: str = "KILL") -> None:
+        """A signal to PID 1."""
+        await self._call("POST", f"/containers/{_q(id)}/kill", params={"signal": signal})
+
+    async def remove(self, id: str, force: bool = True) -> bool:
+        """Removes a container and its anonymous volumes; False when it was gone already."""
+        params = {"force": str(force).lower(), "v": "true", "timeout": "0"}
+        try:
+            await self._call("DELETE", f"/containers/{_q(id)}", params=params)
+        except SandboxNotFound:
+            return False
+        return True
+
+    async def inspect(self, id: str) -> dict[str, Any]:
+        """`podman inspect`: State.Pid, State.Status, Config.Labels, GraphDriver.Data.UpperDir, …"""
+        return await self._json("GET", f"/containers/{_q(id)}/json")
+
+    async def list(self, labels: Mapping[str, str] | None = None, all: bool = True) -> list[dict[str, Any]]:
+        """Containers that carry every label given; sizes are not asked for (that takes seconds)."""
+        filters = {"label": [f"{key}={value}" for key, value in (labels or {}).items()]}
+        params = {"all": str(all).lower(), "filters": json.dumps(filters)}
+        return await self._json("GET", "/containers/json", params=params) or []
+
+    async def pause(self, id: str) -> None:
+        """Freezes every process of the container."""
+        await self._call("POST", f"/containers/{_q(id)}/pause")
+
+    async def unpause(self, id: str) -> None:
+        """Thaws it."""
+        await self._call("POST", f"/containers/{_q(id)}/unpause")
+
+    async def wait(self, id: str) -> int:
+        """Waits for the end of PID 1; its exit code. (Podman 4.3 looks every 250 ms: prefer a pidfd or events().)"""
+        timeout = aiohttp.ClientTimeout(total=None)
+        return int(await self._json("POST", f"/containers/{_q(id)}/wait", timeout=timeout))
+
+    async def events(self, labels: Mapping[str, str] | None = None) -> AsyncIterator[PodmanEvent]:
+        """Container events from now on, as they happen; ends when the service does."""
+        filters = {"type": ["container"], "label": [f"{key}={value}" for key, value in (labels or {}).items()]}
+        params = {"stream": "true", "filters": json.dumps(filters)}
+        timeout = aiohttp.ClientTimeout(total=None)
+        try:
+            async with self._http.get(f"{API}/events", params=params, timeout=timeout) as response:
+                await self._raise_for(response, "GET /events", "")
+                async for line in response.content:
+                    if line.strip():
+                        yield _event(json.loads(line))
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._unreachable(error) from error
+
+    # -- images
+
+    async def images(self) -> list[dict[str, Any]]:
+        """Every image of the local store."""
+        return await self._json("GET", "/images/json") or []
+
+    async def image_exists(self, name: str) -> bool:
+        """Whether the local store has it."""
+        try:
+            await self._call("GET", f"/images/{_q(name)}/exists", image=name)
+        except ImageMissing:
+            return False
+        return True
+
+    async def image_inspect(self, name: str) -> dict[str, Any]:
+        """`podman image inspect`. Raises ImageMissing."""
+        return await self._json("GET", f"/images/{_q(name)}/json", image=name)
+
+    async def image_remove(self, name: str) -> None:
+        """Removes one tag. Raises ImageMissing."""
+        await self._call("DELETE", f"/images/{_q(name)}", image=name)
+
+    async def image_import(self, tar: Path, name: str, changes: list[str] | None = None) -> str:
+        """A root file system in a tar becomes an image; its id. changes: Dockerfile lines, as ENV A=b."""
+        params = [("reference", name), *(("changes", change) for change in changes or [])]
+        with await asyncio.to_thread(tar.open, "rb") as body:
+            made = await self._json("POST", "/images/import", params=params, data=body)
+        return made["Id"]
+
+    async def image_pull(self, name: str, timeout_s: float) -> None:
+        """Pulls from a registry. Raises ImageMissing with the registry's words, also when it takes too long."""
+        timeout = aiohttp.ClientTimeout(total=timeout_s)
+        try:
+            async with self._http.post(f"{API}/images/pull", params={"reference": name}, timeout=timeout) as response:
+                await self._raise_for(response, "POST /images/pull", name)
+                async for line in response.content:
+                    said = json.loads(line) if line.strip() else {}
+                    if said.get("error"):
+                        raise ImageMissing(f"{name} could not be pulled: {said['error']}")
+        except TimeoutError:
+            raise ImageMissing(f"{name} could not be pulled: no answer within {timeout_s:g} s") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._unreachable(error) from error
+
+    # -- the wire
+
+    async def _json(self, method: str, path: str, **kwargs: Any) -> Any:
+        return json.loads(await self._call(method, path, **kwargs) or b"null")
+
+    async def _call(self, method: str, path: str, image: str = "", **kwargs: Any) -> bytes:
+        try:
+            async with self._http.request(method, API + path, **kwargs) as response:
+                await self._raise_for(response, f"{method} {path}", image)
+                return await response.read()
+        except TimeoutError:
+            raise HostError(f"Podman did not answer {method} {path}; see `podman ps` and the host's load") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._unreachable(error) from error
+
+    async def _raise_for(self, response: aiohttp.ClientResponse, call: str, image: str) -> None:
+        if response.status < 400:
+            return
+        raw = await response.read()
+        try:
+            said = json.loads(raw)
+            message = str(said.get("message") or said.get("cause"))
+        except ValueError:
+            message = raw.decode(errors="replace").strip()
+        raise _failure(response.status, call, image, message)
+
+    def _unreachable(self, error: Exception) -> HostError:
+        reason = self._failure() or str(error) or type(error).__name__
+        return HostError(f"rockroll's Podman service does not answer: {reason}; run `rockroll doctor`")
+
+
+def _failure(status: int, call: str, image: str, message: str) -> Exception:
+    lower = message.lower()
+    if image and (status == 404 or "no such image" in lower or "image not known" in lower):
+        return ImageMissing(f"image {image} is not in the local store; run `rockroll image build`, or `podman pull`")
+    if status == 404:
+        return SandboxNotFound(f"Podman knows no such container: {message}")
+    if "no space left" in lower:
+        return HostError(f"no disk space is left where Podman keeps containers: {message}; free some and try again")
+    if "no such file or directory" in lower and "statfs" in lower:
+        return SandboxError(f"a mount's source does not exist on this host: {message}")
+    if "allocating lock" in lower:
+        return HostError("Podman's locks are used up (2,048 containers and volumes); remove some with `podman rm`")
+    return HostError(f"Podman refused {call} ({status}): {message}")
+
+
+def _event(raw: dict[str, Any]) -> PodmanEvent:
+    attributes = raw.get("Actor", {}).get("Attributes", {})
+    action = raw.get("Action") or raw.get("status", "")
+    return PodmanEvent(
+        action=action,
+        id=raw.get("Actor", {}).get("ID", ""),
+        name=attributes.get("name", ""),
+        time_ns=int(raw.get("timeNano", 0)),
+        attributes=attributes,
+    )
+
+
+def _remove_stale_sockets() -> None:
+    """Sockets of processes that were killed before they could remove them."""
+    for path in home.runtime_dir().glob("podman-*-*.sock"):
+        pid = path.name.split("-")[1]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            path.unlink(missing_ok=True)
+
+
+def _q(name: str) -> str:
+    return quote(name, safe="")

@@ -1,0 +1,176 @@
+"""The box: what a SandboxConfig becomes for Podman, and whether the kernel really holds it to that.
+
+In: a SandboxConfig; later the pid of the container's first process. Out: the REST create body; the list of limits
+that are not enforced, read back from the kernel. Leaves raising LimitNotEnforced to the caller.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rockroll import home
+from rockroll.errors import HostError, SandboxLost
+from rockroll.sandbox.config import SandboxConfig
+from rockroll.sandbox.podman import HOME_LABEL
+
+# What root inside an image needs to install packages, change users and end its processes, within its own namespaces.
+CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "NET_BIND_SERVICE")
+CPU_PERIOD_US = 100_000
+INIT = "/dev/rockroll-init"  # /dev is a tmpfs: the mount point leaves no file in the writable layer
+
+
+def create_body(
+    config: SandboxConfig,
+    *,
+    name: str,
+    env: Mapping[str, str] | None = None,
+    labels: Mapping[str, str] | None = None,
+    mounts: list[dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """The SpecGenerator body for Podman.create.
+
+    name: the container's name. env, labels, mounts (OCI mounts): the host's own, over the config's.
+    PID 1 is catatonit in its pause mode: it reaps orphans, ends on SIGTERM, and is the only process of an idle box.
+    """
+    body: dict[str, Any] = {
+        "name": name,
+        "image": config.image_name,
+        "entrypoint": [INIT],
+        "command": ["-P"],
+        "env": {**config.env, **(env or {})},
+        "labels": {**config.labels, **(labels or {}), HOME_LABEL: home.home_id()},
+        "hostname": "sandbox",
+        "netns": {"nsmode": "none"} if config.network == "none" else {},
+        "cap_drop": ["ALL"],
+        "cap_add": [f"CAP_{name}" for name in CAPABILITIES],
+        "no_new_privileges": True,
+        "log_configuration": {"driver": "none"},
+        "systemd": "false",
+        "oom_score_adj": 500,  # when the host itself runs out, a box goes before the trainer
+        "resource_limits": {
+            "memory": {"limit": config.memory_bytes, "swap": config.memory_bytes},
+            "cpu": {"period": CPU_PERIOD_US, "quota": round(config.cpus * CPU_PERIOD_US)},
+            "pids": {"limit": config.pids},
+        },
+        "mounts": [_bind(_catatonit(), INIT, read_only=True), *(mounts or [])],
+        "user": config.user or "",
+    }
+    for mount in config.parsed_mounts:
+        if not Path(mount.source).exists():
+            raise HostError(f"mounts: {mount.source} does not exist on this host")
+        body["mounts"].append(_bind(mount.source, mount.destination, mount.read_only))
+    return body
+
+
+def verify(pid: int, config: SandboxConfig) -> list[str]:
+    """The limits ("memory", "swap", "pids", "cpus") that the kernel does not hold the container of pid to; [] is best.
+
+    Reads the cgroup files (v1 and v2) of a process that was started under the limits; about 0.2 ms.
+    Raises SandboxLost when pid is gone.
+    """
+    got = enforced(pid)
+    wanted = {"memory": config.memory_bytes, "swap": config.memory_bytes, "pids": config.pids, "cpus": config.cpus}
+    return [limit for limit, value in wanted.items() if got[limit] is None or got[limit] > value * 1.001]
+
+
+def enforced(pid: int) -> dict[str, float | None]:
+    """What the kernel enforces on pid: memory and memory+swap in bytes, pids, cpus; None where there is no limit.
+
+    A host without swap accounting but also without swap enforces "swap" by "memory".
+    """
+    groups = cgroups(pid)
+    memory, pids, cpu = groups.get("memory"), groups.get("pids"), groups.get("cpu")
+    if memory and (memory / "memory.max").exists():
+        limit, extra = _number(memory / "memory.max"), _number(memory / "memory.swap.max")
+        total = limit + extra if limit is not None and extra is not None else None
+    elif memory:
+        limit = _number(memory / "memory.limit_in_bytes")
+        total = _number(memory / "memory.memsw.limit_in_bytes")
+    else:
+        limit = total = None
+    return {
+        "memory": limit,
+        "swap": limit if total is None and not _host_has_swap() else total,
+        "pids": _number(pids / "pids.max") if pids else None,
+        "cpus": _cpus(cpu) if cpu else None,
+    }
+
+
+def cgroups(pid: int) -> dict[str, Path]:
+    """Controller → directory of pid's cgroup under /sys/fs/cgroup (v1, v2 and both at once); those visible here."""
+    found: dict[str, Path] = {}
+    mounts = _cgroup_mounts()
+    try:
+        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        raise SandboxLost(f"the sandbox's first process {pid} is gone") from None
+    for line in lines:
+        _, names, path = line.split(":", 2)
+        for name in names.split(",") if names else ["unified"]:
+            if name in mounts:
+                root, point = mounts[name]
+                found[name] = point / os.path.relpath(path, root)
+    if unified := found.get("unified"):
+        for name in ("memory", "pids", "cpu"):
+            if name not in found and (unified / f"{name}.max").exists():
+                found[name] = unified
+    return found
+
+
+@functools.cache
+def _cgroup_mounts() -> dict[str, tuple[str, Path]]:
+    """Controller ("unified" for v2) → the cgroup path its mount starts at, the mount point."""
+    found: dict[str, tuple[str, Path]] = {}
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        left, _, right = line.partition(" - ")
+        kind, _, options = right.split(" ", 2)
+        root, point = left.split(" ")[3:5]
+        if kind == "cgroup2":
+            found["unified"] = (root, Path(point))
+        elif kind == "cgroup":
+            for name in options.split(","):
+                found.setdefault(name, (root, Path(point)))
+    return found
+
+
+def _number(path: Path) -> int | None:
+    try:
+        text = path.read_text().strip()
+    except OSError:
+        return None
+    # v1 writes "no limit" as the largest multiple of a page; v2 and pids write "max"
+    return None if text == "max" or int(text) >= 2**62 else int(text)
+
+
+def _cpus(group: Path) -> float | None:
+    try:
+        if (group / "cpu.max").exists():
+            quota, period = (group / "cpu.max").read_text().split()
+        else:
+            quota = (group / "cpu.cfs_quota_us").read_text().strip()
+            period = (group / "cpu.cfs_period_us").read_text()
+    except OSError:
+        return None
+    return None if quota in ("max", "-1") else int(quota) / int(period)
+
+
+def _host_has_swap() -> bool:
+    return len(Path("/proc/swaps").read_text().splitlines()) > 1
+
+
+def _bind(source: str, destination: str, read_only: bool) -> dict[str, Any]:
+    options = ["rbind", "nosuid", "nodev", "ro" if read_only else "rw"]
+    return {"type": "bind", "source": source, "destination": destination, "options": options}
+
+
+@functools.cache
+def _catatonit() -> str:
+    for path in ("/usr/libexec/podman/catatonit", "/usr/lib/podman/catatonit", shutil.which("catatonit")):
+        if path and Path(path).exists():
+            return str(Path(path).resolve())
+    raise HostError("catatonit, the sandbox's init, is not installed; run scripts/setup, or apt install catatonit")

@@ -1,0 +1,228 @@
+"""What runs containers on this host: Podman, the OCI runtime that truly works, and rockroll's own containers.conf.
+
+In: the host. Out: a HostRuntime (runtime binary, state directory, environment of every podman call), found by running
+a container once and remembered until Podman, a runtime or the kernel changes. Leaves talking to Podman to podman.py.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from rockroll import home
+from rockroll.errors import HostError
+
+RUNTIMES = ("crun", "runc")  # in order of preference: crun starts a box some ms faster
+PROBE_TIMEOUT_S = 60
+CONF_VERSION = 1  # part of what a remembered verdict depends on: raise it when containers.conf changes
+
+
+class HostRuntime(msgspec.Struct, frozen=True):
+    """How containers run here."""
+
+    runtime: str
+    """"crun" or "runc"."""
+    binary: str
+    """Its path."""
+    state_root: str
+    """Its --root directory, for `BINARY --root STATE_ROOT exec …`."""
+    rootless: bool
+    """Whether an ordinary user runs it: the node then lives inside `podman unshare` (rootless_prefix)."""
+    podman: str
+    """Podman's version."""
+    refused: dict[str, str]
+    """Runtimes that do not run here, and what they said."""
+
+    def environment(self) -> dict[str, str]:
+        """The environment for every podman and runtime process: ours, with rockroll's containers.conf."""
+        return environment()
+
+
+def detect(refresh: bool = False) -> HostRuntime:
+    """The runtime of this host; probes once (under 1 s), then answers from a file. Raises HostError with the cure."""
+    key = _key()
+    kept = _conf_dir() / "runtime.json"
+    with _locked(_conf_dir() / "runtime.lock"):
+        if not refresh and (found := _read(kept, key)):
+            return found
+        found = _probe(key)
+        kept.write_bytes(msgspec.json.encode({"key": key, "host": found}))
+        return found
+
+
+def is_rootless() -> bool:
+    """Whether Podman runs for an ordinary user, asked from outside or inside `podman unshare`."""
+    return os.getuid() != 0 or "_CONTAINERS_ROOTLESS_UID" in os.environ
+
+
+def rootless_prefix() -> list[str]:
+    """What to put before the argv of the node process: nothing as root, `podman unshare` for an ordinary user.
+
+    There the process is uid 0 of Podman's user namespace and holds CAP_SYS_ADMIN over every box's namespaces.
+    Pass environment() as its environment.
+    """
+    return [podman_binary(), "unshare"] if os.getuid() != 0 else []
+
+
+def podman_binary() -> str:
+    """Podman's path. Raises HostError where there is none."""
+    found = _which("podman")
+    if not found:
+        raise HostError("podman is not installed; run scripts/setup, or as root: apt-get install podman crun runc")
+    return found
+
+
+def environment() -> dict[str, str]:
+    """This process's environment with CONTAINERS_CONF set to rockroll's file and a runtime directory for rootless."""
+    made = dict(os.environ)
+    made["CONTAINERS_CONF"] = str(_conf_dir() / "containers.conf")
+    if is_rootless():
+        made.setdefault("XDG_RUNTIME_DIR", str(_user_runtime_dir()))
+    return made
+
+
+def _conf_dir() -> Path:
+    path = home.home() / "conf"
+    path.mkdir(mode=0o700, exist_ok=True)
+    return path
+
+
+def _user_runtime_dir() -> Path:
+    uid = int(os.environ.get("_CONTAINERS_ROOTLESS_UID", os.getuid()))
+    for path in (Path(f"/run/user/{uid}"), Path(f"/tmp/podman-run-{uid}")):
+        if path.is_dir() and os.access(path, os.W_OK):
+            return path
+    path.mkdir(mode=0o700, exist_ok=True)
+    return path
+
+
+def _state_root(runtime: str) -> str:
+    return str(_user_runtime_dir_of_environment() / runtime) if is_rootless() else f"/run/{runtime}"
+
+
+def _user_runtime_dir_of_environment() -> Path:
+    return Path(environment()["XDG_RUNTIME_DIR"])
+
+
+def _key() -> dict[str, str]:
+    version = subprocess.run([podman_binary(), "--version"], capture_output=True, text=True, check=False)
+    if version.returncode != 0:
+        raise HostError(f"podman --version fails: {version.stderr.strip()}; reinstall podman")
+    key = {
+        "podman": version.stdout.split()[-1],
+        "kernel": platform.release(),
+        "uid": str(os.environ.get("_CONTAINERS_ROOTLESS_UID", os.getuid())),
+        "conf": str(CONF_VERSION),
+        "limits": str([resource.getrlimit(what) for what in (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC)]),
+    }
+    for runtime in RUNTIMES:
+        binary = _which(runtime)
+        key[runtime] = f"{binary}:{os.stat(binary).st_mtime_ns}" if binary else ""
+    return key
+
+
+def _read(path: Path, key: dict[str, str]) -> HostRuntime | None:
+    try:
+        kept = json.loads(path.read_bytes())
+        if kept["key"] == key and (_conf_dir() / "containers.conf").exists():
+            return msgspec.convert(kept["host"], HostRuntime)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return None
+
+
+def _probe(key: dict[str, str]) -> HostRuntime:
+    refused: dict[str, str] = {}
+    for runtime in RUNTIMES:
+        binary = _which(runtime)
+        if not binary:
+            refused[runtime] = "not installed"
+            continue
+        _write_conf(runtime, binary)
+        said = _run_once()
+        if said is None:
+            state, podman = _state_root(runtime), key["podman"]
+            return HostRuntime(runtime, binary, state, is_rootless(), podman, refused)
+        refused[runtime] = said
+    reasons = "; ".join(f"{name}: {why}" for name, why in refused.items())
+    raise HostError(f"no OCI runtime can run a container here ({reasons}); run `rockroll doctor`")
+
+
+def _run_once() -> str | None:
+    """Runs `true` in a container whose /usr is the host's, so that no image is needed; None when it ran."""
+    root = _conf_dir() / "probe"
+    for name in ("bin", "lib", "lib64", "sbin"):
+        link = root / name
+        if not link.is_symlink():
+            root.mkdir(exist_ok=True)
+            link.symlink_to(f"usr/{name}")
+    argv = [podman_binary(), "run", "--rm", "--network", "none", "--log-driver", "none", "--volume", "/usr:/usr:ro"]
+    try:
+        done = subprocess.run(
+            [*argv, "--rootfs", str(root), "/usr/bin/true"],
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=PROBE_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"no answer within {PROBE_TIMEOUT_S} s"
+    if done.returncode == 0:
+        return None
+    lines = done.stderr.strip().splitlines()
+    return lines[-1] if lines else f"exit code {done.returncode}"
+
+
+def _write_conf(runtime: str, binary: str) -> None:
+    """containers.conf: the runtime, and rlimits that this host's hard limits allow (raising one needs a capability)."""
+    text = f"""\
+# Written by rockroll; used for its own Podman service only (CONTAINERS_CONF).
+[containers]
+default_ulimits = ["nofile={_hard(resource.RLIMIT_NOFILE, 1_048_576)}", "nproc={_hard(resource.RLIMIT_NPROC, 32_768)}"]
+[engine]
+runtime = "{runtime}"
+events_logger = "file"
+cgroup_manager = "{_cgroup_manager()}"
+[engine.runtimes]
+{runtime} = ["{binary}"]
+"""
+    path = _conf_dir() / "containers.conf"
+    temporary = path.with_suffix(".new")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def _hard(which: int, most: int) -> str:
+    # most: Podman lowers its own hard limits to these before it starts the runtime
+    _, hard = resource.getrlimit(which)
+    value = most if hard == resource.RLIM_INFINITY else min(hard, most)
+    return f"{value}:{value}"
+
+
+def _cgroup_manager() -> str:
+    """cgroupfs works everywhere but for an ordinary user on cgroup v2, to whom only systemd delegates a subtree."""
+    v2 = Path("/sys/fs/cgroup/cgroup.controllers").exists()
+    return "systemd" if is_rootless() and v2 and (_user_runtime_dir() / "systemd").is_dir() else "cgroupfs"
+
+
+def _which(name: str) -> str | None:
+    return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin")
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
