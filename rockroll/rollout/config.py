@@ -1,0 +1,79 @@
+"""What is to be learnt, and how episodes of it are collected.
+
+In: the recipe's `task` and `rollout` sections. Out: checked, frozen values. Leaves the agent program to agent/config.py
+and evaluation to the controller.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """One task, of either kind."""
+
+    env: str
+    """`rockroll:shell`, `rockroll:frozen_lake`, or `module:Class` of your own (docs/tasks.md)."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of its constructor."""
+    max_turns: int = 16
+    """Model calls an episode may make; then it is `truncated`, and scored as it stands."""
+    slow: bool = False
+    """An environment whose `reset` or `step` takes more than a few milliseconds is stepped in a thread of its own."""
+
+    def __post_init__(self) -> None:
+        if not self.env:
+            raise ValueError("task env is rockroll:NAME or module:Class; got an empty one")
+        if self.max_turns < 1:
+            raise ValueError(f"task max_turns is at least 1; got {self.max_turns}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RedundancyConfig:
+    """What is started beyond need, so that stragglers need not be waited for; the last ones are cancelled."""
+
+    episodes: int = 0
+    """Further episodes of each group."""
+    groups: int = 0
+    """Further groups of each batch."""
+
+    def __post_init__(self) -> None:
+        if self.episodes < 0 or self.groups < 0:
+            raise ValueError(f"redundancy is at least 0; got episodes {self.episodes} and groups {self.groups}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    """How the episodes of one training step are collected."""
+
+    groups: int = 16
+    """Tasks of one step."""
+    episodes: int = 8
+    """Episodes of each task: what GRPO compares with one another."""
+    redundancy: RedundancyConfig = field(default_factory=RedundancyConfig)
+    """Episodes and groups started beyond need."""
+    temperature: float = 1.0
+    """Of every training sample; an agent's own wish is overruled, since the trainer must know the distribution."""
+    top_p: float = 1.0
+    """Sample from the likeliest tokens that hold this much probability; 1.0 is all."""
+    max_tokens: int = 256
+    """Tokens of one answer, at most; an agent may ask for fewer."""
+    concurrency: int = 32
+    """Episodes at once; where they work in sandboxes, also the number of warm ones."""
+    episode_timeout: float = 300.0
+    """Seconds of one episode, waiting for a sandbox apart; beyond it the machinery is at fault and it is replaced."""
+    replacements: float = 0.5
+    """Episodes that env, agent or infrastructure may spoil, as a share of the batch (and 8 anyway), before the run stops."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("groups", 1), ("episodes", 1), ("max_tokens", 1), ("concurrency", 1), ("replacements", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"rollout {name} is at least {least}; got {getattr(self, name)}")
+        if self.temperature <= 0:
+            raise ValueError(f"rollout temperature is above 0 (evaluation alone may be greedy); got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"rollout top_p is above 0 and at most 1; got {self.top_p}")
+        if self.episode_timeout <= 0:
+            raise ValueError(f"rollout episode_timeout is a number of seconds above 0; got {self.episode_timeout}")
