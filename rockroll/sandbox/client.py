@@ -1,0 +1,349 @@
+"""`Sandbox`: a sealed box of one's own, as a Python object.
+
+In: a SandboxConfig, commands, bytes. Out: Observations, bytes, and errors of rockroll/errors.py. Leaves the work to the
+node process (host.py), which `connect_node` starts on demand; this file only carries, cuts files into parts and walks
+folders.
+
+    Sandbox(config) ── start ──► running ── stop ──► stopped ── start ──► running
+                                    └──────── delete, or the end of `async with` ────────► gone
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import stat
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, Self, TypeVar
+
+from rockroll import rpc
+from rockroll.errors import FileError, PeerLost, SandboxError, SandboxLost, SandboxNotFound, UsageError
+from rockroll.sandbox import wire
+from rockroll.sandbox.config import SandboxConfig
+from rockroll.sandbox.node_client import connect_node
+from rockroll.sandbox.wire import DEFAULT_SESSION, MAX_OUTPUT, Observation, Owner, Recycled, SandboxInfo, Stats
+
+T = TypeVar("T")
+PART = 16 << 20
+"""Bytes of a file carried by one message."""
+_LINKS = 'while [ $# -gt 1 ]; do ln -sfn -- "$1" "$2" || exit 1; shift 2; done'
+_BATCH = 200
+"""Paths given to one command, far under the kernel's limit for an argument list."""
+
+
+class Sandbox:
+    """One sandbox. Every method that names a box that is gone raises SandboxNotFound; a box that dies meanwhile,
+    or whose node dies, SandboxLost.
+
+    config: limits, image, name, labels; the defaults of SandboxConfig where None.
+    owner: "connection" boxes are deleted when this process ends, however it ends; "detached" ones live until `delete`
+    or their TTL.
+    """
+
+    def __init__(self, config: SandboxConfig | None = None, *, owner: Owner = "connection") -> None:
+        self.config = config or SandboxConfig()
+        self.owner: Owner = owner
+        self._info: SandboxInfo | None = None
+        self._node: rpc.Client | None = None
+        self._attached = False
+
+    @classmethod
+    async def attach(cls, sandbox_id: str) -> Self:
+        """The sandbox with that id, unique id prefix or name, made by whomever. `async with` does not delete it."""
+        sandbox = cls()
+        sandbox._info = await sandbox._call("sandbox.get", wire.Ref(id=sandbox_id), SandboxInfo)
+        sandbox.owner = sandbox._info.owner
+        sandbox._attached = True
+        return sandbox
+
+    @property
+    def info(self) -> SandboxInfo:
+        """What the node said last about this box; `refresh` asks again. SandboxError before the first `start`."""
+        if self._info is None:
+            raise SandboxError(
+                "this sandbox was not started: use `async with Sandbox(...)`, or await its start() first"
+            )
+        return self._info
+
+    @property
+    def id(self) -> str:
+        return self.info.id
+
+    @property
+    def name(self) -> str:
+        return self.info.name
+
+    def __repr__(self) -> str:
+        return f"Sandbox({self._info.id}, {self._info.state})" if self._info else "Sandbox(not started)"
+
+    # ---- life ------------------------------------------------------------------------------------------------
+
+    async def start(self) -> Self:
+        """Makes the box, or starts it again after `stop`. ImageMissing, LimitNotEnforced, HostError."""
+        if self._info is None:
+            body = wire.Create(config=dataclasses.asdict(self.config), owner=self.owner)
+            self._info = await self._call("sandbox.create", body, SandboxInfo)
+        else:
+            self._info = await self._call("sandbox.start", self._ref, SandboxInfo)
+        return self
+
+    async def stop(self) -> None:
+        """Ends every process in the box; its files stay, and `start` brings it up again."""
+        self._info = await self._call("sandbox.stop", self._ref, SandboxInfo)
+
+    async def delete(self) -> None:
+        """Removes the box and all that is in it. A box that is gone already is no error."""
+        if self._info is None:
+            return
+        try:
+            await self._call("sandbox.delete", self._ref, SandboxInfo)
+        except SandboxNotFound:
+            pass
+        except SandboxLost:
+            # The node died with the box in its hands. The next node sweeps what the last one left; then all is gone.
+            try:
+                await self._call("sandbox.delete", self._ref, SandboxInfo)
+            except SandboxNotFound:
+                pass
+
+    async def recycle(self) -> Recycled:
+        """Makes the box as good as new: every process but init killed, every written file removed, both verified.
+
+        Not ok: the box could not be made new and was deleted. Sessions are gone either way.
+        """
+        return await self._call("sandbox.recycle", self._ref, Recycled)
+
+    async def refresh(self) -> SandboxInfo:
+        """Asks the node for the state of this box."""
+        self._info = await self._call("sandbox.get", self._ref, SandboxInfo)
+        return self._info
+
+    async def stats(self) -> Stats:
+        """What the box has used: CPU seconds, bytes of memory and disk, processes."""
+        return await self._call("sandbox.stats", self._ref, Stats)
+
+    async def __aenter__(self) -> Self:
+        return self if self._attached else await self.start()
+
+    async def __aexit__(self, *_: object) -> None:
+        if not self._attached:
+            await finish(self.delete())
+
+    # ---- commands --------------------------------------------------------------------------------------------
+
+    async def arun(
+        self,
+        command: str | bytes,
+        *,
+        session: str = DEFAULT_SESSION,
+        timeout: float | None = None,
+        max_output: int = MAX_OUTPUT,
+    ) -> Observation:
+        """Runs a command in a persistent Bash session, which is opened on first use: variables, functions and the
+        working directory stay for the next command.
+
+        timeout: seconds; then everything that the command started is killed and the outcome is "timeout"; the session
+        stays usable. max_output: bytes kept of each stream. Cancelling the call kills the command.
+        """
+        code = command.encode("utf-8", "surrogateescape") if isinstance(command, str) else command
+        body = wire.Run(id=self.id, command=code, session=session, timeout=timeout, max_output=max_output)
+        return await self._call("session.run", body, Observation)
+
+    async def execute(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout: float | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        stdin: bytes = b"",
+        max_output: int = MAX_OUTPUT,
+    ) -> Observation:
+        """Runs one program without a shell. Its exit code comes from a wait outside the box, where nothing fakes it."""
+        if isinstance(argv, str | bytes) or not argv:
+            raise UsageError(f"execute takes the program and its arguments as a list, as in ['ls', '/']; got {argv!r}")
+        body = wire.Execute(
+            id=self.id,
+            argv=list(argv),
+            timeout=timeout,
+            env=dict(env or {}),
+            cwd=cwd,
+            stdin=stdin,
+            max_output=max_output,
+        )
+        return await self._call("execute", body, Observation)
+
+    async def create_session(
+        self, session: str = DEFAULT_SESSION, *, env: Mapping[str, str] | None = None, cwd: str | None = None
+    ) -> None:
+        """Opens a Bash session with these variables in this folder. SessionError where one has that name."""
+        await self._call("session.create", wire.SessionSpec(id=self.id, session=session, env=dict(env or {}), cwd=cwd))
+
+    async def close_session(self, session: str = DEFAULT_SESSION) -> None:
+        """Ends a session and every process in it."""
+        await self._call("session.close", wire.SessionSpec(id=self.id, session=session))
+
+    async def logs(self, *, offset: int = 0, follow: bool = False) -> AsyncIterator[bytes]:
+        """What the commands of this box printed, from byte `offset` on; with `follow`, until the box is gone."""
+        node = await self._connected()
+        async for chunk in node.stream("logs", wire.Logs(id=self.id, offset=offset, follow=follow), type=wire.LogChunk):
+            yield chunk.data
+
+    # ---- files -----------------------------------------------------------------------------------------------
+
+    async def write_file(self, path: str, data: bytes | str, *, mode: int = 0o644, append: bool = False) -> None:
+        """Writes bytes (or text, as UTF-8) to a file in the box; missing parent folders are made. FileError."""
+        raw = data.encode() if isinstance(data, str) else data
+        for start in range(0, len(raw) or 1, PART):
+            part = raw[start : start + PART]
+            body = wire.WriteFile(id=self.id, path=path, data=part, mode=mode, append=append or start > 0)
+            await self._call("file.write", body)
+
+    async def read_file(self, path: str, *, offset: int = 0, limit: int | None = None) -> bytes:
+        """The bytes of a file in the box, at most `limit` of them from `offset` on. FileError: missing, or a folder."""
+        parts: list[bytes] = []
+        left = limit
+        while True:
+            body = wire.ReadFile(id=self.id, path=path, offset=offset, limit=PART if left is None else min(left, PART))
+            chunk = await self._call("file.read", body, wire.FileChunk)
+            parts.append(chunk.data)
+            offset += len(chunk.data)
+            left = None if left is None else left - len(chunk.data)
+            if not chunk.data or offset >= chunk.size or left == 0:
+                return b"".join(parts)
+
+    async def list_files(self, path: str) -> list[wire.FileStat]:
+        """What is in a folder of the box. FileError where it is missing or no folder."""
+        return await self._call("file.list", wire.ListFiles(id=self.id, path=path), list[wire.FileStat])
+
+    async def upload(self, local: str | os.PathLike[str], remote: str) -> None:
+        """Copies a file to the path `remote`, or what is in a folder into the folder `remote`.
+
+        Symbolic links stay links; sockets and devices are left out. FileError where `local` is missing.
+        """
+        source = Path(local)
+        if source.is_file():
+            await self._upload_file(source, remote)
+        elif source.is_dir():
+            await self._upload_folder(source, PurePosixPath(remote))
+        else:
+            raise FileError(f"{source}: no file or folder of that name on this side")
+
+    async def download(self, remote: str, local: str | os.PathLike[str]) -> list[str]:
+        """Copies a file to the path `local`, or what is in a folder into the folder `local`.
+
+        Returns the paths left out: links and special files, since what is in a box may point anywhere on this side.
+        """
+        try:
+            entries = await self.list_files(remote)
+        except FileError:
+            await self._download_file(remote, Path(local), None)
+            return []
+        return await self._download_folder(remote.rstrip("/"), entries, Path(local))
+
+    async def _upload_file(self, source: Path, remote: str) -> None:
+        with source.open("rb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o777
+            first = True
+            while (data := await asyncio.to_thread(file.read, PART)) or first:
+                body = wire.WriteFile(id=self.id, path=remote, data=data, mode=mode, append=not first)
+                await self._call("file.write", body)
+                first = False
+
+    async def _upload_folder(self, source: Path, remote: PurePosixPath) -> None:
+        folders, links, files = [str(remote)], [], []
+        for folder, names, leaves in os.walk(source):
+            here = remote / Path(folder).relative_to(source)
+            for name in [*names, *leaves]:
+                path = Path(folder, name)
+                if path.is_symlink():
+                    links += [str(path.readlink()), str(here / name)]
+                elif path.is_dir():
+                    folders.append(str(here / name))
+                elif path.is_file():
+                    files.append((path, str(here / name)))
+        await self._in_batches(["mkdir", "-p", "--"], folders)
+        for path, target in files:
+            await self._upload_file(path, target)
+        await self._in_batches(["sh", "-c", _LINKS, "sh"], links)
+
+    async def _in_batches(self, argv: list[str], paths: list[str]) -> None:
+        for start in range(0, len(paths), _BATCH):
+            done = await self.execute([*argv, *paths[start : start + _BATCH]])
+            if done.exit_code != 0:
+                raise FileError(f"the box could not make a folder or link: {done.output.strip() or done.outcome}")
+
+    async def _download_file(self, remote: str, target: Path, mode: int | None) -> None:
+        offset = 0
+        chunk = await self._call("file.read", wire.ReadFile(id=self.id, path=remote, limit=PART), wire.FileChunk)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("wb") as file:
+            while True:
+                await asyncio.to_thread(file.write, chunk.data)
+                offset += len(chunk.data)
+                if not chunk.data or offset >= chunk.size:
+                    break
+                body = wire.ReadFile(id=self.id, path=remote, offset=offset, limit=PART)
+                chunk = await self._call("file.read", body, wire.FileChunk)
+        target.chmod((chunk.mode if mode is None else mode) & 0o777)
+
+    async def _download_folder(self, remote: str, entries: list[wire.FileStat], target: Path) -> list[str]:
+        target.mkdir(parents=True, exist_ok=True)
+        left_out: list[str] = []
+        for entry in entries:
+            path = f"{remote}/{entry.name}"
+            if entry.name in ("", ".", "..") or "/" in entry.name:
+                raise FileError(f"{path!r} is no name of a file in a folder; nothing was written under it")
+            if entry.kind == "file":
+                await self._download_file(path, target / entry.name, entry.mode)
+            elif entry.kind == "dir":
+                left_out += await self._download_folder(path, await self.list_files(path), target / entry.name)
+            else:
+                left_out.append(path)
+        return left_out
+
+    # ---- calls -----------------------------------------------------------------------------------------------
+
+    @property
+    def _ref(self) -> wire.Ref:
+        return wire.Ref(id=self.id)
+
+    async def _connected(self) -> rpc.Client:
+        if self._node is None or self._node.closed is not None:
+            self._node = await connect_node()
+        return self._node
+
+    async def _call(self, method: str, body: wire.Struct, type: type[T] = object) -> T:
+        node = await self._connected()
+        try:
+            return await node.call(method, body, type=type)
+        except PeerLost as error:
+            raise SandboxLost(f"the node died while {method} was under way: {error}") from error
+
+
+async def finish(work: Coroutine[Any, Any, T]) -> T:
+    """Awaits `work` to its end even where the caller is cancelled meanwhile; then the cancellation goes on."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+        except Exception:  # noqa: BLE001 - raised below, by the task itself
+            break
+    if cancelled is None:
+        return task.result()
+    if not task.cancelled() and (failed := task.exception()) is not None:
+        raise cancelled from failed
+    raise cancelled
+
+
+async def delete_all(sandboxes: Iterable[Sandbox]) -> None:
+    """Deletes them at once; the first error is raised after all were tried."""
+    results = await asyncio.gather(*(sandbox.delete() for sandbox in sandboxes), return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
