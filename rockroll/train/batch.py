@@ -1,0 +1,169 @@
+"""Samples in, tensors of a bounded size out: every trained token once, little padding.
+
+In: samples (ids, mask, log-probs) and an advantage for each. Out: rows cut to what training needs, a plan of
+micro-batches per rank, and their tensors. Pure. Leaves the forward and the loss to others.
+
+Rows are padded on the right and the model is causal, so no real token ever attends to padding and no attention mask
+is needed: that keeps the fast attention kernels and makes the result independent of what shares a micro-batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from rockroll.errors import TrainError
+
+
+class Masked(Protocol):
+    """What a row is made of: `api.TrainSample`, or anything with ids and a mask."""
+
+    @property
+    def ids(self) -> list[int]: ...
+    @property
+    def mask(self) -> list[bool]: ...
+
+
+@dataclass(slots=True)
+class Row:
+    """One sequence, without the tail that trains nothing. T input tokens, n ≤ T trained ones."""
+
+    inputs: Tensor
+    """[T] int64: the ids before the last trained one."""
+    positions: Tensor
+    """[n] int64: inputs whose next token is trained."""
+    targets: Tensor
+    """[n] int64: those next tokens."""
+    behaviour: Tensor
+    """[n] float32: the engine's log-probs of the targets."""
+    advantage: float
+    old: Tensor | None = None
+    """[n] float32: the trainer's own log-probs at the step's start, where several updates need them."""
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+
+def make_row(
+    sample: Masked, *, logprobs: Sequence[float] | None = None, advantage: float = 0.0, vocabulary: int, context: int
+) -> Row | None:
+    """The row of one sample, or None where nothing in it is trained.
+
+    Raises TrainError for lists of unequal lengths, an id outside the vocabulary, a sequence over the context, or a
+    trained first token (nothing comes before it that could predict it).
+    """
+    ids, mask = torch.tensor(sample.ids, dtype=torch.int64), torch.tensor(sample.mask, dtype=torch.bool)
+    if len(mask) != len(ids) or (logprobs is not None and len(logprobs) != len(ids)):
+        raise TrainError(
+            f"a sample's lists must be equally long; got {len(ids)} ids, {len(mask)} mask"
+            + (f", {len(logprobs)} logprobs" if logprobs is not None else "")
+        )
+    trained = mask.nonzero()[:, 0]
+    if len(trained) == 0:
+        return None
+    if bool(mask[0]):
+        raise TrainError("a sample's first token cannot be trained, nothing predicts it; give it a prompt of one token")
+    last = int(trained[-1])
+    if last + 1 > context:
+        raise TrainError(f"a sample must fit the model's context of {context} tokens; got {last + 1}: sample less")
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= vocabulary:
+        raise TrainError(
+            f"token ids must be 0 to {vocabulary - 1}; got {low if low < 0 else high}: is the tokenizer the model's?"
+        )
+    behaviour = torch.zeros(len(trained)) if logprobs is None else torch.tensor(logprobs, dtype=torch.float32)[trained]
+    if not bool(torch.isfinite(behaviour).all()):
+        raise TrainError(f"log-probs of trained tokens must be finite; got {behaviour.tolist()}")
+    return Row(ids[:last], trained - 1, ids[trained], behaviour, advantage)
+
+
+def deal(lengths: Sequence[int], ranks: int) -> list[list[int]]:
+    """Share rows among ranks by tokens: the longest first, to whom has least. Returns row indices per rank."""
+    hands: list[list[int]] = [[] for _ in range(ranks)]
+    load = [0] * ranks
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        to = load.index(min(load))
+        hands[to].append(i)
+        load[to] += lengths[i]
+    return hands
+
+
+def pack(lengths: Sequence[int], rows: Sequence[int], budget: int) -> list[list[int]]:
+    """Micro-batches of similar lengths with at most `budget` tokens, padding included; a longer row goes alone."""
+    packs: list[list[int]] = []
+    longest = 0
+    for i in sorted(rows, key=lambda i: (-lengths[i], i)):
+        if packs and (len(packs[-1]) + 1) * longest <= budget:
+            packs[-1].append(i)
+        else:
+            packs.append([i])
+            longest = lengths[i]
+    return packs
+
+
+def plan(lengths: Sequence[int], ranks: int, budget: int) -> list[list[list[int]]]:
+    """[rank][micro-batch] -> row indices. Every row once; every rank has the same number, as collectives need.
+
+    A rank that has fewer gets empty ones: they run, and weigh nothing.
+    """
+    per_rank = [pack(lengths, hand, budget) for hand in deal(lengths, ranks)]
+    most = max(map(len, per_rank))
+    return [packs + [[] for _ in range(most - len(packs))] for packs in per_rank]
+
+
+def padding_fraction(lengths: Sequence[int], planned: list[list[list[int]]]) -> float:
+    """The share of computed tokens that are padding, over all ranks."""
+    computed = sum(len(rows) * max(lengths[i] for i in rows) for packs in planned for rows in packs if rows)
+    return 1 - sum(lengths) / computed if computed else 0.0
+
+
+@dataclass(slots=True)
+class MicroBatch:
+    """Tensors of one forward: B rows padded to T, n trained tokens in row order."""
+
+    inputs: Tensor
+    """[B, T] int64"""
+    index: Tensor
+    """[n] int64: places in the flattened [B·T] whose next token is trained."""
+    targets: Tensor
+    """[n] int64"""
+    behaviour: Tensor
+    """[n] float32"""
+    advantages: Tensor
+    """[n] float32"""
+    old: Tensor | None
+    """[n] float32"""
+    empty: bool
+    """It stands in for a missing one: one token that weighs nothing."""
+
+    def to(self, device: torch.device) -> MicroBatch:
+        if device.type == "cpu":
+            return self
+        old = None if self.old is None else self.old.to(device)
+        moved = (t.to(device) for t in (self.inputs, self.index, self.targets, self.behaviour, self.advantages))
+        return MicroBatch(*moved, old=old, empty=self.empty)
+
+
+def collate(rows: Sequence[Row]) -> MicroBatch:
+    """The tensors of these rows; of none, a stand-in with one token for a rank that has no more."""
+    if not rows:
+        zero, one = torch.zeros(1, dtype=torch.int64), torch.zeros(1)
+        return MicroBatch(zero[None], zero, zero, one, one, old=one, empty=True)
+    width = max(map(len, rows))
+    inputs = torch.zeros(len(rows), width, dtype=torch.int64)
+    for i, row in enumerate(rows):
+        inputs[i, : len(row)] = row.inputs
+    olds = [row.old for row in rows if row.old is not None]
+    return MicroBatch(
+        inputs,
+        torch.cat([row.positions + i * width for i, row in enumerate(rows)]),
+        torch.cat([row.targets for row in rows]),
+        torch.cat([row.behaviour for row in rows]),
+        torch.cat([torch.full((len(row.targets),), row.advantage) for row in rows]),
+        old=torch.cat(olds) if len(olds) == len(rows) else None,
+        empty=False,
+    )

@@ -1,0 +1,83 @@
+"""A causal language model that gives log-probs of chosen tokens only.
+
+In: a Hugging Face folder; padded rows and the places whose next token matters. Out: logits at those places, so that
+a vocabulary-sized tensor exists for trained tokens alone. Leaves losses to loss.py, sharding to DeepSpeed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rockroll.errors import TrainError
+
+
+class Policy(nn.Module):
+    """Wraps any `transformers` causal model. The choice of places happens right before its output layer.
+
+    So whatever the model does to logits afterwards (caps, scales) still happens, and under ZeRO-3 every layer is
+    called by its own parents, as DeepSpeed's hooks need.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self._index: Tensor | None = None
+        head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
+        self._hook = head.register_forward_pre_hook(self._choose)
+
+    def unwrap(self) -> nn.Module:
+        """The model as it was given; this policy is of no use afterwards."""
+        self._hook.remove()
+        return self.model
+
+    def _choose(self, _head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if self._index is None:
+            return None
+        return (args[0].flatten(0, 1).index_select(0, self._index)[None], *args[1:])
+
+    def forward(self, inputs: Tensor, index: Tensor) -> Tensor:
+        """inputs: [B, T] int64, padded on the right. index: [n] places in the flattened [B·T].
+
+        Returns [n, vocabulary] logits of the tokens that follow those places.
+        """
+        self._index = index
+        try:
+            return self.model(input_ids=inputs, use_cache=False).logits[0]
+        finally:
+            self._index = None
+
+
+def check_folder(path: str | Path) -> Path:
+    """The path, if a model is there. Raises TrainError that says what is missing."""
+    folder = Path(path)
+    if not str(path) or not folder.is_dir():
+        raise TrainError(f"train model: {str(path) or 'an empty path'} is not a folder; name a Hugging Face folder")
+    if not (folder / "config.json").is_file():
+        raise TrainError(f"train model: {folder} has no config.json; name the folder that holds the model's files")
+    if not any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
+        raise TrainError(f"train model: {folder} has no model.safetensors; convert the weights to safetensors")
+    return folder
+
+
+def load_model(path: str | Path, *, dtype: str = "float32") -> Any:
+    """The `transformers` model in a folder, on the CPU, without dropout: trained log-probs are the sampled ones."""
+    from transformers import AutoModelForCausalLM
+
+    folder = check_folder(path)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, dtype), local_files_only=True, attn_implementation="sdpa"
+        )
+    except Exception as error:  # transformers raises whatever its parsers do; the rule is that the folder must load
+        said = str(error).strip().splitlines()
+        raise TrainError(f"train model: {folder} does not load: {said[0] if said else type(error).__name__}") from error
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0  # type: ignore[assignment]
+    return model
