@@ -1,0 +1,5 @@
+"""`python -m rockroll` is the `rockroll` command."""
+
+from rockroll.cli.main import main
+
+main()

@@ -1,0 +1,85 @@
+"""`rockroll bench NAME`: figures of this machine, each beside its baseline from the same run.
+
+In: a benchmark's name. Out: {"figures", "baselines", "machine"}. Leaves the measuring to rockroll/bench/.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="Measure this machine; each figure stands beside its baseline.")
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def session(as_json: AsJson = False) -> None:
+    """A command in a persistent session, against `podman exec`. About 30 s."""
+    from rockroll.bench import session as bench
+
+    _show(bench.run, as_json)
+
+
+@app.command()
+def relay(as_json: AsJson = False) -> None:
+    """An agent's model call from inside a sandbox to an engine that answers at once. About 20 s."""
+    from rockroll.bench import relay as bench
+
+    _show(bench.run, as_json)
+
+
+@app.command()
+def rollout(
+    real: Annotated[
+        bool,
+        typer.Option("--real/--no-real", help="Real sandboxes, agents and the tiny model: the quick start's episodes."),
+    ] = True,
+    episodes: Annotated[int, typer.Option(help="How many whole episodes.")] = 256,
+    as_json: AsJson = False,
+) -> None:
+    """Whole episodes a second: sandbox, agent, model calls, grading, recycling. About a minute."""
+    from rockroll.bench import rollout as bench
+    from rockroll.errors import UsageError
+
+    if not real:
+        raise UsageError("bench rollout measures real episodes only; leave --no-real out")
+    _show(lambda: bench.run(episodes), as_json)
+
+
+def _show(measure: Callable[[], Awaitable[dict[str, Any]]], as_json: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from rockroll.cli.loop import run
+
+    async def measured() -> dict[str, Any]:
+        return await measure()
+
+    result = run(measured())
+    result["machine"] = {
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "kernel": platform.release(),
+        **result.get("machine", {}),
+    }
+    if as_json:
+        print(json.dumps(result))
+        return
+    table = Table("figure", "value", "baseline")
+    baselines = result.get("baselines", {})
+    for name, value in result["figures"].items():
+        table.add_row(name, f"{value:,.3f}", "")
+    for name, value in baselines.items():
+        table.add_row(name, "", f"{value:,.3f}")
+    Console().print(table)
+
+
+def _cpu() -> str:
+    with open("/proc/cpuinfo") as info:
+        names = [line.partition(":")[2].strip() for line in info if line.startswith("model name")]
+    return names[0] if names else platform.machine()

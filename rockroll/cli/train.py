@@ -1,0 +1,149 @@
+"""`rockroll train`, `plan` and `eval`.
+
+In: a recipe file and settings. Out: a run directory, a live display, a summary that says what to type next. Leaves
+the work to controller/, which is imported only when it starts.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rockroll.errors import UsageError
+
+if TYPE_CHECKING:
+    from rockroll.controller.config import RunConfig
+
+Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML recipe, such as recipes/quickstart.yaml.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Overrule one key: --set train.lr=0.001 (again for more)."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def train(
+    recipe: Recipe,
+    settings: Settings = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Where the run is kept. Default: $ROCKROLL_HOME/runs/NAME-TIME.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --run-dir.")] = False,
+) -> None:
+    """Train a model by the recipe.
+
+    Example: rockroll train recipes/quickstart.yaml --set steps=5 --run-dir /tmp/first
+    """
+    from rockroll.cli.loop import run as run_loop
+    from rockroll.controller import loop
+    from rockroll.controller.run_dir import RunDir, default_path
+    from rockroll.observe.display import Display, Status, summary
+    from rockroll.recipe.load import dump
+
+    config = _load(recipe, settings)
+    if resume and run_dir is None:
+        raise UsageError("--resume continues the run in --run-dir; name that directory")
+    with RunDir(run_dir or default_path(config.name), resume=resume) as run:
+        _log_to(run.path / "rockroll.log")
+        (run.path / "recipe.yaml").write_text(dump(config))
+        display = Display(Status(config.name, config.steps))
+        try:
+            with display:
+                display.line(f"run directory: {run.path}")
+                done = run_loop(loop.train(config, run, display))
+        except KeyboardInterrupt:
+            display.line(f"stopped; continue with: rockroll train {recipe} --run-dir {run.path} --resume")
+            raise
+    rows = []
+    if done.first is not None and done.last is not None:
+        rows.append(("held-out pass rate", f"{done.first:.1%} before, {done.last:.1%} after"))
+    if done.ci95 is not None:
+        rows.append(("95 % interval", f"{done.ci95[0]:.1%} to {done.ci95[1]:.1%} after"))
+    rows.append(("trained", f"{done.episodes} episodes in {done.steps} steps, {done.seconds:.0f} s start to end"))
+    rows.append(("run directory", str(done.run_dir)))
+    if done.checkpoint is not None:
+        rows.append(("model", str(done.checkpoint / "model")))
+        rows.append(("next", f"rockroll eval {recipe} --model {done.checkpoint / 'model'}"))
+        rows.append(("", f"tensorboard --logdir {done.run_dir / 'tensorboard'}"))
+    summary(rows, f"rockroll · {config.name}")(display.console)
+
+
+def plan(recipe: Recipe, settings: Settings = None, as_json: AsJson = False) -> None:
+    """Show the resolved recipe and what would run where. Starts nothing."""
+    from rich.console import Console
+    from rich.syntax import Syntax
+    from rich.table import Table
+
+    from rockroll.recipe import plan as planning
+    from rockroll.recipe.load import dump
+
+    config = _load(recipe, settings)
+    if as_json:
+        print(json.dumps(planning.as_json(config)))
+        return
+    lines = planning.plan(config)
+    console = Console()
+    console.print(Syntax(dump(config), "yaml", background_color="default"))
+    table = Table("part", "where", "what", title=f"{config.name}: what would run")
+    for line in lines:
+        table.add_row(line.part, line.where, line.what)
+    console.print(table)
+
+
+def evaluate(
+    recipe: Recipe,
+    settings: Settings = None,
+    model: Annotated[
+        Path | None, typer.Option(help="A Hugging Face folder, as in RUN_DIR/checkpoints/step_N/model.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 is greedy. Default: the recipe's eval.temperature.")
+    ] = None,
+    episodes: Annotated[int | None, typer.Option(help="How many held-out tasks. Default: the recipe's.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The pass rate of a model on the recipe's held-out tasks, with its 95 % interval."""
+    import tempfile
+
+    from rich.console import Console
+
+    from rockroll.cli.loop import run as run_loop
+    from rockroll.controller import loop
+    from rockroll.controller.run_dir import RunDir
+    from rockroll.observe.display import Display, Status
+
+    more = [f"eval.temperature={temperature}"] if temperature is not None else []
+    more += [f"eval.episodes={episodes}"] if episodes is not None else []
+    more += [f"model={json.dumps(str(model))}"] if model is not None else []
+    config = _load(recipe, [*(settings or []), *more])
+    if config.eval.episodes == 0:
+        raise UsageError("eval.episodes is 0: there is nothing to evaluate; try --episodes 256")
+    with tempfile.TemporaryDirectory(prefix="rockroll-eval-") as folder, RunDir(Path(folder), resume=False) as run:
+        display = Display(Status(f"{config.name}, evaluation", 0), Console(stderr=True))
+        with display:
+            result = run_loop(loop.evaluate(config, run, display))
+    if as_json:
+        print(json.dumps({"pass_rate": result.pass_rate, "ci95": list(result.ci95), "episodes": result.episodes}))
+    else:
+        low, high = result.ci95
+        print(f"pass rate {result.pass_rate:.1%} (95 % interval {low:.1%} to {high:.1%}, {result.episodes} episodes)")
+
+
+def _load(recipe: Path, settings: list[str] | None) -> RunConfig:
+    from rockroll.controller.model_path import resolve
+    from rockroll.recipe.load import load
+
+    config = load(recipe, settings)
+    resolve(config.model)
+    return config
+
+
+def _log_to(path: Path) -> None:
+    import logging
+
+    logging.basicConfig(
+        filename=path, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
+    )

@@ -1,0 +1,236 @@
+"""The training loop, read top to bottom as its phases.
+
+In: a RunConfig, a run directory, a display. Out: a trained model in checkpoints/, metrics.jsonl, episode records and
+a Summary. Leaves every phase to its room: collecting to rollout/, learning to train/, processes to placement/.
+
+    start ─► deliver v0 ─► canary ─► evaluate ─► [ roll out ─► train ─► deliver ─► canary ─► record ]* ─► evaluate
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rockroll.controller import statistics
+from rockroll.controller.config import RunConfig
+from rockroll.controller.delivery import canary, deliver
+from rockroll.controller.parts import Parts, parts
+from rockroll.controller.run_dir import RunDir
+from rockroll.observe.display import Display, Status
+from rockroll.observe.metrics import MetricsLog, Row
+from rockroll.observe.record import EpisodeLog
+from rockroll.rollout.sample import Episode, Event, Group
+from rockroll.train.api import TrainBatch, TrainSample
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What a run came to."""
+
+    run_dir: Path
+    steps: int
+    first: float | None
+    """Held-out pass rate before training; None where nothing was evaluated."""
+    last: float | None
+    ci95: tuple[float, float] | None
+    """Of `last`."""
+    checkpoint: Path | None
+    episodes: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A pass rate on held-out tasks."""
+
+    pass_rate: float
+    ci95: tuple[float, float]
+    episodes: int
+    """Valid ones: what infrastructure broke is replaced, and not in here."""
+
+
+async def train(config: RunConfig, run: RunDir, display: Display) -> Summary:
+    """Trains to `config.steps`, from the last checkpoint where `run.resume` and one exists."""
+    status = display.status
+    begun = time.monotonic()
+    first_step = (run.steps() or [0])[-1] if run.resume else 0
+    metrics = MetricsLog(run.path, resume_from=first_step if run.resume else None)
+    records = EpisodeLog(run.path)
+    status.curve = [row["reward/mean"] for row in metrics.rows if "reward/mean" in row]
+    status.evals = [(int(row["step"]), row["eval/pass_rate"]) for row in metrics.rows if "eval/pass_rate" in row]
+    evaluation: Evaluation | None = None
+    trained_episodes = 0
+    try:
+        async with parts(config, run, status_events(status), train=True) as made:
+            assert made.trainer is not None
+            if first_step:
+                status.enter("loading the checkpoint")
+                await made.trainer.load(str(run.checkpoint(first_step)))
+                display.line(f"continuing after step {first_step} from {run.checkpoint(first_step)}")
+            status.enter("delivering weights")
+            version = await deliver(made.trainer, made.engine, run.weights)
+            drift = await canary(made.trainer, made.engine, made.canary_ids, config.canary)
+            if not first_step:
+                row: Row = {"step": 0, "version": version, "canary/max_abs_dlogp": drift}
+                evaluation = await _evaluate_into(row, config, made, status, records, 0)
+                metrics.write(row)
+                display.line(_line(row))
+
+            for step in range(first_step + 1, config.steps + 1):
+                status.step = step
+                timed = _Phases(status)
+                with timed("rollout", config.rollout.groups * config.rollout.episodes):
+                    groups = await made.rollout.batch(step, config.rollout.groups, config.rollout.episodes)
+                row = {"step": step, **statistics.batch_row(groups, version)}
+                with timed("train"):
+                    report = await made.trainer.step(to_batch(step, groups, config.rollout.temperature))
+                with timed("sync"):
+                    version = await deliver(made.trainer, made.engine, run.weights)
+                    drift = await canary(made.trainer, made.engine, made.canary_ids, config.canary)
+                trained_episodes += sum(len(group.episodes) for group in groups)
+                row |= {"version": version, "canary/max_abs_dlogp": drift, **report.metrics, **timed.row()}
+                last = step == config.steps
+                if last or (config.eval.every and step % config.eval.every == 0):
+                    evaluation = await _evaluate_into(row, config, made, status, records, step)
+                records.write("train", step, [episode for group in groups for episode in group.episodes])
+                if last or (config.checkpoint.every and step % config.checkpoint.every == 0):
+                    status.enter("saving")
+                    await made.trainer.save(str(run.checkpoint(step)))
+                    run.prune(config.checkpoint.keep)
+                status.curve.append(row["reward/mean"])
+                metrics.write(row)
+                display.line(_line(row))
+            status.enter("ending")
+    finally:
+        metrics.close()
+    steps = run.steps()
+    rates = [rate for _, rate in status.evals]
+    return Summary(
+        run_dir=run.path,
+        steps=config.steps,
+        first=rates[0] if rates else None,
+        last=rates[-1] if rates else None,
+        ci95=evaluation.ci95 if evaluation else None,
+        checkpoint=run.checkpoint(steps[-1]) if steps else None,
+        episodes=trained_episodes,
+        seconds=time.monotonic() - begun,
+    )
+
+
+async def evaluate(config: RunConfig, run: RunDir, display: Display) -> Evaluation:
+    """The pass rate of `config.model` on held-out tasks; starts no trainer."""
+    async with parts(config, run, status_events(display.status), train=False) as made:
+        return await _evaluate(config, made, display.status, EpisodeLog(run.path), 0)
+
+
+async def _evaluate(config: RunConfig, made: Parts, status: Status, records: EpisodeLog, step: int) -> Evaluation:
+    status.enter("evaluation", config.eval.episodes)
+    episodes = await made.rollout.evaluate(range(config.eval.episodes), config.eval.temperature)
+    records.write("eval", step, episodes)
+    valid = [episode for episode in episodes if episode.valid]
+    passed = sum((episode.reward or 0) >= statistics.PASS for episode in valid)
+    return Evaluation(
+        pass_rate=statistics.pass_rate(episodes), ci95=statistics.wilson(passed, len(valid)), episodes=len(valid)
+    )
+
+
+async def _evaluate_into(
+    row: Row, config: RunConfig, made: Parts, status: Status, records: EpisodeLog, step: int
+) -> Evaluation | None:
+    if not config.eval.episodes:
+        return None
+    begun = time.monotonic()
+    result = await _evaluate(config, made, status, records, step)
+    row |= {
+        "eval/pass_rate": result.pass_rate,
+        "eval/ci95_low": result.ci95[0],
+        "eval/ci95_high": result.ci95[1],
+        "eval/episodes": result.episodes,
+        "time/eval_s": time.monotonic() - begun,
+    }
+    status.evals.append((step, result.pass_rate))
+    return result
+
+
+def to_batch(step: int, groups: list[Group], temperature: float) -> TrainBatch:
+    """The groups as the trainer takes them: every branch of an episode is a sample with that episode's reward."""
+    samples: list[TrainSample] = []
+    number = 0
+    for index, group in enumerate(groups):
+        for episode in group.episodes:
+            assert episode.reward is not None, "a group holds valid episodes only"
+            for sample in episode.samples:
+                samples.append(
+                    TrainSample(
+                        ids=sample.ids,
+                        mask=sample.mask,
+                        logprobs=sample.logprobs,
+                        versions=sample.versions,
+                        episode=number,
+                        group=index,
+                        reward=episode.reward,
+                    )
+                )
+            number += 1
+    return TrainBatch(step=step, samples=samples, temperature=temperature)
+
+
+class _Phases:
+    """Seconds by phase of one step."""
+
+    def __init__(self, status: Status) -> None:
+        self._status = status
+        self._seconds: dict[str, float] = {}
+        self._begun = time.monotonic()
+
+    @contextmanager
+    def __call__(self, phase: str, wanted: int = 0) -> Iterator[None]:
+        self._status.enter(phase, wanted)
+        begun = time.monotonic()
+        yield
+        seconds = time.monotonic() - begun
+        self._seconds[phase] = seconds
+        self._status.times[phase] = self._status.times.get(phase, 0.0) + seconds
+
+    def row(self) -> dict[str, float]:
+        return {f"time/{k}_s": v for k, v in self._seconds.items()} | {"time/step_s": time.monotonic() - self._begun}
+
+
+def status_events(status: Status):
+    """What the rollout tells, counted into the status."""
+
+    def on_event(event: Event) -> None:
+        status.running = event.running
+        if event.kind == "turn":
+            status.count_tokens(event.tokens)
+        elif event.kind == "finished" and event.episode is not None:
+            count(event.episode)
+
+    def count(episode: Episode) -> None:
+        status.done += episode.valid
+        status.outcomes[episode.outcome] = status.outcomes.get(episode.outcome, 0) + 1
+
+    return on_event
+
+
+def _line(row: Row) -> str:
+    """One step in one line of text."""
+    said = [f"step {row['step']:>4}"]
+    if "reward/mean" in row:
+        said.append(f"reward {row['reward/mean']:.3f}")
+        said.append(
+            f"{row['time/step_s']:.1f} s (rollout {row['time/rollout_s']:.1f}, train {row['time/train_s']:.1f})"
+        )
+        broken = sum(row[f"episodes/{name}"] for name in ("env_error", "infra_error"))
+        if broken:
+            said.append(f"{broken:.0f} broken episodes replaced")
+    if "eval/pass_rate" in row:
+        low, high = row["eval/ci95_low"], row["eval/ci95_high"]
+        said.append(f"held out {row['eval/pass_rate']:.1%} (95 % interval {low:.1%} to {high:.1%})")
+    return "   ".join(said)

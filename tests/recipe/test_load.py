@@ -1,0 +1,88 @@
+"""Recipes: what is wrong is said with file, line and cure; what is right comes back as it was meant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rockroll.errors import RecipeError
+from rockroll.recipe.load import dump, load
+
+GOOD = """\
+name: try
+steps: 3
+task: {env: "rockroll:frozen_lake", options: {size: 4}}
+rollout:
+  groups: 2
+  temperature: 0.7
+train:
+  lr: 1e-3
+  betas: [0.9, 0.99]
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path):
+    def write(text: str) -> Path:
+        path = tmp_path / "r.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_values_reach_the_rooms_configurations(recipe) -> None:
+    config = load(recipe(GOOD))
+    assert (config.name, config.steps, config.rollout.groups, config.rollout.temperature) == ("try", 3, 2, 0.7)
+    assert config.train.lr == 0.001 and config.train.betas == (0.9, 0.99)
+    assert config.task.options == {"size": 4}
+    assert config.agent is None
+
+
+def test_a_resolved_recipe_reads_back_as_itself(recipe) -> None:
+    config = load(recipe(GOOD), ["agent.command=run it", "sandbox.memory=64m"])
+    assert load(recipe(dump(config))) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("nam: x\nsteps: 1\ntask: {env: a}\n", r"r\.yaml:1: unknown key 'nam' at the top level; did you mean 'name'\?"),
+        (GOOD + "  lrr: 1\n", r"r\.yaml:10: unknown key 'lrr' in train; did you mean 'lr'\?"),
+        (GOOD.replace("groups: 2", "groups: two"), r"r\.yaml:5: rollout\.groups: .*integer.*'two'"),
+        (GOOD.replace("groups: 2", "groups: 0"), r"r\.yaml:4: rollout: rollout groups is at least 1; got 0"),
+        ("name: x\ntask: {env: a}\n", r"r\.yaml:1: steps is missing: how many training steps"),
+        (GOOD + "name: again\n", r"r\.yaml:10: 'name' stands here twice"),
+        ("name: [1\n", r"r\.yaml:\d+: not YAML"),
+        ("- 1\n", r"r\.yaml:1: a recipe is a mapping of keys"),
+        (GOOD + "engine: {address: 'ipc://x'}\n", r"r\.yaml:10: engine\.address is not for recipes"),
+        (GOOD + "engine: {model: x}\n", r"engine\.model is not for recipes: set 'model' at the top level"),
+        (GOOD + "sandbox: {memory: 64k}\n", r"memory: 64k is under the 6 MB that a shell needs; try memory: 64m"),
+    ],
+)
+def test_a_wrong_recipe_is_told_where_and_what(recipe, text: str, said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        load(recipe(text))
+
+
+def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"nothing\.yaml: no recipe can be read there \(No such file"):
+        load(tmp_path / "nothing.yaml")
+
+
+def test_settings_overrule_the_file_and_are_named_in_errors(recipe) -> None:
+    assert load(recipe(GOOD), ["train.lr=0.5", "rollout.groups=7"]).rollout.groups == 7
+    with pytest.raises(RecipeError, match=r"--set train\.lrr=1: unknown key 'lrr' in train; did you mean 'lr'"):
+        load(recipe(GOOD), ["train.lrr=1"])
+    with pytest.raises(RecipeError, match=r"--set takes KEY=VALUE"):
+        load(recipe(GOOD), ["train.lr"])
+    with pytest.raises(RecipeError, match=r"--set name\.x=1: name is a value here"):
+        load(recipe(GOOD), ["name.x=1"])
+    with pytest.raises(RecipeError, match=r"--set steps=many: steps: .*'many'"):
+        load(recipe(GOOD), ["steps=many"])
+
+
+@pytest.mark.parametrize("path", sorted(Path("recipes").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_recipe_here_is_right(path: Path) -> None:
+    assert load(path).name
