@@ -15,7 +15,7 @@ class AgentConfig:
     command: str
     """A Bash command line. The goal is in $ROCKROLL_INSTRUCTION, the current folder is the task's."""
     files: dict[str, str] = field(default_factory=dict)
-    """Put in the sandbox before: path there: file here (from the current folder), or `rockroll:FILE` of rockroll/agent/."""
+    """Path in the sandbox: file here, from the current folder, or `rockroll:FILE` for one of rockroll/agent/."""
     env: dict[str, str] = field(default_factory=dict)
     """Further environment variables of the agent."""
     timeout: float = 60.0

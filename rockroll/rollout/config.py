@@ -65,7 +65,7 @@ class RolloutConfig:
     episode_timeout: float = 300.0
     """Seconds of one episode, waiting for a sandbox apart; beyond it the machinery is at fault and it is replaced."""
     replacements: float = 0.5
-    """Episodes that env, agent or infrastructure may spoil, as a share of the batch (and 8 anyway), before the run stops."""
+    """What env, agent or infrastructure may spoil before the run stops, as a share of the batch (8 episodes anyway)."""
 
     def __post_init__(self) -> None:
         for name, least in (("groups", 1), ("episodes", 1), ("max_tokens", 1), ("concurrency", 1), ("replacements", 0)):
