@@ -1,0 +1,502 @@
+"""`rockroll sandbox …`: sandboxes by hand.
+
+In: the command line. Out: tables for people, JSON with --json, the raw bytes of what a command printed. Leaves the
+work to the node: what this file imports at its top is what `--help` needs and no more.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rockroll.errors import RockrollError, UsageError
+
+if TYPE_CHECKING:
+    from rockroll import rpc
+    from rockroll.sandbox.client import Sandbox
+    from rockroll.sandbox.wire import Observation, SandboxInfo
+
+AT_ONCE = 8
+"""Sandboxes started or removed at a time: Podman is fastest with 4 to 8 under way."""
+CODES = {"timeout": 124, "oom": 137, "killed": 137, "lost": 1, "closed": 1}
+"""Exit codes where the command gave none; 124 is what coreutils' timeout gives."""
+MARKUP = "rich"
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=MARKUP,
+    help="Sealed sandboxes: start them, run commands in them, copy files, look at them, remove them.\n\n"
+    "A sandbox has no network, no capabilities and none of your files. Example:\n\n"
+    "  rockroll sandbox up --name demo\n\n"
+    "  rockroll sandbox exec demo -- bash -c 'id; uname -a'\n\n"
+    "  rockroll sandbox down demo",
+)
+
+Id = Annotated[str, typer.Argument(metavar="ID", help="An id, the beginning of one, or a name.")]
+Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Ids, beginnings of ids, or names.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def up(
+    image: Annotated[
+        str | None, typer.Argument(help="An image of the local store; rockroll's own if left out.")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="How many; they start side by side.")] = 1,
+    name: Annotated[str | None, typer.Option(help="A name; with --count N they are NAME-1 to NAME-N.")] = None,
+    cpus: Annotated[float, typer.Option(help="CPU seconds a second; 0.5 is half a core.")] = 1.0,
+    memory: Annotated[str, typer.Option(help="Memory and swap together, as in 512m or 2g.")] = "512m",
+    pids: Annotated[int, typer.Option(help="Most processes and threads at one time.")] = 256,
+    network: Annotated[str, typer.Option(help="none: sealed. open: Podman's default network.")] = "none",
+    ttl: Annotated[str | None, typer.Option(help="Removed after this time, as in 30m or 1h.")] = None,
+    env: Annotated[list[str] | None, typer.Option(metavar="K=V", help="A variable of every process inside.")] = None,
+    label: Annotated[list[str] | None, typer.Option(metavar="K=V", help="A label, for you to find it by.")] = None,
+    mount: Annotated[list[str] | None, typer.Option(metavar="SRC:DST[:ro]", help="A host path to show inside.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Start sandboxes. They live until `down`, or until their --ttl is over.
+
+    Examples:
+
+      rockroll sandbox up
+
+      rockroll sandbox up --name build --cpus 2 --memory 2g --mount $PWD:/src:ro
+
+      rockroll sandbox up --count 16 --ttl 1h --label job=eval --json
+    """
+    from rockroll.sandbox.config import SandboxConfig
+
+    try:
+        config = SandboxConfig(
+            image=image,
+            cpus=cpus,
+            memory=memory,
+            pids=pids,
+            network=network,  # type: ignore[arg-type]  # checked by SandboxConfig, whose sentence says how to write it
+            ttl=ttl,
+            env=_pairs("--env", env),
+            labels=_pairs("--label", label),
+            mounts=tuple(_absolute(text) for text in mount or ()),
+        )
+        names = [name] if count == 1 or name is None else [f"{name}-{i}" for i in range(1, count + 1)]
+        configs = [_named(config, names[i] if name else None) for i in range(count)]
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+    async def work() -> list[SandboxInfo]:
+        from rockroll.sandbox.client import Sandbox, delete_all, finish
+
+        made = [Sandbox(each, owner="detached") for each in configs]
+        try:
+            await _side_by_side([sandbox.start for sandbox in made])
+        except BaseException:
+            await finish(delete_all(made))  # all or none: nobody has to look for what a failed command left
+            raise
+        return [sandbox.info for sandbox in made]
+
+    infos = _run(work())
+    if as_json:
+        _print_json([_public(info) for info in infos])
+    else:
+        for info in infos:
+            print(_safe(info.id))
+    for unenforced in sorted({text for info in infos for text in info.unenforced}):
+        print(f"rockroll: not enforced on this host: {_safe(unenforced)}", file=sys.stderr)
+
+
+@app.command()
+def ls(as_json: Json = False) -> None:
+    """List the sandboxes of this user."""
+
+    async def work() -> list[SandboxInfo]:
+        async with _node() as node:
+            return await _all(node)
+
+    infos = _run(work())
+    if as_json:
+        _print_json([_public(info) for info in infos])
+        return
+    rows = [
+        [info.id, info.name, info.state, info.image, _age(info.created), _labels(info.labels)]
+        for info in sorted(infos, key=lambda info: info.created)
+    ]
+    _print_table(["ID", "NAME", "STATE", "IMAGE", "AGE", "LABELS"], rows)
+
+
+@app.command("exec", context_settings={"ignore_unknown_options": False})
+def exec_(
+    id: Id,
+    command: Annotated[list[str], typer.Argument(metavar="-- CMD...", help="The program and its arguments.")],
+    session: Annotated[str | None, typer.Option(help="Run it in this Bash session, opened on first use.")] = None,
+    timeout: Annotated[str | None, typer.Option(help="Kill it after this time, as in 30 or 5m; exit code 124.")] = None,
+    stdin: Annotated[bool, typer.Option("--stdin", "-i", help="Give it this command's standard input.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run a command in a sandbox; its output and exit code become this command's own.
+
+    Without --session: one program, no shell. With --session: a line for a Bash that stays, with its variables and its
+    folder, from one `exec` to the next, whoever runs it; one argument is taken as shell code, several as words.
+
+    Examples:
+
+      rockroll sandbox exec demo -- python3 -c 'print(6 * 7)'
+
+      rockroll sandbox exec demo --session s -- 'cd /srv && x=1'
+
+      rockroll sandbox exec demo --session s --timeout 30 -- 'pwd; echo $x'
+
+      tar c src | rockroll sandbox exec demo -i -- tar x -C /srv
+    """
+    limit = _seconds("--timeout", timeout)
+    if session is not None and stdin:
+        raise UsageError("--stdin goes with a program, not with --session: commands of a session read /dev/null")
+    data = sys.stdin.buffer.read() if stdin else b""
+
+    async def work() -> Observation:
+        async with _attached(id) as sandbox:
+            if session is None:
+                return await sandbox.execute(command, timeout=limit, stdin=data, max_output=MAX_OUTPUT)
+            line = command[0] if len(command) == 1 else _words(command)
+            return await sandbox.arun(line, session=session, timeout=limit, max_output=MAX_OUTPUT)
+
+    seen = _run(work())
+    if as_json:
+        _print_json(
+            {
+                "stdout": seen.stdout.decode("utf-8", "replace"),
+                "stderr": seen.stderr.decode("utf-8", "replace"),
+                "exit_code": seen.exit_code,
+                "outcome": seen.outcome,
+                "session_restarted": seen.session_restarted,
+                "truncated_bytes": seen.truncated_bytes,
+                "duration_s": round(seen.duration_s, 6),
+            }
+        )
+    else:
+        sys.stdout.buffer.write(seen.stdout)
+        sys.stdout.buffer.flush()
+        sys.stderr.buffer.write(seen.stderr)
+        sys.stderr.buffer.flush()
+        if said := _remark(seen, limit):
+            print(f"rockroll: {said}", file=sys.stderr)
+    raise typer.Exit(seen.exit_code if seen.exit_code is not None else CODES.get(seen.outcome, 1))
+
+
+MAX_OUTPUT = 64 << 20
+"""Bytes of each stream that `exec` passes on."""
+
+
+@app.command()
+def cp(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="A path here, or ID:PATH in a sandbox.")],
+    target: Annotated[str, typer.Argument(metavar="DST", help="A path here, or ID:PATH in a sandbox.")],
+) -> None:
+    """Copy a file or a folder into a sandbox, or out of it.
+
+    DST is the path that the copy will have; with a slash at its end, the folder it goes into.
+
+    Examples:
+
+      rockroll sandbox cp data.csv demo:/data/
+
+      rockroll sandbox cp demo:/srv/out results
+    """
+    box_from, path_from = _place(source)
+    box_to, path_to = _place(target)
+    if (box_from is None) == (box_to is None):
+        raise UsageError(
+            f"cp: one of SRC and DST is ID:PATH, the other a path here; got {source} and {target} "
+            "(a path here with a colon in it is written ./a:b)"
+        )
+    if path_to.endswith("/"):
+        path_to += Path(path_from).resolve().name if box_from is None else path_from.rstrip("/").rpartition("/")[2]
+
+    async def work() -> list[str]:
+        async with _attached(box_from or box_to or "") as sandbox:
+            if box_from is not None:
+                return await sandbox.download(path_from, path_to)
+            await sandbox.upload(path_from, path_to)
+            return []
+
+    left_out = _run(work())
+    for path in left_out[:10]:
+        print(f"rockroll: left out, a link or special file: {_safe(path)}", file=sys.stderr)
+    if len(left_out) > 10:
+        print(f"rockroll: and {len(left_out) - 10} more", file=sys.stderr)
+
+
+@app.command()
+def logs(
+    id: Id,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the sandbox is gone, or Ctrl-C.")] = False,
+) -> None:
+    """Print what the commands of a sandbox printed, sessions and programs alike."""
+
+    async def work() -> None:
+        async with _attached(id) as sandbox:
+            async for data in sandbox.logs(follow=follow):
+                sys.stdout.buffer.write(data)
+                sys.stdout.buffer.flush()
+
+    _run(work())
+
+
+@app.command()
+def stats(id: Id, as_json: Json = False) -> None:
+    """Show what a sandbox uses: CPU time, memory, processes, disk."""
+
+    async def work() -> dict[str, Any]:
+        import msgspec
+
+        async with _attached(id) as sandbox:
+            return msgspec.structs.asdict(await sandbox.stats())
+
+    seen = _run(work())
+    if as_json:
+        _print_json(seen)
+        return
+    from rockroll.units import show_size
+
+    memory, processes = seen["memory_limit"], seen["pids_limit"]
+    rows = [
+        ["cpu", f"{seen['cpu_s']:.2f} s"],
+        ["memory", f"{show_size(seen['memory_bytes'])} of {show_size(memory) if memory else 'no limit'}"],
+        ["processes", f"{seen['pids']} of {processes or 'no limit'}"],
+        ["killed for memory", str(seen["oom_kills"])],
+        ["disk", show_size(seen["disk_bytes"])],
+    ]
+    _print_table(None, rows)
+
+
+@app.command()
+def stop(ids: Ids, as_json: Json = False) -> None:
+    """End every process in these sandboxes; their files stay, and `start` brings them up again."""
+    _each(ids, "sandbox.stop", as_json)
+
+
+@app.command()
+def start(ids: Ids, as_json: Json = False) -> None:
+    """Start sandboxes again that were stopped."""
+    _each(ids, "sandbox.start", as_json)
+
+
+@app.command()
+def down(
+    ids: Annotated[list[str] | None, typer.Argument(metavar="ID...", help="Ids, beginnings of ids, or names.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every sandbox of this user.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove sandboxes and all that is in them.
+
+    Examples:
+
+      rockroll sandbox down demo
+
+      rockroll sandbox down --all
+    """
+    if bool(ids) == everything:
+        raise UsageError("down: name the sandboxes to remove, or say --all")
+    _each(ids, "sandbox.delete", as_json)
+
+
+# ---- between the commands and the node ---------------------------------------------------------------------------
+
+
+def _run(work: Coroutine[Any, Any, Any]) -> Any:
+    from rockroll.cli.loop import run
+
+    return run(work)
+
+
+@asynccontextmanager
+async def _node() -> AsyncIterator[rpc.Client]:
+    from rockroll.sandbox.node_client import close_node, connect_node
+
+    try:
+        yield await connect_node()
+    finally:
+        await close_node()
+
+
+@asynccontextmanager
+async def _attached(id: str) -> AsyncIterator[Sandbox]:
+    from rockroll.sandbox.client import Sandbox
+
+    async with _node():
+        yield await Sandbox.attach(id)
+
+
+async def _all(node: rpc.Client) -> list[SandboxInfo]:
+    from rockroll.sandbox.wire import Empty, SandboxInfo
+
+    return await node.call("sandbox.list", Empty(), type=list[SandboxInfo])
+
+
+def _each(ids: list[str] | None, method: str, as_json: bool) -> None:
+    """One method on each of these sandboxes, or on all; every one is tried before the first error is raised."""
+
+    async def work() -> list[SandboxInfo]:
+        from rockroll.sandbox.wire import Ref, SandboxInfo
+
+        done: list[SandboxInfo] = []
+        async with _node() as node:
+            targets = list(dict.fromkeys(ids)) if ids is not None else [info.id for info in await _all(node)]
+
+            async def one(target: str) -> None:
+                done.append(await node.call(method, Ref(id=target), type=SandboxInfo))
+
+            errors = await _side_by_side([lambda target=target: one(target) for target in targets], keep_going=True)
+        for info in done:
+            if not as_json:
+                print(_safe(info.id))
+        if as_json:
+            _print_json([_public(info) for info in done])
+        for error in errors[1:]:
+            print(f"rockroll: {error}", file=sys.stderr)
+        if errors:
+            raise errors[0]
+        return done
+
+    _run(work())
+
+
+async def _side_by_side(jobs: list[Callable[[], Awaitable[Any]]], *, keep_going: bool = False) -> list[RockrollError]:
+    """Runs jobs, AT_ONCE at a time. The first error ends the others and is raised; or, with keep_going, all errors are
+    returned at the end."""
+    import asyncio
+
+    slots = asyncio.Semaphore(AT_ONCE)
+    errors: list[RockrollError] = []
+
+    async def one(job: Callable[[], Awaitable[Any]]) -> None:
+        async with slots:
+            try:
+                await job()
+            except RockrollError as error:
+                if not keep_going:
+                    raise
+                errors.append(error)
+
+    tasks = [asyncio.ensure_future(one(job)) for job in jobs]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return errors
+
+
+# ---- what people write and read ------------------------------------------------------------------------------------
+
+
+def _pairs(option: str, texts: list[str] | None) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in texts or ():
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise UsageError(f"{option}: K=V, as in {option} LANG=C; got {text!r}")
+        found[key] = value
+    return found
+
+
+def _seconds(option: str, text: str | None) -> float | None:
+    from rockroll.units import seconds
+
+    try:
+        return None if text is None else seconds(text)
+    except ValueError as error:
+        raise UsageError(f"{option}: {error}") from None
+
+
+def _absolute(mount: str) -> str:
+    """SRC may be written relative to this folder; the node runs elsewhere."""
+    source, colon, rest = mount.partition(":")
+    return f"{Path(source).expanduser().absolute()}{colon}{rest}" if source and colon else mount
+
+
+def _named(config: Any, name: str | None) -> Any:
+    import dataclasses
+
+    return config if name is None else dataclasses.replace(config, name=name)
+
+
+def _place(text: str) -> tuple[str | None, str]:
+    """("ID", "PATH") for ID:PATH, (None, path) for a path on this side."""
+    box, colon, path = text.partition(":")
+    if not colon or text.startswith(("/", ".", "~")) or "/" in box:
+        return None, text
+    if not box or not path:
+        raise UsageError(f"cp: a place in a sandbox is ID:PATH, as in demo:/data; got {text!r}")
+    return box, path
+
+
+def _words(command: list[str]) -> str:
+    import shlex
+
+    return shlex.join(command)
+
+
+def _remark(seen: Observation, limit: float | None) -> str:
+    """What the streams and the exit code do not say."""
+    said = []
+    if seen.outcome == "timeout":
+        said.append(f"killed after --timeout {limit:g} s")
+    elif seen.outcome == "oom":
+        said.append("killed by the kernel: the sandbox's memory limit was reached")
+    elif seen.outcome == "lost":
+        said.append("the sandbox died while the command ran")
+    elif seen.outcome == "closed" and seen.exit_code is None:
+        said.append("the shell ended")
+    if seen.session_restarted:
+        said.append("the session's shell was started anew")
+    if seen.truncated_bytes:
+        said.append(f"{seen.truncated_bytes} bytes of output over {MAX_OUTPUT} were dropped")
+    return "; ".join(said)
+
+
+def _public(info: SandboxInfo) -> dict[str, Any]:
+    """A sandbox as JSON; its environment stays out, since people put secrets there."""
+    import msgspec
+
+    fields = msgspec.structs.asdict(info)
+    del fields["env"]
+    return fields
+
+
+def _print_json(value: Any) -> None:
+    import json
+
+    print(json.dumps(value, indent=2))  # ASCII: a control character in a label comes out escaped
+
+
+def _safe(text: str) -> str:
+    """Text that somebody else chose, without the control characters that would drive this terminal."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
+def _labels(labels: dict[str, str]) -> str:
+    return " ".join(f"{key}={value}" for key, value in sorted(labels.items()))
+
+
+def _age(created: float) -> str:
+    import time
+
+    seconds = max(0, int(time.time() - created))
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= size:
+            return f"{seconds // size}{unit}"
+    return f"{seconds}s"
+
+
+def _print_table(header: list[str] | None, rows: list[list[str]]) -> None:
+    """Columns as wide as their widest cell, nothing cut: what is piped into another program stays whole."""
+    lines = [[_safe(cell) for cell in row] for row in ([header] if header else []) + rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))] if lines else []
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

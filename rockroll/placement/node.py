@@ -1,0 +1,168 @@
+"""The node: the process that holds this home's sandboxes and their model endpoints.
+
+In: calls over rpc (rockroll/sandbox/wire.py, and `model.route`). Out: their replies. It puts the sandbox room's host
+and the model service's gateway together and leaves everything else to them.
+
+    python -m rockroll.placement.node [--address unix://…] [--ready-fd N] [--idle 60]
+
+    lock node/node.lock ──► host up ──► serving ──┬─ SIGTERM, SIGINT
+                                                  └─ idle: no client and no sandbox for --idle seconds
+                                                        ──► boxes of connections deleted, detached ones left running
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import uvloop
+
+from rockroll import home, rpc
+from rockroll.errors import HostError, RockrollError
+from rockroll.model_service.gateway import Gateway, box_environment
+from rockroll.sandbox import wire
+from rockroll.sandbox.host import SandboxHost
+from rockroll.sandbox.node_client import address_path
+
+ENDPOINT_PORT = 41414
+"""Where a model answers inside each box (127.0.0.1): a port that no usual server takes."""
+IDLE_S = 60.0
+PREDECESSOR_S = 60
+"""How long a node waits for the one before it to finish deleting its boxes."""
+_log = logging.getLogger(__name__)
+
+
+class Route(wire.Struct, frozen=True, kw_only=True):
+    """Where one box's model calls go from now on."""
+
+    id: str
+    upstream: str | None
+    """A relay's address; None: calls are refused."""
+    token: str
+    """Names the episode to the relay; never shown in the box."""
+
+
+class Node:
+    """One node's life: `await Node(address).run(ready)` returns when it has ended and left nothing behind."""
+
+    def __init__(self, address: str, idle_s: float = IDLE_S) -> None:
+        self._idle_s = idle_s
+        self._over = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._gateway = Gateway()
+        self._host = SandboxHost(
+            endpoint_port=ENDPOINT_PORT,
+            on_endpoint=self._gateway.attach,
+            on_endpoint_gone=self._endpoint_gone,
+            env=lambda _: box_environment(ENDPOINT_PORT),
+        )
+        self._server = rpc.Server(
+            address,
+            {**self._host.handlers(), "model.route": self._route},
+            types={**wire.BODIES, "model.route": Route},
+            on_disconnect=self._client_gone,
+        )
+
+    async def run(self, ready: int | None = None) -> None:
+        """Serves until idle or told to end. "ready\\n" goes to the descriptor `ready` once calls are answered."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._end, signal.Signals(number).name)
+        try:
+            await self._host.start()
+            await self._server.start()
+            address_path().write_text(self._server.address)
+            _log.info("serving at %s", self._server.address)
+            if ready is not None:
+                os.write(ready, b"ready\n")
+                os.close(ready)
+            self._watch_idle()
+            await self._over.wait()
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+            await self._server.close()
+            await self._host.close()
+            await self._gateway.close()
+            _log.info("ended")
+
+    def _end(self, why: str) -> None:
+        _log.info("ending: %s", why)
+        self._over.set()
+
+    async def _route(self, body: Route, _peer: rpc.Peer) -> None:
+        self._gateway.route(self._host.resolve(body.id), body.upstream, body.token)
+
+    async def _client_gone(self, peer: rpc.Peer) -> None:
+        await self._host.on_disconnect(peer)
+        self._watch_idle()
+
+    def _endpoint_gone(self, sandbox_id: str) -> None:
+        self._gateway.forget(sandbox_id)
+        self._watch_idle()
+
+    def _watch_idle(self) -> None:
+        """Looks again --idle seconds from now. Called whenever a client or a sandbox has gone."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(self._idle_s, self._end_if_idle)
+
+    def _end_if_idle(self) -> None:
+        if not self._server.peers and not self._host.count():
+            self._end(f"no client and no sandbox for {self._idle_s:g} s")
+
+
+@contextlib.contextmanager
+def only_node() -> Iterator[None]:
+    """One node a home, by a file lock; waits for a predecessor that is just ending. HostError where it does not end."""
+    with (home.node_dir() / "node.lock").open("w") as file:
+
+        def give_up(*_: Any) -> None:
+            raise HostError(f"another node holds {file.name} and does not end; see {home.node_dir() / 'node.log'}")
+
+        before = signal.signal(signal.SIGALRM, give_up)
+        signal.alarm(PREDECESSOR_S)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        finally:
+            signal.alarm(0)
+            signal.signal(signal.SIGALRM, before)
+        yield
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m rockroll.placement.node", description="The process that holds sandboxes."
+    )
+    parser.add_argument("--address", default=home.node_address(), help="where to serve: unix://PATH")
+    parser.add_argument("--ready-fd", type=int, help="a descriptor that is told when calls are answered")
+    parser.add_argument("--idle", type=float, default=IDLE_S, help="seconds without a client and a sandbox")
+    arguments = parser.parse_args()
+    if arguments.ready_fd is not None and os.fork():
+        # Started by a client: leave it, so that the node is nobody's zombie and `podman unshare` does not wait here.
+        os._exit(0)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        with only_node():
+            uvloop.run(_serve(arguments.address, arguments.idle, arguments.ready_fd))
+    except RockrollError as error:
+        sys.exit(f"rockroll node: {error}")
+
+
+async def _serve(address: str, idle_s: float, ready: int | None) -> None:
+    try:
+        await Node(address, idle_s).run(ready)
+    finally:
+        address_path().unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    main()
