@@ -11,17 +11,21 @@ import torch
 from torch import Tensor
 
 
-def token_logprobs(logits: Tensor, targets: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+def token_logprobs(
+    logits: Tensor, targets: Tensor, temperature: float = 1.0, *, entropy_gradient: bool = False
+) -> tuple[Tensor, Tensor]:
     """Log-probs of targets under softmax(logits / temperature), and the entropies of that softmax.
 
     logits: [n, vocabulary], any float type. targets: [n] int64. Returns ([n], [n]) in float32, in nats.
+    entropy_gradient: whether the entropies carry one; it costs another tensor of the logits' size.
     """
     scaled = logits.float()
     if temperature != 1.0:
         scaled = scaled / temperature
     total = torch.logsumexp(scaled, -1)
-    chosen = scaled.gather(-1, targets[:, None])[:, 0]
-    return chosen - total, total - (torch.exp(scaled - total[:, None]) * scaled).sum(-1)
+    logp = scaled.gather(-1, targets[:, None])[:, 0] - total
+    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
+        return logp, total - (torch.exp(scaled - total[:, None]) * scaled).sum(-1)
 
 
 def k3(logp: Tensor, reference: Tensor) -> Tensor:

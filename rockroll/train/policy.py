@@ -66,7 +66,9 @@ def check_folder(path: str | Path) -> Path:
 def load_model(path: str | Path, *, dtype: str = "float32") -> Any:
     """The `transformers` model in a folder, on the CPU, without dropout: trained log-probs are the sampled ones."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     folder = check_folder(path)
     try:
         model = AutoModelForCausalLM.from_pretrained(

@@ -1,0 +1,129 @@
+"""The process of one trainer rank: `python -m rockroll.train.server --config FILE --rank R`.
+
+In: a TrainConfig as JSON, then calls over rpc (step, export, save, load, logprobs, info). Out: replies; logs on
+stderr. It answers from the moment it is ready, ends with the process that started it, and removes its socket.
+Leaves fanning out to the ranks to client.py, noticing that this process died to its parent.
+
+The event loop only carries messages; all of torch runs in one other thread, in the order of the calls.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import ctypes
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from rockroll import rpc
+from rockroll.errors import RockrollError, TrainError
+from rockroll.train.api import TrainBatch
+from rockroll.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from rockroll.train.trainer import RankTrainer
+
+_log = logging.getLogger("rockroll.train")
+_PR_SET_PDEATHSIG = 1
+
+
+async def serve(config: TrainConfig, rank: int) -> None:
+    """Load the model, answer calls until SIGTERM or the parent's death. Raises TrainError where it cannot start."""
+    started = time.perf_counter()
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    loop.add_reader(os.pidfd_open(os.getppid()), stop.set)  # readable when the parent is gone
+    compute = ThreadPoolExecutor(1, thread_name_prefix="compute")
+
+    def begin() -> RankTrainer:
+        from rockroll.train.trainer import RankTrainer  # torch and DeepSpeed take seconds; the loop listens meanwhile
+
+        return RankTrainer(config, rank)
+
+    ending = asyncio.create_task(stop.wait())
+    loading = asyncio.ensure_future(loop.run_in_executor(compute, begin))
+    await asyncio.wait([loading, ending], return_when=asyncio.FIRST_COMPLETED)
+    if stop.is_set():
+        return
+    trainer = await loading
+    address = config.rank_address(rank)
+    server = rpc.Server(address, _handlers(trainer, compute), types={"step": TrainBatch})
+    await server.start()
+    _log.info("rank %d ready at %s after %.1f s", rank, address, time.perf_counter() - started)
+    try:
+        await ending
+    finally:
+        await server.close()
+
+
+def _handlers(trainer: RankTrainer, compute: ThreadPoolExecutor) -> dict[str, rpc.Handler]:
+    async def run(work: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(compute, work, *arguments)
+
+    async def step(body: TrainBatch, _peer: rpc.Peer) -> Any:
+        return await run(trainer.step, body)
+
+    async def export(body: str, _peer: rpc.Peer) -> Any:
+        return await run(trainer.export, body)
+
+    async def save(body: str, _peer: rpc.Peer) -> None:
+        await run(trainer.save, body)
+
+    async def load(body: str, _peer: rpc.Peer) -> int:
+        return await run(trainer.load, body)
+
+    async def logprobs(body: list[int], _peer: rpc.Peer) -> list[float]:
+        return await run(trainer.logprobs, body)
+
+    async def info(_body: None, _peer: rpc.Peer) -> Any:
+        return await run(trainer.info)
+
+    return {"step": step, "export": export, "save": save, "load": load, "logprobs": logprobs, "info": info}
+
+
+def _die_with_parent() -> None:
+    """SIGTERM when the parent dies, also before the loop listens to anything."""
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it died before the call above
+        sys.exit(1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="rockroll.train.server", description="One rank of the trainer.")
+    parser.add_argument("--config", required=True, type=Path, help="TrainConfig as JSON")
+    parser.add_argument("--rank", required=True, type=int)
+    arguments = parser.parse_args()
+    _die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the controller decides
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    code = 0
+    try:
+        config = msgspec.json.decode(arguments.config.read_bytes(), type=TrainConfig)
+        if not config.address:
+            raise TrainError("train address is empty; name one, such as ipc:///run/rockroll/trainer-{rank}")
+        asyncio.run(serve(config, arguments.rank))
+    except RockrollError as error:
+        print(error, file=sys.stderr)
+        code = error.exit_code
+    except (OSError, msgspec.MsgspecError) as error:
+        print(f"train config {arguments.config}: {error}", file=sys.stderr)
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: it would wait for a compute thread that may be in a collective with a rank that is dead.
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()
