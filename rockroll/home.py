@@ -10,6 +10,8 @@ import hashlib
 import os
 from pathlib import Path
 
+from rockroll.errors import HostError
+
 
 def home() -> Path:
     """`$ROCKROLL_HOME`, or `~/.rockroll`."""
@@ -18,7 +20,7 @@ def home() -> Path:
 
 def home_id() -> str:
     """Eight hex digits that name this home: containers carry it as a label, so that two homes never meet."""
-    return hashlib.sha256(f"{os.getuid()}:{home()}".encode()).hexdigest()[:8]
+    return hashlib.sha256(f"{user_id()}:{home()}".encode()).hexdigest()[:8]
 
 
 def node_dir() -> Path:
@@ -26,12 +28,26 @@ def node_dir() -> Path:
     return _made(home() / "node")
 
 
+def user_id() -> int:
+    """The user's uid on the host, also inside `podman unshare`, where os.getuid() is 0: both ends of a socket agree."""
+    return int(os.environ.get("_CONTAINERS_ROOTLESS_UID") or os.getuid())
+
+
+def user_runtime_dir() -> Path:
+    """XDG_RUNTIME_DIR where it can be written, else what Podman falls back to, so that all agree on one place."""
+    places = [os.environ.get("XDG_RUNTIME_DIR"), "/run" if user_id() == 0 else f"/run/user/{user_id()}"]
+    for place in places:
+        if place and Path(place).is_dir() and os.access(place, os.W_OK):
+            return Path(place)
+    path = _made(Path(f"/tmp/podman-run-{user_id()}"))
+    if path.stat().st_uid != os.getuid() or path.is_symlink():
+        raise HostError(f"{path} belongs to somebody else; set XDG_RUNTIME_DIR to a directory of your own")
+    return path
+
+
 def runtime_dir() -> Path:
     """A short path for sockets and FIFOs: a unix socket's path may have no more than 107 bytes."""
-    base = Path(os.environ.get("XDG_RUNTIME_DIR") or ("/run" if os.getuid() == 0 else "/tmp"))
-    if not base.is_dir() or not os.access(base, os.W_OK):
-        base = Path("/tmp")
-    return _made(base / f"rockroll-{home_id()}")
+    return _made(user_runtime_dir() / f"rockroll-{home_id()}")
 
 
 def node_address() -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 from rockroll import home
 from rockroll.errors import HostError, SandboxLost
+from rockroll.sandbox import runtime
 from rockroll.sandbox.config import SandboxConfig
 from rockroll.sandbox.podman import HOME_LABEL
 
@@ -38,6 +39,7 @@ def create_body(
     PID 1 is catatonit in its pause mode: it reaps orphans, ends on SIGTERM, and is the only process of an idle box.
     """
     body: dict[str, Any] = {
+        **_user_namespace(config),
         "name": name,
         "image": config.image_name,
         "entrypoint": [INIT],
@@ -65,6 +67,32 @@ def create_body(
             raise HostError(f"mounts: {mount.source} does not exist on this host")
         body["mounts"].append(_bind(mount.source, mount.destination, mount.read_only))
     return body
+
+
+def _user_namespace(config: SandboxConfig) -> dict[str, Any]:
+    """Root of the box is nobody on the host. One mapping for all boxes: where the kernel cannot map ids at the mount,
+    Podman copies the image once for it, not once a box. Not with a writable mount, whose files no mapped id could
+    write, nor for an ordinary user, whose Podman lives in a user namespace already."""
+    host = runtime.detect()
+    if host.rootless or not host.user_namespaces or any(not mount.read_only for mount in config.parsed_mounts):
+        return {}
+    mapping = [{"container_id": 0, "host_id": runtime.MAPPED_FIRST_ID, "size": runtime.MAPPED_IDS}]
+    return {
+        "userns": {"nsmode": "private"},
+        "idmappings": {"UIDMap": mapping, "GIDMap": mapping, "HostUIDMapping": False, "HostGIDMapping": False},
+    }
+
+
+def host_root(pid: int) -> tuple[int, int]:
+    """The uid and gid, as this process sees them, of root in the container of pid: the owner to give to its files."""
+    found = []
+    for kind in ("uid", "gid"):
+        try:
+            first = Path(f"/proc/{pid}/{kind}_map").read_text().splitlines()[0].split()
+        except (FileNotFoundError, ProcessLookupError, IndexError):
+            raise SandboxLost(f"the sandbox's first process {pid} is gone") from None
+        found.append(int(first[1]) if first[0] == "0" else 0)
+    return found[0], found[1]
 
 
 def verify(pid: int, config: SandboxConfig) -> list[str]:

@@ -13,6 +13,7 @@ import platform
 import resource
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,10 @@ from rockroll.errors import HostError
 
 RUNTIMES = ("crun", "runc")  # in order of preference: crun starts a box some ms faster
 PROBE_TIMEOUT_S = 60
-CONF_VERSION = 1  # part of what a remembered verdict depends on: raise it when containers.conf changes
+MAPPED_FIRST_ID = 0x70000000  # above what systemd hands out to containers and what useradd puts in /etc/subuid
+MAPPED_IDS = 65536
+USER_NAMESPACE_OPTIONS = tuple(f"--{kind}map=0:{MAPPED_FIRST_ID}:{MAPPED_IDS}" for kind in ("uid", "gid"))
+CONF_VERSION = 5  # part of what a remembered verdict depends on: raise it when containers.conf changes
 
 
 class HostRuntime(msgspec.Struct, frozen=True):
@@ -38,6 +42,8 @@ class HostRuntime(msgspec.Struct, frozen=True):
     """Its --root directory, for `BINARY --root STATE_ROOT exec …`."""
     rootless: bool
     """Whether an ordinary user runs it: the node then lives inside `podman unshare` (rootless_prefix)."""
+    user_namespaces: bool
+    """Whether a box can have a user namespace of its own (always so for an ordinary user)."""
     podman: str
     """Podman's version."""
     refused: dict[str, str]
@@ -48,16 +54,23 @@ class HostRuntime(msgspec.Struct, frozen=True):
         return environment()
 
 
+_detected: dict[str, HostRuntime] = {}
+
+
 def detect(refresh: bool = False) -> HostRuntime:
     """The runtime of this host; probes once (under 1 s), then answers from a file. Raises HostError with the cure."""
+    directory = _conf_dir()
+    if not refresh and (known := _detected.get(str(directory))):
+        return known
     key = _key()
-    kept = _conf_dir() / "runtime.json"
-    with _locked(_conf_dir() / "runtime.lock"):
-        if not refresh and (found := _read(kept, key)):
-            return found
-        found = _probe(key)
-        kept.write_bytes(msgspec.json.encode({"key": key, "host": found}))
-        return found
+    kept = directory / "runtime.json"
+    with _locked(directory / "runtime.lock"):
+        found = None if refresh else _read(kept, key)
+        if not found:
+            found = _probe(key)
+            kept.write_bytes(msgspec.json.encode({"key": key, "host": found}))
+    _detected[str(directory)] = found
+    return found
 
 
 def is_rootless() -> bool:
@@ -83,11 +96,16 @@ def podman_binary() -> str:
 
 
 def environment() -> dict[str, str]:
-    """This process's environment with CONTAINERS_CONF set to rockroll's file and a runtime directory for rootless."""
+    """This process's environment with rockroll's containers.conf; for an ordinary user, also its own store.
+
+    An ordinary user gets a store of rockroll's own under $ROCKROLL_HOME/podman: without a storage.conf Podman 4.3
+    may settle on the vfs driver, which copies the whole image for each box (2.8 s), and a store remembers its driver.
+    """
     made = dict(os.environ)
     made["CONTAINERS_CONF"] = str(_conf_dir() / "containers.conf")
     if is_rootless():
-        made.setdefault("XDG_RUNTIME_DIR", str(_user_runtime_dir()))
+        made["CONTAINERS_STORAGE_CONF"] = str(_conf_dir() / "storage.conf")
+        made["XDG_RUNTIME_DIR"] = str(home.user_runtime_dir())
     return made
 
 
@@ -97,21 +115,8 @@ def _conf_dir() -> Path:
     return path
 
 
-def _user_runtime_dir() -> Path:
-    uid = int(os.environ.get("_CONTAINERS_ROOTLESS_UID", os.getuid()))
-    for path in (Path(f"/run/user/{uid}"), Path(f"/tmp/podman-run-{uid}")):
-        if path.is_dir() and os.access(path, os.W_OK):
-            return path
-    path.mkdir(mode=0o700, exist_ok=True)
-    return path
-
-
 def _state_root(runtime: str) -> str:
-    return str(_user_runtime_dir_of_environment() / runtime) if is_rootless() else f"/run/{runtime}"
-
-
-def _user_runtime_dir_of_environment() -> Path:
-    return Path(environment()["XDG_RUNTIME_DIR"])
+    return str(home.user_runtime_dir() / runtime) if is_rootless() else f"/run/{runtime}"
 
 
 def _key() -> dict[str, str]:
@@ -121,7 +126,7 @@ def _key() -> dict[str, str]:
     key = {
         "podman": version.stdout.split()[-1],
         "kernel": platform.release(),
-        "uid": str(os.environ.get("_CONTAINERS_ROOTLESS_UID", os.getuid())),
+        "uid": str(home.user_id()),
         "conf": str(CONF_VERSION),
         "limits": str([resource.getrlimit(what) for what in (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC)]),
     }
@@ -151,34 +156,45 @@ def _probe(key: dict[str, str]) -> HostRuntime:
         _write_conf(runtime, binary)
         said = _run_once()
         if said is None:
-            state, podman = _state_root(runtime), key["podman"]
-            return HostRuntime(runtime, binary, state, is_rootless(), podman, refused)
+            return HostRuntime(
+                runtime=runtime,
+                binary=binary,
+                state_root=_state_root(runtime),
+                rootless=is_rootless(),
+                user_namespaces=is_rootless() or _run_once(*USER_NAMESPACE_OPTIONS) is None,
+                podman=key["podman"],
+                refused=refused,
+            )
         refused[runtime] = said
     reasons = "; ".join(f"{name}: {why}" for name, why in refused.items())
     raise HostError(f"no OCI runtime can run a container here ({reasons}); run `rockroll doctor`")
 
 
-def _run_once() -> str | None:
-    """Runs `true` in a container whose /usr is the host's, so that no image is needed; None when it ran."""
-    root = _conf_dir() / "probe"
-    for name in ("bin", "lib", "lib64", "sbin"):
-        link = root / name
-        if not link.is_symlink():
-            root.mkdir(exist_ok=True)
-            link.symlink_to(f"usr/{name}")
+def _run_once(*options: str) -> str | None:
+    """Runs `true` in a container whose /usr is the host's, so that no image is needed; None when it ran.
+
+    options: nothing, or USER_NAMESPACE_OPTIONS."""
     argv = [podman_binary(), "run", "--rm", "--network", "none", "--log-driver", "none", "--volume", "/usr:/usr:ro"]
-    try:
-        done = subprocess.run(
-            [*argv, "--rootfs", str(root), "/usr/bin/true"],
-            env=environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=PROBE_TIMEOUT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return f"no answer within {PROBE_TIMEOUT_S} s"
+    with tempfile.TemporaryDirectory(prefix="rockroll-probe-") as directory:
+        root = Path(directory)
+        for name in ("bin", "lib", "lib64", "sbin"):
+            (root / name).symlink_to(f"usr/{name}")
+        for path in (root, root / "etc", root / "run"):  # in these the box's root makes mount points
+            path.mkdir(exist_ok=True)
+            if options:
+                os.chown(path, MAPPED_FIRST_ID, MAPPED_FIRST_ID)
+        try:
+            done = subprocess.run(
+                [*argv, *options, "--rootfs", directory, "/usr/bin/true"],
+                env=environment(),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=PROBE_TIMEOUT_S,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return f"no answer within {PROBE_TIMEOUT_S} s"
     if done.returncode == 0:
         return None
     lines = done.stderr.strip().splitlines()
@@ -195,10 +211,33 @@ default_ulimits = ["nofile={_hard(resource.RLIMIT_NOFILE, 1_048_576)}", "nproc={
 runtime = "{runtime}"
 events_logger = "file"
 cgroup_manager = "{_cgroup_manager()}"
-[engine.runtimes]
+{_own_store()}[engine.runtimes]
 {runtime} = ["{binary}"]
 """
-    path = _conf_dir() / "containers.conf"
+    _replace(_conf_dir() / "containers.conf", text)
+
+
+def _own_store() -> str:
+    """Writes storage.conf for an ordinary user; the lines that containers.conf then needs."""
+    if not is_rootless():
+        return ""
+    store = home.home() / "podman"
+    text = f"""\
+# Written by rockroll; used for its own Podman service only (CONTAINERS_STORAGE_CONF).
+[storage]
+driver = "overlay"
+rootless_storage_path = "{store / "storage"}"
+"""
+    _replace(_conf_dir() / "storage.conf", text)
+    # Locks in a file of this store: the shared-memory ones are one set per user, and whichever store comes up first
+    # after a boot frees them all.
+    return f"""\
+lock_type = "file"
+tmp_dir = "{home.user_runtime_dir() / f"rockroll-{home.home_id()}" / "libpod"}"
+"""
+
+
+def _replace(path: Path, text: str) -> None:
     temporary = path.with_suffix(".new")
     temporary.write_text(text)
     temporary.replace(path)
@@ -214,7 +253,7 @@ def _hard(which: int, most: int) -> str:
 def _cgroup_manager() -> str:
     """cgroupfs works everywhere but for an ordinary user on cgroup v2, to whom only systemd delegates a subtree."""
     v2 = Path("/sys/fs/cgroup/cgroup.controllers").exists()
-    return "systemd" if is_rootless() and v2 and (_user_runtime_dir() / "systemd").is_dir() else "cgroupfs"
+    return "systemd" if is_rootless() and v2 and (home.user_runtime_dir() / "systemd").is_dir() else "cgroupfs"
 
 
 def _which(name: str) -> str | None:
