@@ -26,6 +26,8 @@ class EngineConfig:
     """CPU threads of the forward pass."""
     max_batch: int = 64
     """Requests decoded together; more wait in the order they came."""
+    prefill_tokens: int = 512
+    """Prompt tokens computed in one step, at most: longer prompts take several, so that decoding is not held up."""
     context_length: int = 0
     """Prompt and new tokens together, at most. 0: what the model's config says."""
     prefix_cache: int = 64
@@ -36,8 +38,9 @@ class EngineConfig:
     """The version of the weights found at start."""
 
     def __post_init__(self) -> None:
-        for name, least in (("threads", 1), ("max_batch", 1), ("context_length", 0), ("prefix_cache", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"engine {name} must be at least {least}; got {getattr(self, name)}")
+        least = {"threads": 1, "max_batch": 1, "prefill_tokens": 1, "context_length": 0, "prefix_cache": 0}
+        for name, at_least in least.items():
+            if getattr(self, name) < at_least:
+                raise ValueError(f"engine {name} must be at least {at_least}; got {getattr(self, name)}")
         if self.device != "auto" and self.device.split(":")[0] not in ("cpu", "cuda"):
             raise ValueError(f"engine device is auto, cpu, cuda or cuda:N; got {self.device!r}")

@@ -1,0 +1,266 @@
+"""Continuous batching: requests join and leave between any two steps.
+
+In: sequences to finish, in the order they came. Out, per `step`: one forward of the model over one new token of every
+sequence under way and the prompts of newcomers, and the sequences that ended. Belongs to one thread. Leaves waiting,
+futures and weights to transformers_engine.py.
+
+    add ──► waiting ──► active (a row of `Slots`) ──► finished: its keys and values are kept for a next turn
+                └──────────── abort ────────────► gone, the row is free in the next step
+
+A newcomer computes only what no other has: the longest prefix that it shares with an active row or with a kept
+sequence is copied, not computed. Of one group's equal prompts, arriving together, one is computed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rockroll.engine.api import GenerateRequest, Generation
+from rockroll.engine.prefixes import Prefixes
+from rockroll.engine.sampling import sample, uniforms
+from rockroll.engine.slots import Kept, Segment, Slots, Step
+
+_LEAST_SHARED = 16
+"""Shorter prefixes than this are computed: the copies of every layer would cost as much."""
+
+
+class Sequence:
+    """One request under way. `cached` of its ids have their keys and values in its row."""
+
+    def __init__(self, request: GenerateRequest, seed: int) -> None:
+        self.request = request
+        self.seed = seed
+        self.ids = list(request.prompt_ids)
+        self.logprobs: list[float] = []
+        self.versions: list[int] = []
+        self.stops = frozenset(request.stop_ids)
+        self.cached = 0
+        self.row = -1
+        self.cache_version = -1
+        self.done = False
+
+    @property
+    def generated(self) -> int:
+        return len(self.logprobs)
+
+    def generation(self, finish_reason: Any) -> Generation:
+        return Generation(
+            token_ids=self.ids[len(self.request.prompt_ids) :],
+            logprobs=self.logprobs,
+            versions=self.versions,
+            finish_reason=finish_reason,
+        )
+
+    def ended(self) -> str | None:
+        if self.ids[-1] in self.stops:
+            return "stop"
+        return "length" if self.generated >= self.request.max_tokens else None
+
+
+class Batch:
+    """Sequences active in at most `max_batch` rows, and those that wait for one."""
+
+    def __init__(
+        self, model: Any, slots: Slots, *, max_batch: int, context_length: int, prefill_tokens: int, prefix_cache: int
+    ) -> None:
+        self.version = 0
+        self._model = model
+        self._slots = slots
+        self._context_length = context_length
+        self._prefill_tokens = prefill_tokens
+        self._device: torch.device = model.device
+        self._dtype: torch.dtype = model.dtype
+        self._rows: list[Sequence | None] = [None] * max_batch
+        self._waiting: deque[Sequence] = deque()
+        self._active_prefixes = Prefixes(max_batch)
+        self._kept_prefixes = Prefixes(prefix_cache)
+        self._kept: dict[int, Kept] = {}  # by number, the longest unused first
+        self._unused = list(range(prefix_cache))
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._waiting) or any(self._rows)
+
+    def add(self, sequence: Sequence) -> None:
+        self._waiting.append(sequence)
+
+    def abort(self, sequence: Sequence) -> None:
+        """Forget it, wherever it is."""
+        if sequence.row >= 0:
+            self._release(sequence)
+        elif sequence in self._waiting:
+            self._waiting.remove(sequence)
+
+    def drain(self) -> list[Sequence]:
+        """Every sequence, active or waiting, taken out."""
+        taken = [sequence for sequence in self._rows if sequence] + list(self._waiting)
+        for sequence in taken:
+            self.abort(sequence)
+        return taken
+
+    def weights_changed(self, version: int) -> None:
+        """Newcomers share nothing that older weights computed. Active sequences go on over what they have."""
+        self.version = version
+        self._active_prefixes.clear()
+        self._kept_prefixes.clear()
+        self._kept.clear()
+        self._unused = list(range(self._kept_prefixes.capacity))
+
+    def step(self) -> list[Sequence]:
+        """One forward; every sequence whose tokens are all computed gets its next. Returns those that ended."""
+        singles, segments = self._plan()
+        if not singles and not segments:
+            return []
+        logits, asking = self._forward(singles, segments)
+        if not asking:
+            return []
+        requests = [sequence.request for sequence in asking]
+        draws = uniforms([sequence.seed for sequence in asking], [sequence.generated for sequence in asking])
+        ids, logprobs = sample(
+            logits, [request.temperature for request in requests], [request.top_p for request in requests], draws
+        )
+        finished: list[Sequence] = []
+        for sequence, token, logprob in zip(asking, ids, logprobs, strict=True):
+            sequence.ids.append(token)
+            sequence.logprobs.append(logprob)
+            sequence.versions.append(self.version)
+            if sequence.ended():
+                finished.append(sequence)
+                self._keep(sequence)
+                self._release(sequence)
+        return finished
+
+    def _plan(self) -> tuple[list[Sequence], list[tuple[Sequence, Segment]]]:
+        singles: list[Sequence] = []
+        segments: list[tuple[Sequence, Segment]] = []
+        budget = self._prefill_tokens
+        if not self._waiting:
+            self._close_holes()
+        for sequence in self._rows:
+            if sequence is None:
+                continue
+            if sequence.cached == len(sequence.ids) - 1:
+                singles.append(sequence)
+            elif budget > 0:  # a prompt longer than one step's budget
+                segments.append(self._segment(sequence, budget, 0, 0))
+                budget -= segments[-1][1].stop - segments[-1][1].start
+        while self._waiting and budget > 0 and None in self._rows:
+            sequence = self._waiting.popleft()
+            sequence.row = self._rows.index(None)
+            sequence.cache_version = self.version
+            self._rows[sequence.row] = sequence
+            source, shared = self._share(sequence)
+            segments.append(self._segment(sequence, budget, source, shared))
+            segment = segments[-1][1]
+            budget -= segment.stop - segment.start
+            # what a later newcomer may share is computed by then: segments store their keys in order
+            self._active_prefixes.set(sequence.row, sequence.ids, segment.stop)
+        return singles, segments
+
+    def _segment(self, sequence: Sequence, budget: int, source: int, shared: int) -> tuple[Sequence, Segment]:
+        start = sequence.cached
+        stop = min(len(sequence.ids), start + budget)
+        sequence.cached = stop
+        return sequence, Segment(row=sequence.row, at=0, start=start, stop=stop, source=source, shared=shared)
+
+    def _share(self, sequence: Sequence) -> tuple[int, int]:
+        """Copy or arrange to copy the longest known prefix, the last token always excepted: its logits are wanted."""
+        most = sequence.ids[:-1]
+        source, shared = self._active_prefixes.longest(most)
+        number, kept = self._kept_prefixes.longest(most)
+        if max(shared, kept) < _LEAST_SHARED:
+            return 0, 0
+        sequence.cached = max(shared, kept)
+        if shared >= kept:
+            return source, shared
+        self._slots.reserve(sequence.row + 1, kept, len(self._rows), self._context_length)
+        entry = self._kept.pop(number)
+        self._slots.restore(sequence.row, entry, kept)
+        if kept == self._kept_prefixes.length(number):
+            # its episode goes on in this row, and will be kept again when this turn ends
+            self._kept_prefixes.drop(number)
+            self._unused.append(number)
+        else:
+            self._kept[number] = entry
+        return 0, 0
+
+    def _forward(
+        self, singles: list[Sequence], segments: list[tuple[Sequence, Segment]]
+    ) -> tuple[Tensor, list[Sequence]]:
+        """Logits [n, vocab] after the last token of n sequences, and those sequences."""
+        tokens = [sequence.ids[-1] for sequence in singles]
+        positions = [sequence.cached for sequence in singles]
+        asking = list(singles)
+        last = list(range(len(singles)))
+        placed: list[Segment] = []
+        for sequence, segment in segments:
+            placed.append(
+                Segment(
+                    row=segment.row,
+                    at=len(tokens),
+                    start=segment.start,
+                    stop=segment.stop,
+                    source=segment.source,
+                    shared=segment.shared,
+                )
+            )
+            tokens.extend(sequence.ids[segment.start : segment.stop])
+            positions.extend(range(segment.start, segment.stop))
+            if segment.stop == len(sequence.ids):
+                asking.append(sequence)
+                last.append(len(tokens) - 1)
+        rows = [sequence.row for sequence in singles]
+        highest = max(rows + [segment.row for segment in placed])
+        self._slots.reserve(highest + 1, max(positions) + 1, len(self._rows), self._context_length)
+        self._slots.step = Step(
+            rows=rows,
+            positions=positions[: len(rows)],
+            segments=placed,
+            device=self._device,
+            dtype=self._dtype,
+        )
+        output = self._model(
+            input_ids=torch.tensor([tokens], device=self._device),
+            position_ids=torch.tensor([positions], device=self._device),
+            use_cache=False,
+            logits_to_keep=torch.tensor(last, dtype=torch.long, device=self._device),
+        )
+        for sequence in singles:
+            sequence.cached += 1
+        return output.logits[0], asking
+
+    def _keep(self, sequence: Sequence) -> None:
+        """Its next turn begins with these very tokens; so might another's."""
+        if sequence.cache_version != self.version or not (self._unused or self._kept):
+            return
+        if self._unused:
+            number = self._unused.pop()
+        else:
+            number = next(iter(self._kept))
+            del self._kept[number]
+        self._kept[number] = self._slots.keep(sequence.row, sequence.cached)
+        self._kept_prefixes.set(number, sequence.ids, sequence.cached)
+
+    def _release(self, sequence: Sequence) -> None:
+        self._active_prefixes.drop(sequence.row)
+        self._rows[sequence.row] = None
+        sequence.row = -1
+
+    def _close_holes(self) -> None:
+        """Move the last row down while a quarter of the rows attended over are empty: they cost time, moves too."""
+        highest = max((row for row, sequence in enumerate(self._rows) if sequence), default=-1)
+        empty = [row for row in range(highest) if self._rows[row] is None]
+        while len(empty) * 4 > highest + 1:
+            sequence, target = self._rows[highest], empty.pop(0)
+            assert sequence is not None
+            self._slots.move(highest, target, sequence.cached)
+            self._active_prefixes.move(highest, target)
+            self._rows[target], self._rows[highest] = sequence, None
+            sequence.row = target
+            while highest >= 0 and self._rows[highest] is None:
+                highest -= 1
+            empty = [row for row in empty if row < highest]

@@ -1,0 +1,279 @@
+"""The engine on transformers: any causal model of a Hugging Face folder, on the CPU or one GPU.
+
+In: an EngineConfig. Out: an `api.Engine`. One thread owns the model and decodes; the event loop only hands over
+requests and takes results, so that a slow step never delays an answer, an abort or a new request's place in line.
+Leaves batching to batch.py, attention to slots.py, folders to weights.py.
+
+`load` reads files while decoding goes on and swaps the weights between two steps. Requests under way keep their keys
+and values and go on with the new weights; each token says by its version which weights sampled it. Newcomers compute
+their prompts anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import math
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from rockroll.engine import weights
+from rockroll.engine.api import EngineInfo, GenerateRequest, Generation, Loaded
+from rockroll.engine.batch import Batch, Sequence
+from rockroll.engine.config import EngineConfig
+from rockroll.engine.slots import Slots
+from rockroll.errors import EngineError
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+_engines = itertools.count()
+
+
+class TransformersEngine:
+    """Made by `open`; belongs to one event loop. `close` it."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        """Loads the model: seconds. Raises EngineError for a folder that holds none, or one that does not run here."""
+        self._config = config
+        self._model: Any = weights.build(config)
+        self._plain: str = self._model.config._attn_implementation
+        self._context_length = weights.context_length(self._model, config.context_length)
+        self._vocab_size = int(self._model.config.get_text_config().vocab_size)
+        self._stop_ids = weights.stop_ids(self._model)
+        slots = Slots()
+        self._own = f"rockroll_{next(_engines)}"
+        self._register(slots)
+        self._batch = Batch(
+            self._model,
+            slots,
+            max_batch=config.max_batch,
+            context_length=self._context_length,
+            prefill_tokens=config.prefill_tokens,
+            prefix_cache=config.prefix_cache,
+        )
+        self._batch.version = config.version
+        self._seeds = itertools.count(config.seed << 32)
+        self._waiting: dict[Sequence, asyncio.Future[Generation]] = {}  # the decode thread's alone
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._wake = threading.Condition()
+        self._closing = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._decode, name="decode", daemon=True)
+
+    @classmethod
+    async def open(cls, config: EngineConfig) -> TransformersEngine:
+        """A running engine. Raises EngineError for a folder that holds no model, or one that does not run here."""
+        engine = await asyncio.to_thread(cls, config)
+        engine._loop = asyncio.get_running_loop()
+        engine._thread.start()
+        try:
+            await engine._call(engine._check_itself)
+        except BaseException:
+            await engine.close()
+            raise
+        return engine
+
+    async def generate(self, request: GenerateRequest) -> Generation:
+        """Raises EngineError for a request that cannot be; field `code` is "context_length_exceeded" for a long one."""
+        self._check(request)
+        sequence = Sequence(request, next(self._seeds) if request.seed is None else request.seed)
+        result: asyncio.Future[Generation] = asyncio.get_running_loop().create_future()
+        self._post(lambda: self._begin(sequence, result))
+        try:
+            return await result
+        except asyncio.CancelledError:
+            with contextlib.suppress(EngineError):  # closed meanwhile
+                self._post(lambda: self._abort(sequence))
+            raise
+
+    async def load(self, path: str, version: int) -> Loaded:
+        """Raises EngineError, the old weights untouched, for a folder that cannot be read or holds another model."""
+        folder = Path(path)
+        delivered = await asyncio.to_thread(weights.read, folder)
+        fitted = await asyncio.to_thread(weights.fit, self._model, folder, delivered)
+
+        def swap() -> Loaded:
+            weights.replace(self._model, fitted)
+            self._batch.weights_changed(version)
+            tensors, digest = weights.proof(self._model, delivered)
+            return Loaded(version=version, tensors=tensors, digest=digest)
+
+        return await self._call(swap)
+
+    async def logprobs(self, ids: list[int]) -> list[float]:
+        """Computed by the model's own attention over the whole sequence, not by the batch's."""
+        self._check_ids(ids)
+        if len(ids) > self._context_length:
+            raise _too_long(f"{len(ids)} tokens exceed the context of {self._context_length}; give fewer")
+        return await self._call(lambda: self._full(ids))
+
+    async def info(self) -> EngineInfo:
+        return EngineInfo(
+            model=self._config.model,
+            context_length=self._context_length,
+            vocab_size=self._vocab_size,
+            version=self._batch.version,
+            stop_ids=self._stop_ids,
+            pid=os.getpid(),
+        )
+
+    async def close(self) -> None:
+        """Requests under way end with "abort" and what they have."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        await asyncio.to_thread(self._thread.join)
+
+    def _check(self, request: GenerateRequest) -> None:
+        self._check_ids(request.prompt_ids)
+        if request.max_tokens < 1:
+            raise EngineError(f"max_tokens must be at least 1; got {request.max_tokens}")
+        if not (math.isfinite(request.temperature) and request.temperature >= 0):
+            raise EngineError(f"temperature must be 0 (greedy) or more; got {request.temperature}")
+        if not 0 < request.top_p <= 1:
+            raise EngineError(f"top_p must be over 0 and at most 1; got {request.top_p}")
+        prompt = len(request.prompt_ids)
+        if prompt + request.max_tokens > self._context_length:
+            raise _too_long(
+                f"a prompt of {prompt} tokens and max_tokens {request.max_tokens} exceed the context of "
+                f"{self._context_length}; shorten the prompt or ask for fewer tokens"
+            )
+
+    def _check_ids(self, ids: list[int]) -> None:
+        if not ids:
+            raise EngineError("there must be at least one token id; got none")
+        if min(ids) < 0 or max(ids) >= self._vocab_size:
+            wrong = next(token for token in ids if not 0 <= token < self._vocab_size)
+            raise EngineError(
+                f"token ids are 0 … {self._vocab_size - 1} for this model; got {wrong}: another tokenizer?"
+            )
+
+    def _post(self, work: Callable[[], None]) -> None:
+        """Have the decode thread do this before its next step."""
+        with self._wake:
+            if self._closing:
+                raise EngineError("the engine is closed; open another")
+            self._inbox.append(work)
+            self._wake.notify()
+
+    async def _call(self, work: Callable[[], T]) -> T:
+        result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+        def run() -> None:
+            try:
+                done = work()
+            except Exception as error:  # noqa: BLE001 - whatever it is, the caller must hear of it
+                self._settle([(result, None, error)])
+            else:
+                self._settle([(result, done, None)])
+
+        self._post(run)
+        return await result
+
+    # ---- the decode thread ----
+
+    def _decode(self) -> None:
+        torch.set_num_threads(self._config.threads)  # counts for the thread that calls it
+        with torch.inference_mode():
+            while True:
+                with self._wake:
+                    while not (self._inbox or self._closing or self._batch.busy):
+                        self._wake.wait()
+                    work = list(self._inbox)
+                    self._inbox.clear()
+                    closing = self._closing
+                for item in work:
+                    item()
+                if closing:
+                    break
+                if self._batch.busy:
+                    self._step()
+            self._settle([(self._waiting.pop(s), s.generation("abort"), None) for s in self._batch.drain()])
+
+    def _step(self) -> None:
+        try:
+            finished = self._batch.step()
+        except Exception as error:  # noqa: BLE001 - whatever it is, those who wait must hear of it
+            _log.exception("a decoding step failed")
+            cause = error if isinstance(error, EngineError) else EngineError(f"a decoding step failed: {error}")
+            self._settle([(self._waiting.pop(sequence), None, cause) for sequence in self._batch.drain()])
+            self._batch.weights_changed(
+                self._batch.version
+            )  # share nothing that the broken step may have left half done
+            return
+        if finished:
+            self._settle([(self._waiting.pop(s), s.generation(s.ended()), None) for s in finished])
+
+    def _begin(self, sequence: Sequence, result: asyncio.Future[Generation]) -> None:
+        self._waiting[sequence] = result
+        self._batch.add(sequence)
+
+    def _abort(self, sequence: Sequence) -> None:
+        if self._waiting.pop(sequence, None) is not None:
+            self._batch.abort(sequence)
+
+    def _settle(self, outcomes: list[tuple[asyncio.Future[Any], Any, Exception | None]]) -> None:
+        assert self._loop is not None
+        if outcomes:
+            self._loop.call_soon_threadsafe(_resolve, outcomes)
+
+    def _full(self, ids: list[int]) -> list[float]:
+        tensor = torch.tensor([ids], device=self._model.device)
+        self._model.set_attn_implementation(self._plain)
+        try:
+            logits = self._model(input_ids=tensor, use_cache=False).logits[0, :-1].float()
+        finally:
+            self._model.set_attn_implementation(self._own)
+        return torch.log_softmax(logits, -1).gather(1, tensor[0, 1:, None]).squeeze(1).tolist()
+
+    def _register(self, slots: Slots) -> None:
+        from transformers import AttentionInterface
+
+        AttentionInterface.register(self._own, slots.attend)
+        self._model.set_attn_implementation(self._own)
+        if self._model.config._attn_implementation != self._own:
+            raise EngineError(
+                f"{type(self._model).__name__} does not use transformers' AttentionInterface, which this engine's "
+                "batching is built on; use a model that does (Llama, Qwen, Mistral, SmolLM, GPT-2, …)"
+            )
+
+    def _check_itself(self) -> None:
+        """The batch's attention against the model's own: a model with state of another kind is refused, not garbled."""
+        prompt = [i % self._vocab_size for i in range(3, min(27, self._context_length - 4))]
+        request = GenerateRequest(id="check", prompt_ids=prompt, max_tokens=4, temperature=0.0)
+        sequence = Sequence(request, 0)
+        self._batch.add(sequence)
+        started = time.perf_counter()
+        while not self._batch.step():
+            pass
+        plain = self._full(sequence.ids)[len(prompt) - 1 :]
+        apart = max(abs(a - b) for a, b in zip(plain, sequence.logprobs, strict=True))
+        _log.info("self-check: log-probs %.1e apart, %.3f s", apart, time.perf_counter() - started)
+        if not apart <= (1e-2 if self._config.dtype == "float32" else 0.5):
+            raise EngineError(
+                f"{type(self._model).__name__} gives log-probs in a batch that are {apart:.3f} from those of one full "
+                "forward: this engine cannot run it; use a model with plain attention (Llama, Qwen, Mistral, …)"
+            )
+
+
+def _resolve(outcomes: list[tuple[asyncio.Future[Any], Any, Exception | None]]) -> None:
+    for future, result, error in outcomes:
+        if future.done():  # its caller was cancelled
+            continue
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+
+def _too_long(message: str) -> EngineError:
+    return EngineError(message, code="context_length_exceeded")
