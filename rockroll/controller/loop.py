@@ -8,7 +8,6 @@ a Summary. Leaves every phase to its room: collecting to rollout/, learning to t
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,8 +24,6 @@ from rockroll.observe.metrics import MetricsLog, Row
 from rockroll.observe.record import EpisodeLog
 from rockroll.rollout.sample import Episode, Event, Group
 from rockroll.train.api import TrainBatch, TrainSample
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +54,13 @@ class Evaluation:
 
 async def train(config: RunConfig, run: RunDir, display: Display) -> Summary:
     """Trains to `config.steps`, from the last checkpoint where `run.resume` and one exists."""
-    status = display.status
-    begun = time.monotonic()
+    async with parts(config, run, status_events(display.status), train=True) as made:
+        return await made.processes.guard(_train(config, run, display, made))
+
+
+async def _train(config: RunConfig, run: RunDir, display: Display, made: Parts) -> Summary:
+    status, trainer, engine = display.status, made.trainer, made.engine
+    assert trainer is not None
     first_step = (run.steps() or [0])[-1] if run.resume else 0
     metrics = MetricsLog(run.path, resume_from=first_step if run.resume else None)
     records = EpisodeLog(run.path)
@@ -66,49 +68,47 @@ async def train(config: RunConfig, run: RunDir, display: Display) -> Summary:
     status.evals = [(int(row["step"]), row["eval/pass_rate"]) for row in metrics.rows if "eval/pass_rate" in row]
     evaluation: Evaluation | None = None
     trained_episodes = 0
-    try:
-        async with parts(config, run, status_events(status), train=True) as made:
-            assert made.trainer is not None
-            if first_step:
-                status.enter("loading the checkpoint")
-                await made.trainer.load(str(run.checkpoint(first_step)))
-                display.line(f"continuing after step {first_step} from {run.checkpoint(first_step)}")
-            status.enter("delivering weights")
-            version = await deliver(made.trainer, made.engine, run.weights)
-            drift = await canary(made.trainer, made.engine, made.canary_ids, config.canary)
-            if not first_step:
-                row: Row = {"step": 0, "version": version, "canary/max_abs_dlogp": drift}
-                evaluation = await _evaluate_into(row, config, made, status, records, 0)
-                metrics.write(row)
-                display.line(_line(row))
 
-            for step in range(first_step + 1, config.steps + 1):
-                status.step = step
-                timed = _Phases(status)
-                with timed("rollout", config.rollout.groups * config.rollout.episodes):
-                    groups = await made.rollout.batch(step, config.rollout.groups, config.rollout.episodes)
-                row = {"step": step, **statistics.batch_row(groups, version)}
-                with timed("train"):
-                    report = await made.trainer.step(to_batch(step, groups, config.rollout.temperature))
-                with timed("sync"):
-                    version = await deliver(made.trainer, made.engine, run.weights)
-                    drift = await canary(made.trainer, made.engine, made.canary_ids, config.canary)
-                trained_episodes += sum(len(group.episodes) for group in groups)
-                row |= {"version": version, "canary/max_abs_dlogp": drift, **report.metrics, **timed.row()}
-                last = step == config.steps
-                if last or (config.eval.every and step % config.eval.every == 0):
-                    evaluation = await _evaluate_into(row, config, made, status, records, step)
-                records.write("train", step, [episode for group in groups for episode in group.episodes])
-                if last or (config.checkpoint.every and step % config.checkpoint.every == 0):
-                    status.enter("saving")
-                    await made.trainer.save(str(run.checkpoint(step)))
-                    run.prune(config.checkpoint.keep)
-                status.curve.append(row["reward/mean"])
-                metrics.write(row)
-                display.line(_line(row))
-            status.enter("ending")
-    finally:
-        metrics.close()
+    if first_step:
+        status.enter("loading the checkpoint")
+        await trainer.load(str(run.checkpoint(first_step)))
+        display.line(f"continuing after step {first_step} from {run.checkpoint(first_step)}")
+    status.enter("delivering weights")
+    version = await deliver(trainer, engine, run.weights)
+    drift = await canary(trainer, engine, made.canary_ids, config.canary)
+    if not metrics.rows:
+        row: Row = {"step": 0, "version": version, "canary/max_abs_dlogp": drift}
+        evaluation = await _evaluate_into(row, config, made, status, records, 0)
+        metrics.write(row)
+        display.line(_line(row))
+
+    for step in range(first_step + 1, config.steps + 1):
+        status.step = step
+        timed = _Phases(status)
+        with timed("rollout", config.rollout.groups * config.rollout.episodes):
+            groups = await made.rollout.batch(step, config.rollout.groups, config.rollout.episodes)
+        row = {"step": step, **statistics.batch_row(groups, version)}
+        with timed("train"):
+            report = await trainer.step(to_batch(step, groups, config.rollout.temperature))
+        with timed("sync"):
+            version = await deliver(trainer, engine, run.weights)
+            drift = await canary(trainer, engine, made.canary_ids, config.canary)
+        trained_episodes += sum(len(group.episodes) for group in groups)
+        row |= {"version": version, "canary/max_abs_dlogp": drift, **report.metrics, **timed.row()}
+        last = step == config.steps
+        if last or (config.eval.every and step % config.eval.every == 0):
+            evaluation = await _evaluate_into(row, config, made, status, records, step)
+        records.write("train", step, [episode for group in groups for episode in group.episodes])
+        metrics.write(row)
+        status.curve.append(row["reward/mean"])
+        display.line(_line(row))
+        if last or (config.checkpoint.every and step % config.checkpoint.every == 0):
+            status.enter("saving")  # last: a resumed run drops the rows after its checkpoint
+            await trainer.save(str(run.checkpoint(step)))
+            run.prune(config.checkpoint.keep)
+
+    status.enter("ending")
+    metrics.close()
     steps = run.steps()
     rates = [rate for _, rate in status.evals]
     return Summary(
@@ -119,14 +119,14 @@ async def train(config: RunConfig, run: RunDir, display: Display) -> Summary:
         ci95=evaluation.ci95 if evaluation else None,
         checkpoint=run.checkpoint(steps[-1]) if steps else None,
         episodes=trained_episodes,
-        seconds=time.monotonic() - begun,
+        seconds=time.monotonic() - status.started,
     )
 
 
 async def evaluate(config: RunConfig, run: RunDir, display: Display) -> Evaluation:
     """The pass rate of `config.model` on held-out tasks; starts no trainer."""
     async with parts(config, run, status_events(display.status), train=False) as made:
-        return await _evaluate(config, made, display.status, EpisodeLog(run.path), 0)
+        return await made.processes.guard(_evaluate(config, made, display.status, EpisodeLog(run.path), 0))
 
 
 async def _evaluate(config: RunConfig, made: Parts, status: Status, records: EpisodeLog, step: int) -> Evaluation:

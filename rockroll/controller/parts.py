@@ -1,0 +1,131 @@
+"""Everything a run stands on, started together and ended together.
+
+In: a RunConfig and a run directory. Out: `Parts`: engine, trainer, rollout, ready to work; at the end no process,
+sandbox or socket of the run is left. Leaves what they do to the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from rockroll.controller.config import RunConfig
+from rockroll.controller.model_path import resolve
+from rockroll.controller.run_dir import RunDir
+from rockroll.engine.client import EngineClient
+from rockroll.errors import ProcessDied
+from rockroll.placement.local import Processes
+from rockroll.rollout.runner import Rollout
+from rockroll.rollout.sample import Event
+from rockroll.rollout.tokenizer import ChatTokenizer
+from rockroll.sandbox import node_client
+from rockroll.sandbox.pool import Pool
+from rockroll.train.client import TrainerClient
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What the loop works with."""
+
+    processes: Processes
+    engine: EngineClient
+    trainer: TrainerClient | None
+    rollout: Rollout
+    canary_ids: list[int]
+
+
+@asynccontextmanager
+async def parts(
+    config: RunConfig, run: RunDir, on_event: Callable[[Event], None], *, train: bool
+) -> AsyncIterator[Parts]:
+    """Starts what `config` needs, the slow ones side by side; ends all of it, whatever happened.
+
+    train: False leaves the trainer out, for an evaluation.
+    """
+    model = str(resolve(config.model))
+    tokenizer = ChatTokenizer(model)
+    async with AsyncExitStack() as stack:
+        processes = await stack.enter_async_context(Processes(run.logs))
+        engine_config = dataclasses.replace(
+            config.engine, model=model, address=processes.address("engine-0"), seed=config.seed
+        )
+        await processes.start("engine", "rockroll.engine.server", "--config", _written(run, "engine", engine_config))
+        train_config = dataclasses.replace(
+            config.train,
+            model=model,
+            address=processes.address("trainer-{rank}"),
+            rendezvous=f"file://{processes.runtime / 'rendezvous'}",
+            seed=config.seed,
+        )
+        if train:
+            file = _written(run, "trainer", train_config)
+            for rank in range(config.train.ranks):
+                name = f"trainer-{rank}"
+                await processes.start(name, "rockroll.train.server", "--config", file, "--rank", str(rank))
+        pool = await stack.enter_async_context(_boxes(config, processes)) if config.agent else None
+        engine = await EngineClient.connect(engine_config.address)
+        stack.push_async_callback(engine.close)
+        trainer = None
+        if train:
+            trainer = await TrainerClient.connect(train_config)
+            stack.push_async_callback(trainer.close)
+        await processes.guard(_ready(engine, trainer))
+        rollout = Rollout(
+            config.rollout,
+            engine,
+            pool,
+            config.task,
+            config.agent,
+            tokenizer,
+            seed=config.seed,
+            address=processes.address("relay"),
+            events=on_event,
+        )
+        await stack.enter_async_context(rollout)
+        yield Parts(
+            processes=processes,
+            engine=engine,
+            trainer=trainer,
+            rollout=rollout,
+            canary_ids=tokenizer.encode(config.canary.prompt),
+        )
+
+
+async def _ready(engine: EngineClient, trainer: TrainerClient | None) -> None:
+    """Both have loaded the model. An error of either one is a death that `guard` tells of."""
+    await asyncio.gather(engine.info(), *([trainer.info()] if trainer else []))
+
+
+@asynccontextmanager
+async def _boxes(config: RunConfig, processes: Processes) -> AsyncIterator[Pool]:
+    """The run's sandboxes. Should the node that holds them die, the run ends, and another node clears up after it."""
+    node = await node_client.connect_node()
+    lost = False
+
+    def on_lost() -> None:
+        nonlocal lost
+        lost = True
+        log = node_client.log_path()
+        processes.fail(ProcessDied(f"the sandbox node died; the end of {log}:\n{node_client.log_tail()}", name="node"))
+
+    node.on_lost = on_lost
+    try:
+        async with Pool(config.sandbox, config.rollout.concurrency) as pool:
+            yield pool
+    finally:
+        node.on_lost = None
+        if lost:
+            await node_client.connect_node()  # a new node removes what the dead one left
+        await node_client.close_node()
+
+
+def _written(run: RunDir, name: str, config: Any) -> str:
+    """A process's configuration as a JSON file in the run directory; its path."""
+    path = run.logs / f"{name}.json"
+    path.write_text(json.dumps(dataclasses.asdict(config), indent=1))
+    return str(path)
