@@ -17,7 +17,7 @@ from rockroll.errors import EnvError, RockrollError, UsageError
 
 BUILT_IN = {
     "rockroll:frozen_lake": "rockroll.env.frozen_lake:FrozenLake",
-    "rockroll:shell": "rockroll.env.shell:Shell",
+    "rockroll:shell": "rockroll.env.shell:ShellTask",
 }
 """Names of rockroll's own tasks, and where they are."""
 

@@ -11,10 +11,11 @@ from typing import Literal
 from msgspec import Struct
 
 Outcome = Literal["ok", "truncated", "env_error", "infra_error", "timeout", "cancelled"]
-"""How an episode ended. Only `ok` and `truncated` (and a timeout of the policy's own making) carry a reward."""
+"""How an episode ended. Only `ok` and `truncated` carry a reward; an agent cut at its own time limit is `truncated`."""
 
 Cause = Literal["policy", "agent", "env", "infra"]
-"""Whose doing an outcome other than `ok` is. Only `env` and `infra` are replaced; the rest is scored."""
+"""Whose doing an outcome other than `ok` is. What the `policy` did is scored; `env` and `infra` are replaced, and so is
+an `agent` that ended before it asked the model anything: the policy had no part in it."""
 
 OUTCOMES: tuple[Outcome, ...] = ("ok", "truncated", "env_error", "infra_error", "timeout", "cancelled")
 

@@ -1,0 +1,80 @@
+"""An agent: a program that is put into a sandbox, works there, and asks the model over HTTP.
+
+In: an AgentConfig, a sandbox with an open session, a Situation. Out: the Observation of the agent's run; afterwards
+nothing that it started is alive. Leaves the model's answers to the model service and grading to the task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rockroll.agent.config import AgentConfig
+from rockroll.env.api import Situation
+from rockroll.errors import SessionError, UsageError
+from rockroll.sandbox.node_client import connect_node
+from rockroll.sandbox.wire import DEFAULT_SESSION, Observation
+
+if TYPE_CHECKING:
+    from rockroll.sandbox.client import Sandbox
+
+BUILT_IN = "rockroll:"
+"""Prefix of a file of this folder, in AgentConfig.files."""
+
+OUTPUT_KEPT = 16 << 10
+"""Bytes kept of each of the agent's own streams: enough for the end of a traceback."""
+
+
+async def route(sandbox: Sandbox, upstream: str | None, token: str) -> None:
+    """From now on the model calls of this sandbox go to the relay at `upstream`, under this token."""
+    node = await connect_node()
+    await node.call("model.route", {"id": sandbox.id, "upstream": upstream, "token": token})
+
+
+class CommandAgent:
+    """`put` → `run` → `end`, once for each lease of a sandbox. UsageError where one of its files cannot be read."""
+
+    def __init__(self, config: AgentConfig) -> None:
+        self.config = config
+        self._files = {path: _read(source) for path, source in config.files.items()}
+
+    async def put(self, sandbox: Sandbox, situation: Situation) -> None:
+        """The agent's files and the situation's, into the sandbox."""
+        files = {**self._files, **{situation.path(name): data for name, data in situation.files.items()}}
+        await asyncio.gather(*(sandbox.write_file(path, data) for path, data in files.items()))
+
+    async def run(self, sandbox: Sandbox, situation: Situation) -> Observation:
+        """Run the command to its end or its timeout, in the session that the pool has opened."""
+        env = {**self.config.env, **situation.env, "ROCKROLL_INSTRUCTION": situation.instruction}
+        command = script(self.config.command, situation.cwd, env)
+        return await sandbox.arun(command, timeout=self.config.timeout, max_output=OUTPUT_KEPT)
+
+    async def end(self, sandbox: Sandbox) -> None:
+        """Kill every process of the agent, what it left in the background included."""
+        try:
+            await sandbox.close_session(DEFAULT_SESSION)
+        except SessionError:
+            # Its shell is gone already, and all that it started with it.
+            pass
+
+
+def script(command: str, cwd: str, env: Mapping[str, str]) -> bytes:
+    """Bash that runs `command` in a shell of its own (so that its `exit` ends that one), in a folder that is made."""
+    place = shlex.quote(cwd)
+    exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in env.items())
+    enter = f"cd {place} 2>/dev/null || {{ mkdir -p {place} && cd {place}; }} || exit\n"
+    return f"(\n{enter}{exports}{command}\n)".encode("utf-8", "surrogateescape")
+
+
+def _read(source: str) -> bytes:
+    path = Path(__file__).parent / source.removeprefix(BUILT_IN) if source.startswith(BUILT_IN) else Path(source)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        known = ", ".join(sorted(BUILT_IN + p.name for p in Path(__file__).parent.glob("*_agent.py")))
+        raise UsageError(
+            f"agent files: {source} cannot be read ({error.strerror}); of rockroll's own: {known}"
+        ) from None

@@ -1,0 +1,113 @@
+"""One group: as many valid episodes of one task and seed as GRPO is to compare.
+
+In: episodes as they end, in any order. Out: what to start, whether the group is complete, and the Group. Pure: no
+I/O, no clock, no tasks. Leaves running and cancelling to runner.py.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from rockroll.errors import AgentError, EnvError, RockrollError
+from rockroll.rollout.sample import Episode, Group
+
+
+@dataclass(frozen=True)
+class Start:
+    """An episode to be started: its place in the group, and how many were started in that place before."""
+
+    index: int
+    attempt: int
+
+
+class GroupState:
+    """The life of one group.
+
+    open ── begin: n + extra started ──► open ── n valid ended ──► complete: cancel what still runs ──► result
+                                          │  ▲
+      an episode ended without a reward ──┘  └── and fewer than n are valid or running: another in its place
+    """
+
+    def __init__(self, id: int, task: str, seed: int, n: int, extra: int = 0) -> None:
+        if n < 1 or extra < 0:
+            raise ValueError(f"a group has at least one episode, and none or more extra; got {n} and {extra}")
+        self.id, self.task, self.seed = id, task, seed
+        self._n, self._extra = n, extra
+        self._running: dict[int, int] = {}
+        """Attempt by index, of the episodes that were started and have not ended."""
+        self._valid: list[Episode] = []
+        self._wasted = 0
+        self._discarded: Counter[str] = Counter()
+
+    @property
+    def complete(self) -> bool:
+        """There are n valid episodes."""
+        return len(self._valid) >= self._n
+
+    @property
+    def running(self) -> list[int]:
+        """Indices of the episodes that were started and have not ended."""
+        return list(self._running)
+
+    def begin(self) -> list[Start]:
+        """The first n + extra episodes."""
+        if self._running or self._valid:
+            raise ValueError("a group begins once")
+        self._running = dict.fromkeys(range(self._n + self._extra), 0)
+        return [Start(index, 0) for index in self._running]
+
+    def end(self, episode: Episode) -> Start | None:
+        """An episode ended; the one to start in its place, if it is needed."""
+        if episode.index not in self._running:
+            raise ValueError(f"episode {episode.index} of group {self.id} ended, which was not running")
+        attempt = self._running.pop(episode.index)
+        if episode.valid and not self.complete:
+            self._valid.append(episode)
+            return None
+        self._discarded[episode.outcome if not episode.valid else "cancelled"] += 1
+        self._wasted += episode.sampled
+        if len(self._valid) + len(self._running) >= self._n:
+            return None
+        self._running[episode.index] = attempt + 1
+        return Start(episode.index, attempt + 1)
+
+    def cancelled(self, index: int, sampled: int) -> None:
+        """An episode was cancelled after it had sampled so many tokens."""
+        self._running.pop(index)
+        self._discarded["cancelled"] += 1
+        self._wasted += sampled
+
+    @property
+    def spent_tokens(self) -> int:
+        """Sampled tokens of every episode that has ended."""
+        return self._wasted + sum(episode.sampled for episode in self._valid)
+
+    def result(self) -> Group:
+        """The complete group, in the order of index, when nothing of it runs any more."""
+        if not self.complete or self._running:
+            raise ValueError(f"group {self.id} has {len(self._valid)} of {self._n} and {len(self._running)} running")
+        episodes = sorted(self._valid, key=lambda e: e.index)
+        return Group(self.id, self.task, self.seed, episodes, self._wasted, dict(self._discarded))
+
+
+class Budget:
+    """How many episodes of one batch env, agent and infrastructure may spoil before the run stops."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._spoiled: list[Episode] = []
+
+    def spend(self, episode: Episode) -> None:
+        """Count one that ended without a reward; beyond the limit raise the most frequent cause's error."""
+        self._spoiled.append(episode)
+        if len(self._spoiled) <= self._limit:
+            return
+        causes = Counter(e.cause for e in self._spoiled)
+        cause, times = causes.most_common(1)[0]
+        detail, _ = Counter(e.detail for e in self._spoiled if e.cause == cause).most_common(1)[0]
+        error = {"env": EnvError, "agent": AgentError}.get(str(cause), RockrollError)
+        raise error(
+            f"rollout replacements: more than {self._limit} episodes of this batch could not be scored, {times} of "
+            f"{len(self._spoiled)} for {cause}; most often: {detail}"
+        )

@@ -1,0 +1,274 @@
+"""All the episodes of a step, or of an evaluation.
+
+In: the step, or the held-out seeds. Out: complete groups of valid episodes, or one valid episode for each seed; events
+for the display as they happen. Leaves one episode to episode.py, the arithmetic of a group to group.py, and what is
+done with the episodes to the controller.
+
+A Rollout is open between `start` and `close` (or in `async with`): meanwhile its relay answers the agents' calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import Any, Self
+
+import msgspec
+
+from rockroll.agent.config import AgentConfig
+from rockroll.engine.api import Engine
+from rockroll.env.api import Split
+from rockroll.errors import ModelServiceError, UsageError
+from rockroll.model_service.relay import Relay
+from rockroll.model_service.wire import ChatReply, ChatRequest
+from rockroll.rollout.config import RolloutConfig, TaskConfig
+from rockroll.rollout.dialogue import Dialogue, Sampling
+from rockroll.rollout.episode import Attempt, Boxes, Place
+from rockroll.rollout.group import Budget, GroupState, Start
+from rockroll.rollout.sample import Episode, Event, Group
+from rockroll.rollout.seed import derive
+from rockroll.rollout.tasks import SEED_BITS, AgentTask, resolve
+from rockroll.rollout.tokenizer import ChatTokenizer
+
+MODEL = "policy"
+"""The name under which agents see the model. Any other name that they ask for is answered too."""
+_log = logging.getLogger(__name__)
+
+
+class Rollout:
+    """Runs episodes of one task against one engine.
+
+    pool: where sandboxes come from; needed for a task that an agent works on. address: of the relay (`ipc://…`); needed
+    then too. seed: the run's; with the step it names every draw. events: told what happens, on the event loop.
+    Raises UsageError for a task and an agent that do not go together.
+    """
+
+    def __init__(
+        self,
+        config: RolloutConfig,
+        engine: Engine,
+        pool: Boxes | None,
+        task: TaskConfig,
+        agent: AgentConfig | None,
+        tokenizer: ChatTokenizer,
+        *,
+        seed: int = 0,
+        address: str = "",
+        events: Callable[[Event], None] = lambda _: None,
+    ) -> None:
+        self.task = resolve(task, agent)
+        if isinstance(self.task, AgentTask) and (pool is None or not address):
+            raise UsageError(
+                f"{task.env} is worked on in sandboxes: a Rollout of it needs a pool and the relay's address"
+            )
+        self.events = events
+        self._config, self._engine, self._pool, self._tokenizer = config, engine, pool, tokenizer
+        self._seed, self._address, self._max_turns = seed, address, task.max_turns
+        self._relay = Relay(address, self.chat, [MODEL]) if isinstance(self.task, AgentTask) else None
+        self._slots = asyncio.Semaphore(config.concurrency)
+        self._dialogues: dict[str, Dialogue] = {}
+        """The episodes under way, by the token that their sandbox's route carries."""
+        self._running = 0
+        self._serial = 0
+        self._context_length = 0
+        self._overruled = False
+
+    async def start(self) -> Self:
+        """Open the relay. RockrollError where its address is taken."""
+        self._context_length = (await self._engine.info()).context_length
+        if self._relay:
+            await self._relay.start()
+        return self
+
+    async def close(self) -> None:
+        """Close the relay. Episodes end with the `batch` or `evaluate` that runs them."""
+        if self._relay:
+            await self._relay.close()
+
+    async def __aenter__(self) -> Self:
+        return await self.start()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def batch(self, step: int, groups: int | None = None, episodes: int | None = None) -> list[Group]:
+        """The complete groups of one training step, in the order of their ids.
+
+        groups, episodes: those of the configuration where None. Raises EnvError, AgentError or RockrollError when more
+        episodes were spoiled than `replacements` allows, and at once what would meet every episode alike (a dead
+        engine, a host that cannot run sandboxes). Cancelling it cancels every episode.
+        """
+        config = self._config
+        groups, episodes = groups or config.groups, episodes or config.episodes
+        budget = Budget(max(8, int(config.replacements * groups * episodes)))
+        states = [
+            GroupState(
+                number,
+                self.task.name,
+                derive(self._seed, "train", step, number, bits=SEED_BITS),
+                episodes,
+                config.redundancy.episodes,
+            )
+            for number in range(groups + config.redundancy.groups)
+        ]
+        sampling = self._sampling(config.temperature, config.top_p)
+        done: list[Group] = []
+        async with _Owned() as owned:
+            for state in states:
+                owned.start(self._group(state, "train", step, sampling, budget))
+            while len(done) < groups:
+                done += await owned.next()
+        whole = sorted(done[:groups], key=lambda group: group.id)
+        kept = {group.id for group in whole}
+        # What the groups beyond need had sampled belongs to no group: it is booked on the last.
+        wasted = whole[-1].wasted_tokens + sum(state.spent_tokens for state in states if state.id not in kept)
+        whole[-1] = msgspec.structs.replace(whole[-1], wasted_tokens=wasted)
+        return whole
+
+    async def evaluate(self, seeds: Sequence[int], temperature: float) -> list[Episode]:
+        """One valid episode for each held-out seed, in their order. Raises as `batch` does."""
+        budget = Budget(max(8, int(self._config.replacements * len(seeds))))
+        sampling = self._sampling(temperature, 1.0)
+        states = [GroupState(number, self.task.name, seed, 1) for number, seed in enumerate(seeds)]
+        done: list[Group] = []
+        async with _Owned() as owned:
+            for state in states:
+                owned.start(self._group(state, "eval", 0, sampling, budget))
+            while len(done) < len(states):
+                done += await owned.next()
+        return [group.episodes[0] for group in sorted(done, key=lambda group: group.id)]
+
+    async def chat(self, request: ChatRequest) -> ChatReply:
+        """The relay's handler: one model call of an agent, for the episode that its token names."""
+        dialogue = self._dialogues.get(request.token)
+        if dialogue is None:
+            raise ModelServiceError(
+                "this call belongs to an episode that has ended",
+                status=410,
+                type="invalid_request_error",
+                code="episode_ended",
+                param=None,
+            )
+        if not self._overruled and (request.temperature, request.top_p) != (None, None):
+            self._overruled = True
+            _log.info(
+                "the agent asks for temperature %s and top_p %s; the run's own sampling is used instead",
+                request.temperature,
+                request.top_p,
+            )
+        messages = [{"role": message.role, "content": message.content} for message in request.messages]
+        turn = await dialogue.ask(messages, request.max_tokens)
+        sampled = len(turn.generation.token_ids)
+        return ChatReply(
+            text=turn.text,
+            finish_reason="stop" if turn.stopped else "length",
+            prompt_tokens=len(turn.prompt.ids),
+            completion_tokens=sampled,
+        )
+
+    def _sampling(self, temperature: float, top_p: float) -> Sampling:
+        if not self._context_length:
+            raise UsageError("a Rollout runs between start and close: use `async with`")
+        return Sampling(
+            temperature=temperature,
+            top_p=top_p,
+            max_tokens=self._config.max_tokens,
+            max_turns=self._max_turns,
+            context_length=self._context_length,
+        )
+
+    async def _group(self, state: GroupState, split: Split, step: int, sampling: Sampling, budget: Budget) -> Group:
+        """Runs one group to its end; whatever of it still runs then is cancelled."""
+        attempts: dict[int, Attempt] = {}
+
+        async def run(start: Start) -> Episode:
+            async with self._slots:
+                return await self._episode(state, start, split, step, sampling, attempts)
+
+        async with _Owned() as owned:
+            try:
+                for start in state.begin():
+                    owned.start(run(start))
+                while not state.complete:
+                    for episode in await owned.next():
+                        attempts.pop(episode.index)
+                        if not episode.valid:
+                            budget.spend(episode)
+                        if again := state.end(episode):
+                            owned.start(run(again))
+            finally:
+                ended = await owned.cancel()
+                for episode in ended:
+                    state.end(episode)
+                for index in state.running:
+                    attempt = attempts.get(index)
+                    state.cancelled(index, attempt.dialogue.transcript.sampled if attempt else 0)
+        return state.result()
+
+    async def _episode(
+        self, state: GroupState, start: Start, split: Split, step: int, sampling: Sampling, attempts: dict[int, Attempt]
+    ) -> Episode:
+        self._serial += 1
+        id = f"{split}-{step}-{state.id}-{start.index}-{start.attempt}-{self._serial}"
+        # Evaluations share their draws, whatever the step: two of them differ by the weights alone.
+        names = (split, step if split == "train" else 0, state.task, state.seed, start.index, start.attempt)
+        dialogue = Dialogue(
+            id,
+            self._tokenizer,
+            self._engine,
+            sampling,
+            derive(self._seed, *names),
+            lambda tokens: self._tell("turn", split, tokens),
+        )
+        place = Place(id=id, seed=state.seed, split=split, group=state.id, index=start.index)
+        attempt = Attempt(place, self.task, dialogue, self._config.episode_timeout, self._pool, self._address)
+        attempts[start.index] = attempt
+        self._dialogues[id] = dialogue
+        self._running += 1
+        self._tell("started", split)
+        episode = None
+        try:
+            episode = await attempt.run()
+            return episode
+        finally:
+            self._running -= 1
+            del self._dialogues[id]
+            episode = episode or attempt.cancelled()
+            self._tell("finished", split, episode.sampled, episode)
+
+    def _tell(self, kind: Any, split: Split, tokens: int = 0, episode: Episode | None = None) -> None:
+        self.events(Event(kind, split, self._running, tokens, episode))
+
+
+class _Owned:
+    """Tasks that end with this block: whatever runs at its end is cancelled and awaited. The first failure is raised
+    by `next`; failures after it are those of tasks that were being cancelled, and nobody's."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def start(self, work: Coroutine[Any, Any, Any]) -> None:
+        self._tasks.add(asyncio.get_running_loop().create_task(work))
+
+    async def next(self) -> list[Any]:
+        """What the tasks that ended now returned; at least one. Raises the failure of one that failed."""
+        done, self._tasks = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        failures = [error for task in done if not task.cancelled() and (error := task.exception())]
+        if failures:
+            raise failures[0]
+        return [task.result() for task in done]
+
+    async def cancel(self) -> Iterable[Any]:
+        """Cancel all and await them; what those returned that had ended meanwhile."""
+        tasks, self._tasks = self._tasks, set()
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        return [result for result in results if not isinstance(result, BaseException)]
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.cancel()

@@ -1,0 +1,150 @@
+"""The two kinds of task, resolved: what a recipe's `task` and `agent` sections mean.
+
+In: a TaskConfig, and an AgentConfig or None. Out: a Task that says which kind it is and makes what an episode needs.
+Leaves playing it to episode.py. A `Game` is one Env under rockroll's loop: its text, numbers and failures checked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+from rockroll.agent.command import CommandAgent
+from rockroll.agent.config import AgentConfig
+from rockroll.env.api import SandboxTask, Split
+from rockroll.env.registry import find, make
+from rockroll.errors import EnvError, UsageError
+from rockroll.rollout.config import TaskConfig
+
+SEED_BITS = 30
+"""A task's seed fits in 31 bits with the split's, since numpy's generators take no more than 32."""
+
+
+@dataclass(frozen=True)
+class EnvTask:
+    """An Env, stepped by rockroll's own loop; every episode has an object of its own."""
+
+    config: TaskConfig
+    takes_split: bool
+
+    @property
+    def name(self) -> str:
+        return self.config.env
+
+    def game(self, split: Split) -> Game:
+        """A new game. Raises EnvError or UsageError where it cannot be made."""
+        options = {**self.config.options, "split": split} if self.takes_split else self.config.options
+        return Game(make(self.config.env, **options), self.config.slow)
+
+
+@dataclass(frozen=True)
+class AgentTask:
+    """A SandboxTask and the agent that works on it."""
+
+    config: TaskConfig
+    task: SandboxTask
+    agent: CommandAgent
+
+    @property
+    def name(self) -> str:
+        return self.config.env
+
+
+Task = EnvTask | AgentTask
+
+
+def resolve(config: TaskConfig, agent: AgentConfig | None) -> Task:
+    """The task of a recipe. Raises UsageError for one that is unknown, of neither kind, or without its agent."""
+    cls = find(config.env)
+    played = all(callable(getattr(cls, name, None)) for name in ("reset", "step"))
+    worked_on = all(callable(getattr(cls, name, None)) for name in ("situation", "grade"))
+    if played == worked_on:
+        raise UsageError(
+            f"a task has either reset and step (an Env) or situation and grade (a SandboxTask); {config.env} has "
+            f"{'both' if played else 'neither'}"
+        )
+    if played:
+        if agent is not None:
+            raise UsageError(
+                f"{config.env} has reset and step and is played by rockroll's own loop: leave out the section `agent`"
+            )
+        takes_split = not inspect.isfunction(cls) and "split" in inspect.signature(cls).parameters
+        make(config.env, **config.options)  # wrong options are found before anything is started
+        return EnvTask(config, takes_split and "split" not in config.options)
+    if agent is None:
+        raise UsageError(
+            f"{config.env} is worked on by an agent in a sandbox: name it, as in agent: {{command: python3 /a.py}}"
+        )
+    return AgentTask(config, cast(SandboxTask, make(config.env, **config.options)), CommandAgent(agent))
+
+
+class Game:
+    """One episode of an Env: EnvError for whatever it raises, or returns against its contract."""
+
+    def __init__(self, env: Any, slow: bool) -> None:
+        self._env = env
+        self._slow = slow
+        self._thread: asyncio.Future[Any] | None = None
+
+    async def reset(self, seed: int, split: Split) -> list[dict[str, Any]]:
+        """The first messages. Seeds of the splits are never equal: train's are even, eval's odd."""
+        begun = await self._call(self._env.reset, seed=2 * seed + (split == "eval"))
+        if not isinstance(begun, tuple) or len(begun) != 2:
+            raise EnvError(f"reset returns (observation, info); got {_shape(begun)}")
+        observation, info = begun
+        first = [{"role": "user", "content": _text(observation)}]
+        system = info.get("system") if isinstance(info, dict) else None
+        return [{"role": "system", "content": system}, *first] if system else first
+
+    async def step(self, action: str) -> tuple[str, float, bool, bool]:
+        """(observation, reward, terminated, truncated); an Env with one `done` ends as terminated."""
+        stepped = await self._call(self._env.step, action)
+        if not isinstance(stepped, tuple) or len(stepped) not in (4, 5):
+            raise EnvError(
+                "step returns (observation, reward, terminated, truncated, info) or (observation, reward, done, info); "
+                f"got {_shape(stepped)}"
+            )
+        observation, reward, terminated = stepped[:3]
+        try:
+            number = float(reward)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise EnvError(f"a reward is a finite number; got {reward!r}")
+        return _text(observation), number, bool(terminated), len(stepped) == 5 and bool(stepped[3])
+
+    def close(self) -> None:
+        """Let the Env go, also while a slow step of it is under way."""
+        if not callable(shut := getattr(self._env, "close", None)):
+            return
+        if self._thread is not None and not self._thread.done():
+            self._thread.add_done_callback(lambda _: shut())
+        else:
+            shut()
+
+    async def _call(self, work: Callable[..., Any], *args: Any, **named: Any) -> Any:
+        try:
+            if not self._slow:
+                return work(*args, **named)
+            # Shielded: a thread cannot be cancelled, and the Env must not be closed under its feet.
+            self._thread = asyncio.ensure_future(asyncio.to_thread(work, *args, **named))
+            return await asyncio.shield(self._thread)
+        except EnvError:
+            raise
+        except Exception as error:
+            name = f"{type(self._env).__name__}.{getattr(work, '__name__', 'call')}"
+            raise EnvError(f"{name} raised {type(error).__name__}: {error}") from error
+
+
+def _text(observation: Any) -> str:
+    if not isinstance(observation, str):
+        raise EnvError(f"an observation is text; got {type(observation).__name__}")
+    return observation
+
+
+def _shape(value: Any) -> str:
+    return f"a tuple of {len(value)}" if isinstance(value, tuple) else type(value).__name__
