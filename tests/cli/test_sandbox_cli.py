@@ -1,0 +1,237 @@
+"""What `rockroll sandbox` and `rockroll debug` promise, each call a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROCKROLL = [sys.executable, "-m", "rockroll"]
+
+pytestmark = pytest.mark.usefixtures("node_home")
+
+
+def rockroll(*arguments: str, stdin: bytes = b"", code: int | None = 0) -> subprocess.CompletedProcess[bytes]:
+    done = subprocess.run([*ROCKROLL, *arguments], input=stdin, capture_output=True, timeout=60)
+    if code is not None:
+        assert done.returncode == code, (arguments, done.returncode, done.stdout, done.stderr)
+    return done
+
+
+def sandbox(*arguments: str, stdin: bytes = b"", code: int | None = 0) -> subprocess.CompletedProcess[bytes]:
+    return rockroll("sandbox", *arguments, stdin=stdin, code=code)
+
+
+@pytest.fixture(scope="module")
+def box(node_home: Path) -> Iterator[str]:
+    (made,) = json.loads(sandbox("up", "--name", "demo", "--memory", "128m", "--json").stdout)
+    yield made["id"]
+    sandbox("down", made["id"], code=None)
+
+
+# ---- up, ls, down --------------------------------------------------------------------------------------------------
+
+
+def test_up_prints_what_ls_lists_and_down_removes_it() -> None:
+    made = json.loads(sandbox("up", "--count", "3", "--name", "many", "--memory", "64m", "--json").stdout)
+    assert [each["name"] for each in made] == ["many-1", "many-2", "many-3"]
+    assert all({"id", "name", "state", "image", "node"} <= each.keys() for each in made)
+    listed = {each["id"]: each for each in json.loads(sandbox("ls", "--json").stdout)}
+    assert all(listed[each["id"]]["state"] == "running" for each in made)
+    sandbox("down", *(each["id"] for each in made))
+    assert not {each["id"] for each in made} & {each["id"] for each in json.loads(sandbox("ls", "--json").stdout)}
+
+
+def test_flags_reach_the_box(tmp_path: Path) -> None:
+    (tmp_path / "hello").write_text("from outside")
+    options = [
+        "--env",
+        "A=b c",
+        "--label",
+        "job=7",
+        "--pids",
+        "33",
+        "--mount",
+        f"{tmp_path}:/mnt/host:ro",
+        "--ttl",
+        "1h",
+    ]
+    id = sandbox("up", "--memory", "96m", "--cpus", "0.5", *options).stdout.decode().strip()
+    seen = sandbox("exec", id, "--", "sh", "-c", "echo $A; cat /mnt/host/hello; touch /mnt/host/x", code=1)
+    stats = json.loads(sandbox("stats", id, "--json").stdout)
+    (info,) = [each for each in json.loads(sandbox("ls", "--json").stdout) if each["id"] == id]
+    sandbox("down", id)
+    assert seen.stdout == b"b c\nfrom outside"
+    assert b"Read-only file system" in seen.stderr
+    assert (stats["memory_limit"], stats["pids_limit"]) == (96 << 20, 33)
+    assert info["labels"] == {"job": "7"}
+
+
+def test_stop_and_start_keep_files(box: str) -> None:
+    sandbox("exec", box, "--", "sh", "-c", "echo kept > /srv/kept")
+    sandbox("stop", "demo")
+    assert b"stopped" in sandbox("ls").stdout
+    sandbox("start", "demo")
+    assert sandbox("exec", box, "--", "cat", "/srv/kept").stdout == b"kept\n"
+
+
+def test_what_somebody_else_chose_does_not_drive_the_terminal() -> None:
+    id = sandbox("up", "--memory", "64m", "--label", "evil=\x1b[31m[red]\x07").stdout.decode().strip()
+    seen = sandbox("ls").stdout
+    sandbox("down", id)
+    assert b"evil=\\x1b[31m[red]\\x07" in seen
+    assert b"\x1b" not in seen and b"\x07" not in seen
+
+
+# ---- exec ----------------------------------------------------------------------------------------------------------
+
+
+def test_exec_passes_bytes_and_the_exit_code_through(box: str) -> None:
+    done = sandbox("exec", "demo", "--", "sh", "-c", r"printf 'a\000\377'; echo oops >&2; exit 7", code=7)
+    assert (done.stdout, done.stderr) == (b"a\0\xff", b"oops\n")
+
+
+def test_two_processes_reach_the_same_session(box: str) -> None:
+    sandbox("exec", "demo", "--session", "s", "--", "cd /usr; x=1")
+    assert sandbox("exec", "demo", "--session", "s", "--", "echo $x $PWD").stdout == b"1 /usr\n"
+    assert sandbox("exec", "demo", "--session", "s", "--", "printf", "%s|", "a b", "$x").stdout == b"a b|$x|"
+
+
+def test_a_timeout_is_exit_code_124(box: str) -> None:
+    assert b"--timeout 0.3 s" in sandbox("exec", "demo", "--timeout", "0.3", "--", "sleep", "50", code=124).stderr
+    sandbox("exec", "demo", "--session", "t", "--timeout", "300ms", "--", "sleep 50", code=124)
+    assert sandbox("exec", "demo", "--session", "t", "--", "echo alive").stdout == b"alive\n"
+
+
+def test_exec_reads_standard_input_when_asked(box: str) -> None:
+    assert sandbox("exec", "demo", "-i", "--", "cat", stdin=b"through\0").stdout == b"through\0"
+    sandbox("exec", "demo", "-i", "--session", "s", "--", "cat", code=2)
+
+
+def test_exec_as_json(box: str) -> None:
+    seen = json.loads(sandbox("exec", "demo", "--json", "--", "sh", "-c", "echo out; exit 3", code=3).stdout)
+    assert (seen["stdout"], seen["exit_code"], seen["outcome"]) == ("out\n", 3, "ok")
+
+
+def test_logs_have_what_was_printed(box: str) -> None:
+    sandbox("exec", "demo", "--", "echo", "for the log")
+    assert b"for the log\n" in sandbox("logs", "demo").stdout
+
+
+def test_following_the_log_shows_what_comes_and_ends_with_the_box() -> None:
+    sandbox("up", "--name", "followed", "--memory", "64m")
+    with subprocess.Popen([*ROCKROLL, "sandbox", "logs", "followed", "-f"], stdout=subprocess.PIPE) as following:
+        sandbox("exec", "followed", "--", "echo", "while you watch")
+        sandbox("down", "followed")
+        seen, _ = following.communicate(timeout=30)
+    assert b"while you watch\n" in seen
+
+
+# ---- cp ------------------------------------------------------------------------------------------------------------
+
+
+def test_cp_copies_files_and_folders_both_ways(box: str, tmp_path: Path) -> None:
+    (tmp_path / "tree/deep").mkdir(parents=True)
+    (tmp_path / "tree/deep/a:b").write_bytes(b"\0bytes")
+    sandbox("cp", str(tmp_path / "tree"), "demo:/srv/tree")
+    sandbox("cp", str(tmp_path / "tree/deep/a:b"), "demo:/srv/into/")
+    sandbox("cp", "demo:/srv/tree", str(tmp_path / "back"))
+    sandbox("cp", "demo:/srv/into/a:b", f"{tmp_path}/")
+    assert (tmp_path / "back/deep/a:b").read_bytes() == b"\0bytes"
+    assert (tmp_path / "a:b").read_bytes() == b"\0bytes"
+
+
+# ---- debug ---------------------------------------------------------------------------------------------------------
+
+
+def test_debug_is_a_shell_on_the_users_terminal(box: str) -> None:
+    env = {**os.environ, "TERM": "vt100"}
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execvpe(ROCKROLL[0], [*ROCKROLL, "debug", "demo"], env)
+    os.write(terminal, b"echo $((6*7))-$TERM-$OPENAI_BASE_URL; tty; exit 9\n")
+    seen = read_terminal(terminal)
+    _, status = os.waitpid(child, 0)
+    os.close(terminal)
+    assert b"42-vt100-http://127.0.0.1:41414/v1" in seen, seen
+    assert b"/dev/pts/" in seen
+    assert os.waitstatus_to_exitcode(status) == 9
+
+
+def test_debug_without_a_terminal_says_so(box: str) -> None:
+    assert b"needs a terminal" in rockroll("debug", "demo", code=2).stderr
+
+
+def read_terminal(terminal: int) -> bytes:
+    seen, end = b"", time.monotonic() + 20
+    while time.monotonic() < end and select.select([terminal], [], [], 20)[0]:
+        try:
+            part = os.read(terminal, 4096)
+        except OSError:  # EIO: the other side has closed it
+            break
+        if not part:
+            break
+        seen += part
+    return seen
+
+
+# ---- bad input -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["exec", "nobody", "--", "true"], 1, "nobody"),
+        (["down", "nobody"], 1, "nobody"),
+        (["down"], 2, "--all"),
+        (["down", "--all", "demo"], 2, "--all"),
+        (["up", "--memory", "64k"], 2, "try memory: 64m"),
+        (["up", "--memory", "lots"], 2, "512m"),
+        (["up", "--env", "novalue"], 2, "K=V"),
+        (["up", "--network", "maybe"], 2, "open"),
+        (["up", "--ttl", "soon"], 2, "1h"),
+        (["up", "--name", "no spaces"], 2, "letters"),
+        (["up", "--count", "0"], 2, "count"),
+        (["up", "--mount", "/nothing-here:/mnt"], 1, "/nothing-here"),
+        (["up", "localhost/nothing-here:1"], 1, "rockroll image build"),
+        (["exec", "demo", "--timeout", "soon", "--", "true"], 2, "--timeout"),
+        (["cp", "a", "b"], 2, "ID:PATH"),
+        (["cp", "/nothing-here", "demo:/srv/x"], 1, "/nothing-here"),
+        (["cp", "demo:/nothing-here", "/tmp/x"], 1, "/nothing-here"),
+        (["exec", "demo"], 2, "CMD"),
+    ],
+)
+def test_bad_input_is_one_line_with_the_cure(box: str, arguments: list[str], code: int, said: str) -> None:
+    stderr = sandbox(*arguments, code=code).stderr.decode()
+    assert said in stderr
+    assert "Traceback" not in stderr
+    if code == 1:
+        assert re.fullmatch(r"rockroll: [^\n]+\n", stderr)
+
+
+def test_down_removes_the_others_although_one_is_missing() -> None:
+    id = sandbox("up", "--memory", "64m").stdout.decode().strip()
+    done = sandbox("down", "nobody", id, code=1)
+    assert done.stdout.decode().strip() == id
+    assert b"nobody" in done.stderr
+
+
+def test_ls_needs_no_import_that_makes_people_wait(box: str) -> None:
+    script = "import sys; from rockroll.cli.main import run; run(['sandbox', 'ls']); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert not {"torch", "transformers", "deepspeed", "aiohttp", "pydantic", "ray"} & set(done.stdout.split())
+
+
+def test_down_all_leaves_nothing() -> None:
+    sandbox("up", "--count", "2", "--memory", "64m")
+    sandbox("down", "--all")
+    assert json.loads(sandbox("ls", "--json").stdout) == []
