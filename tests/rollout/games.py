@@ -1,0 +1,81 @@
+"""Environments of the tests, named in recipes' way as `tests…games:Class`."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+
+class Guess:
+    """Say the seed's parity; three steps at most. A four-tuple, as older environments return."""
+
+    closed = 0
+    seeds: list[int] = []
+
+    def reset(self, seed: int | None = None) -> tuple[str, dict[str, Any]]:
+        assert seed is not None
+        Guess.seeds.append(seed)
+        self.left, self.answer = 3, "even" if seed // 2 % 2 == 0 else "odd"
+        return f"parity of {seed // 2}?", {"system": "You guess."}
+
+    def step(self, action: str) -> tuple[str, float, bool, dict[str, Any]]:
+        self.left -= 1
+        right = action.strip() == self.answer
+        return f"no, {self.left} left", float(right), right or not self.left, {}
+
+    def close(self) -> None:
+        Guess.closed += 1
+
+
+class Endless:
+    """Pays 0.5 a step and never ends, but by its own limit where there is one."""
+
+    def __init__(self, limit: int = 0, split: str = "train") -> None:
+        self.limit, self.split, self.steps = limit, split, 0
+
+    def reset(self, seed: int | None = None) -> tuple[str, dict[str, Any]]:
+        return f"go ({self.split})", {}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        return "go", 0.5, False, self.steps == self.limit, {}
+
+
+class Broken(Endless):
+    """`how` says where and in which way."""
+
+    made = 0
+
+    def __init__(self, how: str, times: int = 10**9) -> None:
+        super().__init__()
+        Broken.made += 1
+        self.how = how if Broken.made <= times else ""
+
+    def reset(self, seed: int | None = None) -> Any:
+        if self.how == "reset":
+            raise KeyError("no such level")
+        return "go" if self.how == "no info" else super().reset(seed)
+
+    def step(self, action: str) -> Any:
+        match self.how:
+            case "step":
+                raise ZeroDivisionError("by zero")
+            case "nan":
+                return "x", float("nan"), True, False, {}
+            case "three":
+                return "x", 1.0, True
+            case "number":
+                return 7, 1.0, True, False, {}
+        return "x", 1.0, True, False, {}
+
+
+class Slow(Endless):
+    """Blocks its thread in every step."""
+
+    threads: set[int] = set()
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        Slow.threads.add(threading.get_ident())
+        time.sleep(0.05)
+        return "x", 1.0, True, False, {}
