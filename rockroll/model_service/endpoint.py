@@ -1,0 +1,202 @@
+"""The HTTP socket inside one sandbox, served by a process outside of it.
+
+In: a listening socket, and a coroutine that answers a request. Out: its answers, and OpenAI-shaped errors for what is
+not HTTP or too big. Leaves dialects to openai_chat.py and routes to gateway.py. What a sandbox can take from the host
+is bounded here: connections, and the size of a body.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import web
+
+from rockroll.errors import ModelServiceError
+from rockroll.model_service.openai_chat import bad_request, error_body, error_status
+
+MAX_BODY = 8 * 2**20
+MAX_CONNECTIONS = 64
+"""Open at once in one sandbox; a further one waits, unaccepted, until another is closed."""
+_ACCEPT_BATCH = 64
+_BACKLOG = 4096
+"""The longest queue of unaccepted connections that Linux allows by default (net.core.somaxconn)."""
+_DESCRIPTORS_BACK_S = 1.0
+"""After accept() found no free file descriptor the socket rests this long; nothing tells when one is free again."""
+
+Answer = Callable[[web.BaseRequest], Awaitable[web.Response]]
+_log = logging.getLogger(__name__)
+
+
+def refusal(error: ModelServiceError) -> web.Response:
+    return web.Response(status=error_status(error), body=error_body(error), content_type="application/json")
+
+
+class Connection(web.RequestHandler):
+    """One connection. `turn`: the endpoint's when it was accepted. `calling`: its request waits for a model."""
+
+    __slots__ = ("_on_lost", "calling", "turn")
+
+    def __init__(self, http: _Http, turn: int, on_lost: Callable[[], None], **settings: Any) -> None:
+        super().__init__(http, **settings)
+        self.turn = turn
+        self.calling = False
+        self._on_lost = on_lost
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        self._on_lost()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """aiohttp's own answer would be plain text, and a line in the host's log for each bad line of a sandbox."""
+        if status < 500:
+            said = " ".join((message or "").split())[:200]
+            error = bad_request(f"this is not HTTP that can be read ({said}); send HTTP/1.1")
+        else:
+            _log.error("model service: a request could not be answered", exc_info=exc)
+            error = ModelServiceError("the model service failed; the node's log says why", status=500)
+        response = refusal(error)
+        response.force_close()
+        return response
+
+
+class _Http(web.Server):
+    def accepted(self, turn: int, on_lost: Callable[[], None]) -> Connection:
+        return Connection(self, turn, on_lost, loop=self._loop, access_log=None, auto_decompress=False)
+
+
+class Endpoint:
+    """Serves one listening socket, whose connections it accepts itself: the turn a connection belongs to is fixed
+    at accept(), and connections over the limit cost nothing."""
+
+    def __init__(self, sock: socket.socket, answer: Answer) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._sock = sock
+        self._http = _Http(answer, request_factory=self._request, handler_cancellation=True)
+        self._connecting: set[asyncio.Task[Any]] = set()
+        self._open = 0
+        self._resting: asyncio.TimerHandle | None = None
+        self._closed = False
+        self.turn = 0
+        sock.setblocking(False)
+        self._listen()
+
+    def next_turn(self) -> None:
+        """Hears nobody any more who connected before now: not those connected, nor those waiting to be accepted.
+
+        A connection that waits for a model is answered first (its call must have been cancelled), then closed.
+        """
+        self.turn += 1
+        for _ in range(_BACKLOG):
+            if (connection := self._next()) is None:
+                break
+            connection.close()
+        for each in self._connections():
+            if each.calling:
+                each.close()
+            else:
+                each.force_close()
+
+    def is_late(self, request: web.BaseRequest) -> bool:
+        """Whether the request's connection was made in an earlier turn."""
+        connection = request.protocol
+        return not isinstance(connection, Connection) or connection.turn != self.turn
+
+    async def read_body(self, request: web.BaseRequest) -> bytes:
+        """The whole body. ModelServiceError (413) where it has more than MAX_BODY bytes."""
+        try:
+            if (request.content_length or 0) > MAX_BODY:
+                raise web.HTTPRequestEntityTooLarge(MAX_BODY)
+            if request.headers.get("Expect", "").lower() == "100-continue":
+                await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                request.writer.output_size = 0  # what was sent is not yet the answer
+            return await request.read()
+        except web.HTTPRequestEntityTooLarge:
+            raise ModelServiceError(
+                f"the body has more than {MAX_BODY} bytes; send fewer or shorter messages",
+                status=413,
+                type="invalid_request_error",
+                code="request_too_large",
+            ) from None
+        except web.RequestPayloadError as error:
+            raise bad_request(f"the body cannot be read: {' '.join(str(error).split())[:200]}") from None
+
+    def close(self) -> None:
+        """Ends the socket and every connection at once."""
+        self.turn += 1
+        self._closed = True
+        if self._resting is not None:
+            self._resting.cancel()
+        self._loop.remove_reader(self._sock)
+        self._sock.close()
+        for each in self._connections():
+            if each.transport is not None:
+                each.transport.abort()
+
+    async def wait_closed(self) -> None:
+        """Returns when no task of a connection runs any more. After `close`."""
+        await asyncio.gather(*self._connecting, return_exceptions=True)
+        await self._http.shutdown(1.0)
+
+    def _connections(self) -> list[Connection]:
+        return [each for each in self._http.connections if isinstance(each, Connection)]
+
+    def _request(self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
+        return web.BaseRequest(message, payload, protocol, writer, task, self._loop, client_max_size=MAX_BODY)
+
+    def _next(self) -> socket.socket | None:
+        while True:
+            try:
+                return self._sock.accept()[0]
+            except (BlockingIOError, InterruptedError):
+                return None
+            except ConnectionAbortedError:
+                continue  # it left while it waited
+
+    def _listen(self) -> None:
+        if not self._closed:
+            self._loop.add_reader(self._sock, self._accept)
+
+    def _accept(self) -> None:
+        for _ in range(_ACCEPT_BATCH):
+            if self._open >= MAX_CONNECTIONS:
+                self._loop.remove_reader(self._sock)
+                return  # _lost listens again
+            try:
+                connection = self._next()
+            except OSError as error:
+                _log.error("model service: no connection can be accepted: %s; trying again", error)
+                self._loop.remove_reader(self._sock)
+                self._resting = self._loop.call_later(_DESCRIPTORS_BACK_S, self._listen)
+                return
+            if connection is None:
+                return
+            self._open += 1
+            task = self._loop.create_task(self._connect(connection, self.turn))
+            self._connecting.add(task)
+            task.add_done_callback(self._connecting.discard)
+
+    async def _connect(self, connection: socket.socket, turn: int) -> None:
+        connection.setblocking(False)
+        try:
+            made = await self._loop.connect_accepted_socket(lambda: self._http.accepted(turn, self._lost), connection)
+        except OSError:
+            connection.close()  # it left before it was served
+            self._lost()
+        else:
+            if turn != self.turn:
+                made[0].abort()
+
+    def _lost(self) -> None:
+        self._open -= 1
+        if self._open == MAX_CONNECTIONS - 1:
+            self._listen()

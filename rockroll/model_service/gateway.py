@@ -1,0 +1,251 @@
+"""The model endpoint of every sandbox on a node: OpenAI's HTTP in, frames to the rollout side out.
+
+In: a listening socket for each sandbox, and where its calls go (a relay's address and a token). Out: HTTP answers.
+The socket says which sandbox asks and the route says for which episode; nothing in the request does, headers least of
+all. Leaves the dialect to openai_chat.py, bytes and connections to endpoint.py, the link to upstream.py, and binding
+inside a sandbox to the sandbox room.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import socket
+import time
+from dataclasses import dataclass, field
+from urllib.parse import unquote
+
+import msgspec
+from aiohttp import web
+
+from rockroll.errors import ModelServiceError, PeerLost, RockrollError, SandboxNotFound, UsageError
+from rockroll.model_service import openai_chat
+from rockroll.model_service.endpoint import Connection, Endpoint, refusal
+from rockroll.model_service.upstream import Upstream
+from rockroll.model_service.wire import ChatReply
+
+MAX_CALLS = 16
+"""Chat calls one sandbox may have under way; a further one gets 429."""
+
+_log = logging.getLogger(__name__)
+
+
+def box_environment(port: int) -> dict[str, str]:
+    """What tells OpenAI clients in a sandbox where the model is. The key is any word: nobody checks it."""
+    return {"OPENAI_BASE_URL": f"http://127.0.0.1:{port}/v1", "OPENAI_API_KEY": "rockroll"}
+
+
+@dataclass(eq=False)
+class _Box:
+    id: str
+    endpoint: Endpoint
+    upstream: Upstream | None = None
+    token: str = ""
+    running: int = 0
+    calls: set[asyncio.Task[ChatReply]] = field(default_factory=set)
+
+    def cancel_calls(self) -> None:
+        for call in list(self.calls):
+            call.cancel()
+
+
+class Gateway:
+    """attach ─► route ─► route … ─► detach, for each sandbox. Belongs to one event loop."""
+
+    def __init__(self) -> None:
+        self._boxes: dict[str, _Box] = {}
+        self._upstreams: dict[str, Upstream] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+        self._since = int(time.time())
+
+    async def attach(self, sandbox_id: str, sock: socket.socket) -> None:
+        """Serves `sock` (listening; owned by the gateway from now on). A second time, after a restart of the sandbox,
+        it replaces the first; the route stays."""
+        old = self._boxes.get(sandbox_id)
+        box: _Box
+
+        async def answer(request: web.BaseRequest) -> web.Response:
+            return await self._answer(box, request)
+
+        box = self._boxes[sandbox_id] = _Box(sandbox_id, Endpoint(sock, answer))
+        if old is not None:
+            box.upstream, box.token = old.upstream, old.token
+            self._end(old)
+
+    def forget(self, sandbox_id: str) -> None:
+        """Ends the sandbox's endpoint, its calls and its route. Nothing happens for one that is not attached."""
+        if (box := self._boxes.pop(sandbox_id, None)) is not None:
+            self._end(box)
+            self._close_unused()
+
+    async def detach(self, sandbox_id: str) -> None:
+        """`forget`, and waits until nothing of it runs any more."""
+        box = self._boxes.get(sandbox_id)
+        self.forget(sandbox_id)
+        if box is not None:
+            await box.endpoint.wait_closed()
+
+    def route(self, sandbox_id: str, upstream: str | None, token: str) -> None:
+        """From now on the sandbox's calls go to the relay at `upstream`, under `token`; None: they are refused.
+
+        A change ends what came before it: calls under way are cancelled up to the relay's handler, and connections
+        made earlier are closed, so that no byte written before the change is taken for a call after it.
+        """
+        box = self._boxes.get(sandbox_id)
+        if box is None:
+            raise SandboxNotFound(f"sandbox {sandbox_id!r} has no model endpoint on this node; is it running?")
+        if upstream is not None and not upstream.startswith(("ipc://", "tcp://")):
+            raise UsageError(f"a model route leads to a relay at ipc:// or tcp://, got {upstream!r}")
+        now = None if box.upstream is None else box.upstream.address
+        if (now, box.token) == (upstream, token):
+            return
+        box.endpoint.next_turn()
+        box.upstream = None if upstream is None else self._upstream(upstream)
+        box.token = token
+        box.cancel_calls()
+        self._close_unused()
+
+    async def close(self) -> None:
+        """Detaches every sandbox and ends every connection to a relay."""
+        await asyncio.gather(*(self.detach(each) for each in list(self._boxes)))
+        await asyncio.gather(*self._closing)
+
+    def _end(self, box: _Box) -> None:
+        box.cancel_calls()
+        box.endpoint.close()
+
+    def _upstream(self, address: str) -> Upstream:
+        if address not in self._upstreams:
+            self._upstreams[address] = Upstream(address)
+        return self._upstreams[address]
+
+    def _close_unused(self) -> None:
+        """A relay that no sandbox is routed to has most likely ended with its run: no reason to look for it."""
+        used = {box.upstream for box in self._boxes.values()}
+        for address, upstream in list(self._upstreams.items()):
+            if upstream not in used:
+                del self._upstreams[address]
+                task = asyncio.get_running_loop().create_task(upstream.close())
+                self._closing.add(task)
+                task.add_done_callback(self._closing.discard)
+
+    # -----------------------------------------------------------------------------------------------------------
+    # One request
+    # -----------------------------------------------------------------------------------------------------------
+
+    async def _answer(self, box: _Box, request: web.BaseRequest) -> web.Response:
+        try:
+            name, _, model = request.path.removeprefix("/v1/").partition("/")
+            if request.path.rstrip("/") == "/v1/chat/completions":
+                _allow(request, "POST")
+                return await self._chat(box, request)
+            if request.path.startswith("/v1/") and name == "models":
+                _allow(request, "GET")
+                return await self._models(box, request, unquote(model))
+            raise ModelServiceError(
+                f"nothing is at {request.path[:128]}; there are POST /v1/chat/completions and GET /v1/models",
+                status=404,
+                type="invalid_request_error",
+                code="unknown_url",
+            )
+        except ModelServiceError as error:
+            response = refusal(error)
+            if box.endpoint.is_late(request):
+                response.force_close()  # says so: a client must not send its next call on a connection about to end
+            return response
+
+    async def _models(self, box: _Box, request: web.BaseRequest, name: str) -> web.Response:
+        upstream = await self._ready(box, request)
+        if name:
+            body = openai_chat.model_card(name, upstream.models, self._since)
+        else:
+            body = openai_chat.model_list(upstream.models, self._since)
+        return web.Response(body=body, content_type="application/json")
+
+    async def _chat(self, box: _Box, request: web.BaseRequest) -> web.Response:
+        if box.running >= MAX_CALLS:
+            raise ModelServiceError(
+                f"a sandbox may have {MAX_CALLS} calls under way, and this one has; wait for one to end",
+                status=429,
+                type="requests",
+                code="rate_limit_exceeded",
+            )
+        box.running += 1
+        try:
+            chat = openai_chat.parse_chat(await box.endpoint.read_body(request))
+            id, created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
+            reply = await self._relay(box, request, chat, id)
+        finally:
+            box.running -= 1
+        if not chat.stream:
+            body = openai_chat.completion(id, created, chat.model, reply)
+            return web.Response(body=body, content_type="application/json")
+        body = openai_chat.completion_events(id, created, chat.model, reply, include_usage=chat.include_usage)
+        headers = {"Cache-Control": "no-cache"}
+        return web.Response(body=body, content_type="text/event-stream", charset="utf-8", headers=headers)
+
+    async def _ready(self, box: _Box, request: web.BaseRequest) -> Upstream:
+        """The relay this request goes to, when it is up. From the return on to the next await, nothing can change."""
+        upstream = self._routed(box, request)
+        await upstream.ready()
+        if self._routed(box, request) is not upstream:
+            raise _late()
+        return upstream
+
+    def _routed(self, box: _Box, request: web.BaseRequest) -> Upstream:
+        if box.endpoint.is_late(request):
+            raise _late()
+        if box.upstream is None:
+            raise ModelServiceError(
+                "no model is routed to this sandbox: model calls are answered only while an episode runs in it",
+                status=503,
+                type="server_error",
+                code="no_upstream",
+            )
+        return box.upstream
+
+    async def _relay(self, box: _Box, request: web.BaseRequest, chat: openai_chat.Chat, id: str) -> ChatReply:
+        upstream = await self._ready(box, request)
+        call = upstream.chat(chat.request(id, box.id, box.token))
+        connection = request.protocol
+        assert isinstance(connection, Connection)
+        box.calls.add(call)
+        connection.calling = True
+        try:
+            return await call
+        except asyncio.CancelledError:
+            this = asyncio.current_task()
+            if this is None or this.cancelling():
+                raise  # the client hung up
+            raise (_late() if box.endpoint.is_late(request) else upstream.lost()) from None
+        except PeerLost:
+            raise upstream.lost() from None
+        except ModelServiceError:
+            raise
+        except (RockrollError, msgspec.DecodeError) as error:
+            # what went wrong on the host is no business of the program in the sandbox
+            _log.error("model service: call %s of sandbox %s failed: %s", id, box.id, error)
+            raise ModelServiceError("the model could not answer; the run's log says why", status=500) from None
+        finally:
+            box.calls.discard(call)
+            connection.calling = False
+
+
+def _allow(request: web.BaseRequest, method: str) -> None:
+    if request.method != method:
+        raise ModelServiceError(
+            f"{request.path[:128]} takes {method}, got {request.method[:16]}",
+            status=405,
+            type="invalid_request_error",
+            code="method_not_allowed",
+        )
+
+
+def _late() -> ModelServiceError:
+    return ModelServiceError(
+        "the episode that this call belongs to has ended",
+        status=503,
+        type="server_error",
+        code="route_changed",
+    )

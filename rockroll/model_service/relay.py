@@ -1,0 +1,61 @@
+"""The rollout side of the reverse channel: chat requests from every sandbox arrive here.
+
+In: ChatRequests over rpc from the gateways of all nodes. Out: what the handler makes of them. Leaves tokens, episodes
+and who may ask to the handler, HTTP to the gateways.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from typing import Any, Self
+
+from rockroll import rpc
+from rockroll.model_service.wire import CHAT, MODELS, ChatReply, ChatRequest, Models
+
+
+class Relay:
+    """Serves `handler` at `address` (`ipc://PATH` or `tcp://HOST:PORT`).
+
+    handler: raises ModelServiceError to refuse a call. It is cancelled when the client in the sandbox hung up and
+    when the sandbox's route changed, so a late call of one episode never outlives it.
+    """
+
+    def __init__(
+        self, address: str, handler: Callable[[ChatRequest], Awaitable[ChatReply]], models: Iterable[str] = ()
+    ) -> None:
+        self.address = address
+        self._handler = handler
+        self._models = list(models)
+        self._changed = asyncio.Event()
+        self._server = rpc.Server(address, {CHAT: self._chat, MODELS: self._serve_models}, types={CHAT: ChatRequest})
+
+    async def start(self) -> None:
+        """RockrollError where the address cannot be bound."""
+        await self._server.start()
+
+    async def close(self) -> None:
+        """Cancels what runs. Its callers get 503."""
+        await self._server.close()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def set_models(self, names: Iterable[str]) -> None:
+        """What `GET /v1/models` answers from now on, in every sandbox that is routed here."""
+        self._models = list(names)
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _chat(self, request: ChatRequest, peer: rpc.Peer) -> ChatReply:
+        return await self._handler(request)
+
+    async def _serve_models(self, body: Any, peer: rpc.Peer) -> AsyncIterator[Models]:
+        while True:
+            changed = self._changed  # taken before the yield: a change during it is not missed
+            yield Models(self._models)
+            await changed.wait()

@@ -1,0 +1,96 @@
+"""One relay as a gateway sees it: a connection that all sandboxes routed there share, and whether it is up.
+
+In: a relay's address and ChatRequests. Out: tasks that end in a ChatReply or an error; the models' names. Leaves who
+asks, and what a refusal looks like, to gateway.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import msgspec
+import zmq
+
+from rockroll import rpc
+from rockroll.errors import ModelServiceError, PeerLost, RockrollError
+from rockroll.model_service.wire import CHAT, MODELS, ChatReply, ChatRequest, Models
+
+PATIENCE_S = 1.0
+"""How long a call waits for a relay that is starting or coming back, before it is refused."""
+
+
+class Upstream:
+    """connecting ─► up ◄─► lost; ─► broken where the address is none, or nothing like a relay answers there.
+
+    Being up is: the stream of model names is open. ZeroMQ would hold a call for a relay that is gone until one comes
+    back, so calls start only when up, and those under way when the relay is lost are cancelled.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.models: list[str] = []
+        self._up = asyncio.Event()
+        self._broken: Exception | None = None
+        self._client: rpc.Client | None = None
+        self._calls: set[asyncio.Task[ChatReply]] = set()
+        self._watching = asyncio.get_running_loop().create_task(self._watch())
+
+    async def ready(self) -> None:
+        """Returns when up. ModelServiceError (503) where it is not within PATIENCE_S."""
+        if self._up.is_set():
+            return
+        if self._broken is not None:
+            raise self.lost()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE_S):
+                await self._up.wait()
+        if not self._up.is_set():
+            raise self.lost()
+
+    def chat(self, request: ChatRequest) -> asyncio.Task[ChatReply]:
+        """The call under way; cancelled where the relay is lost. Only when up."""
+        if self._client is None or not self._up.is_set():
+            raise self.lost()
+        coroutine = self._client.call(CHAT, request, type=ChatReply)
+        call = asyncio.get_running_loop().create_task(coroutine)
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
+        return call
+
+    def lost(self) -> ModelServiceError:
+        why = (
+            f"cannot be used: {self._broken}" if self._broken else "does not answer; it may have ended, or be starting"
+        )
+        return ModelServiceError(
+            f"the model's side of this run {why}; try again later",
+            status=503,
+            type="server_error",
+            code="upstream_lost",
+        )
+
+    async def _watch(self) -> None:
+        try:
+            client = self._client = await rpc.connect(self.address)
+            while True:
+                with contextlib.suppress(PeerLost):
+                    async for models in client.stream(MODELS, {}, type=Models):
+                        self.models = models.names
+                        self._up.set()
+                self._down()
+        except (RockrollError, zmq.ZMQError, msgspec.DecodeError) as error:
+            self._broken = error
+            self._down()
+
+    def _down(self) -> None:
+        self._up.clear()
+        for call in list(self._calls):
+            call.cancel()
+
+    async def close(self) -> None:
+        """Cancels what runs and ends the connection."""
+        self._watching.cancel()
+        self._down()
+        await asyncio.gather(self._watching, *self._calls, return_exceptions=True)
+        if self._client is not None:
+            await self._client.close()
