@@ -312,7 +312,9 @@ class Podman:
 def _failure(status: int, call: str, image: str, message: str) -> Exception:
     lower = message.lower()
     if image and (status == 404 or "no such image" in lower or "image not known" in lower):
-        return ImageMissing(f"image {image} is not in the local store; run `rockroll image build`, or `podman pull`")
+        return ImageMissing(
+            f"image {image} is not in the local store; run `rockroll image build`, or `rockroll image pull {image}`"
+        )
     if status == 404:
         return SandboxNotFound(f"Podman knows no such container: {message}")
     if "no space left" in lower:

@@ -89,7 +89,7 @@ def rootless_prefix() -> list[str]:
 
 def podman_binary() -> str:
     """Podman's path. Raises HostError where there is none."""
-    found = _which("podman")
+    found = which("podman")
     if not found:
         raise HostError("podman is not installed; run scripts/setup, or as root: apt-get install podman crun runc")
     return found
@@ -131,7 +131,7 @@ def _key() -> dict[str, str]:
         "limits": str([resource.getrlimit(what) for what in (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC)]),
     }
     for runtime in RUNTIMES:
-        binary = _which(runtime)
+        binary = which(runtime)
         key[runtime] = f"{binary}:{os.stat(binary).st_mtime_ns}" if binary else ""
     return key
 
@@ -149,7 +149,7 @@ def _read(path: Path, key: dict[str, str]) -> HostRuntime | None:
 def _probe(key: dict[str, str]) -> HostRuntime:
     refused: dict[str, str] = {}
     for runtime in RUNTIMES:
-        binary = _which(runtime)
+        binary = which(runtime)
         if not binary:
             refused[runtime] = "not installed"
             continue
@@ -256,7 +256,8 @@ def _cgroup_manager() -> str:
     return "systemd" if is_rootless() and v2 and (home.user_runtime_dir() / "systemd").is_dir() else "cgroupfs"
 
 
-def _which(name: str) -> str | None:
+def which(name: str) -> str | None:
+    """Where a program of the host is, also in the directories that an ordinary user's PATH lacks."""
     return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin")
 
 

@@ -1,0 +1,52 @@
+"""`rockroll doctor`: what this host can do, each defect with its cure.
+
+In: nothing. Out: a table, or JSON with --json; exit code 1 if sandboxes cannot run.
+Leaves the checks to sandbox/doctor.py, imported on use: aiohttp would make every command start slower.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from rockroll.sandbox.doctor import Report
+
+
+def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Check what this host can do; exit code 1 if sandboxes cannot run."""
+    from rockroll.sandbox.doctor import examine
+
+    report = asyncio.run(examine())
+    if json:
+        checks = [{"name": c.name, "ok": c.ok, "detail": c.detail, "cure": c.cure} for c in report.checks]
+        typer.echo(msgspec.json.encode({"ok": report.ok, "checks": checks}))
+    else:
+        _show(report)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+def _show(report: Report) -> None:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for check in report.checks:
+        mark = Text("ok", "green") if check.ok else Text("no", "red" if check.needed else "yellow")
+        detail = Text(check.detail)
+        if check.cure:
+            detail.append(f"\n→ {check.cure}", "bold")
+        table.add_row(mark, check.name, detail)
+    console = Console()
+    console.print(table)
+    if report.ok:
+        console.print("Sandboxes can run here.", style="green")
+    else:
+        console.print("Sandboxes cannot run here: cure what is marked no in red.", style="red")
