@@ -65,7 +65,7 @@ class SandboxTask(Protocol):
     async def grade(self, sandbox: Sandbox, situation: Situation) -> float:
         """The reward, by looking at the sandbox through its files and `execute`; every agent process is dead by now.
 
-        What the agent left behind is the policy's doing and earns a low reward; an exception means that the task
-        itself failed, and the episode is replaced.
+        What the agent left behind is the policy's doing and earns a low reward: a FileError, for a file that is not
+        there, counts as 0.0. Any other exception means that the task itself failed, and the episode is replaced.
         """
         ...

@@ -26,6 +26,7 @@ from rockroll.agent.command import route
 from rockroll.env.api import Situation, Split
 from rockroll.errors import (
     EnvError,
+    FileError,
     HostError,
     ImageMissing,
     LimitNotEnforced,
@@ -207,9 +208,11 @@ class Attempt:
     async def _grade(self, task: AgentTask, sandbox: Sandbox, situation: Situation) -> float:
         try:
             reward = float(await task.task.grade(sandbox, situation))
-        except (SandboxError, EnvError, PeerLost) as error:
-            if isinstance(error, PeerLost):
-                raise SandboxLost(str(error)) from error
+        except FileError:
+            return 0.0
+        except PeerLost as error:
+            raise SandboxLost(str(error)) from error
+        except (SandboxError, EnvError):
             raise
         except Exception as error:
             raise EnvError(f"{task.name}: grade raised {type(error).__name__}: {error}") from error
