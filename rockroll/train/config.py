@@ -51,7 +51,7 @@ class TrainConfig:
     ranks: int = 1
     """Trainer processes, one per device."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the weights in the forward; log-probs and the optimizer are float32 in any case."""
+    """Of the weights in the forward; log-probs and the optimizer are float32 in any case. bfloat16: zero_stage 1 up."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` is cuda where there is one."""
     threads: int = 0
@@ -87,6 +87,11 @@ class TrainConfig:
             raise ValueError(
                 f"train importance_cap must be 1 or more, so that matching tokens count whole (0: off); "
                 f"got {self.importance_cap}"
+            )
+        if self.dtype == "bfloat16" and self.zero_stage == 0:
+            raise ValueError(
+                "train dtype bfloat16 needs zero_stage 1 or more: DeepSpeed's stage 0 keeps no float32 weights to "
+                "add small updates to; got zero_stage 0"
             )
         if self.address and self.ranks > 1 and "{rank}" not in self.address:
             raise ValueError(f"train address needs {{rank}} in it for {self.ranks} ranks; got {self.address!r}")

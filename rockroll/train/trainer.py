@@ -155,6 +155,8 @@ class RankTrainer:
             )
         episodes: dict[int, tuple[int, float]] = {}
         for sample in batch.samples:
+            if not math.isfinite(sample.reward):
+                raise TrainError(f"a reward must be a finite number; episode {sample.episode} has {sample.reward}")
             if episodes.setdefault(sample.episode, (sample.group, sample.reward)) != (sample.group, sample.reward):
                 raise TrainError(
                     f"samples of one episode share its group and reward; episode {sample.episode} has "

@@ -57,6 +57,8 @@ def make_batch(
     rng = random.Random(f"{seed}/{step}")
     samples = []
     for episode in range(groups * members):
+        place = episode % members
+        reward = 1.0 if place == 0 else 0.0 if place == 1 else float(rng.random() < 0.3)
         for _ in range(rng.choice([1, 1, 2])):
             length = rng.randint(6, 40)
             mask = [False, False] + [rng.random() < 0.6 for _ in range(length - 2)]
@@ -68,7 +70,7 @@ def make_batch(
                     versions=[0 if m else -1 for m in mask],
                     episode=episode,
                     group=episode // members,
-                    reward=float(episode % members == 0 or rng.random() < 0.3) if episode % members != 1 else 0.0,
+                    reward=reward,
                 )
             )
     return TrainBatch(step=step, samples=samples, temperature=temperature)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rockroll.train.api import TrainBatch
+from rockroll.train.batch import plan
 from rockroll.train.config import TrainConfig
 from rockroll.train.trainer import RankTrainer
 
@@ -115,8 +116,9 @@ def run_ranks(config: TrainConfig, batch: TrainBatch, folder: Path) -> dict[str,
 def test_two_ranks_with_unequal_micro_batches_have_the_gradient_of_one(
     config: TrainConfig, batch: Callable[..., TrainBatch], tmp_path: Path, stage: int
 ):
-    given = batch()
-    longest = max(given.samples, key=lambda s: len(s.ids))
-    lone = msgspec.structs.replace(given, samples=[s for s in given.samples if s is not longest] + [longest])
-    two = replace(config, ranks=2, zero_stage=stage, tokens_per_microbatch=45)  # pyright: ignore[reportArgumentType]
-    assert_same(run_ranks(two, lone, tmp_path), plain_gradient(config, lone))
+    given = batch(groups=2, seed=1)
+    two = replace(config, ranks=2, zero_stage=stage, tokens_per_microbatch=60)  # pyright: ignore[reportArgumentType]
+    rows = RankTrainer(config)._rows(given)[0]
+    counts = [sum(map(bool, packs)) for packs in plan([len(row) for row in rows], 2, 60)]
+    assert counts[0] != counts[1], counts
+    assert_same(run_ranks(two, given, tmp_path), plain_gradient(config, given))

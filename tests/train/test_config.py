@@ -1,0 +1,28 @@
+"""A wrong setting is refused with the value got and what would be right."""
+
+import pytest
+
+from rockroll.train.config import TrainConfig
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"lr": -1}, "lr must be at least 0; got -1"),
+        ({"ranks": 0}, "ranks must be at least 1; got 0"),
+        ({"betas": (0.9, 1.0)}, r"betas must be in \[0, 1\)"),
+        ({"clip_low": 1.2}, r"clip_low must be in \(0, 1\]"),
+        ({"clip_high": 0}, "clip_high must be over 0; got 0"),
+        ({"importance_cap": 0.5}, "importance_cap must be 1 or more"),
+        ({"dtype": "bfloat16"}, "needs zero_stage 1 or more"),
+        ({"ranks": 2, "address": "ipc:///x"}, r"address needs \{rank\} in it for 2 ranks"),
+    ],
+)
+def test_refused(fields: dict, says: str):
+    with pytest.raises(ValueError, match=says):
+        TrainConfig(**fields)
+
+
+def test_each_rank_has_its_own_address():
+    config = TrainConfig(ranks=2, address="ipc:///run/trainer-{rank}")
+    assert [config.rank_address(r) for r in (0, 1)] == ["ipc:///run/trainer-0", "ipc:///run/trainer-1"]
