@@ -76,18 +76,17 @@ class PodmanService:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
             listening.bind(str(self.path))
             listening.listen(256)
-            fd = listening.fileno()
             # sh moves the socket to fd 3, where socket activation looks, and keeps the pid that LISTEN_PID names.
-            script = f'exec 3<&{fd}; [ {fd} = 3 ] || exec {fd}<&-; LISTEN_FDS=1 LISTEN_PID=$$ exec "$@"'
+            # It comes as stdin: dash knows no descriptor above 9, and a busy process has none below.
+            script = 'exec 3<&0 0</dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec "$@"'
             try:
                 self._process = await asyncio.create_subprocess_exec(
                     *("setpriv", "--pdeathsig", "TERM", "sh", "-c", script, "sh"),
                     *(runtime.podman_binary(), "system", "service", "--time", "0"),
                     env=host.environment(),
-                    stdin=asyncio.subprocess.DEVNULL,
+                    stdin=listening.fileno(),
                     stdout=self._log,
                     stderr=self._log,
-                    pass_fds=(fd,),
                     start_new_session=True,  # Ctrl-C is the node's to handle: it still needs Podman to clean up
                 )
             except FileNotFoundError as error:

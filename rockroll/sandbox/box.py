@@ -1,0 +1,447 @@
+"""One sandbox's life on this host.
+
+In: a container that Podman has made. Out: sessions, executes and files while it runs, and one word for its state.
+Leaves the registry, owners and names to host.py, Podman's API to podman.py.
+
+    starting ──► running ◄──► paused          `stopped`: asked for.  `exited`: init died by itself or was killed.
+        │           ├──────── stop ──► stopped ──┐
+        └── died ───┴──────── died ──► exited ───┴── start ──► starting
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import shutil
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from socket import socket as Socket
+from typing import Literal
+
+from rockroll import home
+from rockroll.errors import SandboxError, SandboxLost, SessionError
+from rockroll.sandbox import cgroup, files, netns, profile, recycle
+from rockroll.sandbox.cgroup import BoxCgroup, Scope
+from rockroll.sandbox.config import SandboxConfig
+from rockroll.sandbox.execute import execute
+from rockroll.sandbox.oci_exec import OciExec, Process, Runtime
+from rockroll.sandbox.podman import Podman
+from rockroll.sandbox.session import Session
+from rockroll.sandbox.shell import Place, Shell
+from rockroll.sandbox.spool import Spool
+from rockroll.sandbox.wire import Execute, Observation, Outcome, Owner, Run, SandboxInfo, State, Stats
+
+INSIDE = "/dev/rockroll"
+"""Where a box sees the folder of its sessions, read-only. /dev is a tmpfs: the mount point leaves no file behind."""
+PF_EXITING = 0x4
+
+Event = Literal["started", "stop", "start", "died", "pause", "unpause"]
+
+TRANSITIONS: dict[tuple[State, Event], State] = {
+    ("starting", "started"): "running",
+    ("starting", "died"): "exited",
+    ("running", "pause"): "paused",
+    ("paused", "unpause"): "running",
+    ("running", "stop"): "stopped",
+    ("paused", "stop"): "stopped",
+    ("running", "died"): "exited",
+    ("paused", "died"): "exited",
+    ("stopped", "died"): "stopped",
+    ("exited", "died"): "exited",
+    ("stopped", "stop"): "stopped",
+    ("exited", "stop"): "stopped",
+    ("stopped", "start"): "starting",
+    ("exited", "start"): "starting",
+}
+
+
+def after(state: State, event: Event) -> State:
+    """The next state. Raises SandboxError for an event that the state does not allow."""
+    try:
+        return TRANSITIONS[state, event]
+    except KeyError:
+        raise SandboxError(f"a sandbox that is {state} cannot {event}") from None
+
+
+class Endpoint:
+    """The node's hooks for the socket that listens inside each box."""
+
+    def __init__(
+        self,
+        port: int | None = None,
+        on_open: Callable[[str, Socket], Awaitable[None]] | None = None,
+        on_gone: Callable[[str], None] | None = None,
+    ) -> None:
+        self.port, self._on_open, self._on_gone = port, on_open, on_gone
+
+    async def open(self, sandbox_id: str, pid: int) -> None:
+        if self.port is not None and self._on_open is not None:
+            await self._on_open(sandbox_id, netns.listen_in(pid, self.port))
+
+    def gone(self, sandbox_id: str) -> None:
+        if self._on_gone is not None:
+            self._on_gone(sandbox_id)
+
+
+class Box:
+    """See the module's drawing. Every method that needs a running box raises SandboxLost or SandboxError without."""
+
+    def __init__(
+        self,
+        *,
+        id: str,
+        name: str,
+        config: SandboxConfig,
+        owner: Owner,
+        created: float,
+        env: Mapping[str, str],
+        podman: Podman,
+        runtime: Runtime,
+        endpoint: Endpoint,
+    ) -> None:
+        self.id, self.name, self.config, self.created = id, name, config, created
+        self.owner: Owner = owner
+        self.container = ""
+        self.state: State = "starting"
+        self.unenforced: list[str] = []
+        self.log_file = Spool(spool_path(id))
+        self._env = dict(env)
+        self._podman, self._runtime, self._endpoint = podman, runtime, endpoint
+        self._folder = folder_of(id)
+        make_folder(id)
+        self._sessions: dict[str, Session] = {}
+        self._calls: set[asyncio.Task[Observation]] = set()
+        self._leaving: Outcome | None = None
+        self._starts = 0
+        self._oom_kills = 0
+        self._baseline: recycle.Baseline | None = None
+        self._not_recyclable = "it was started by an earlier node"
+        self._upper: Path | None = None
+        self._init = 0
+        self._init_end: Process | None = None
+        self._conmon: Process | None = None
+        self._cgroup: BoxCgroup | None = None
+        self._execer: OciExec | None = None
+        self._closing: asyncio.Task[None] | None = None
+
+    # -- what sessions and executes ask
+
+    @property
+    def execer(self) -> OciExec:
+        if self._execer is None:
+            raise self._not_running()
+        return self._execer
+
+    @property
+    def uid(self) -> int:
+        return files.host_id(self._init, "uid", self.execer.uid)
+
+    @property
+    def owner_ids(self) -> tuple[int, int]:
+        """(uid, gid) on this host of the box's user."""
+        return self.uid, files.host_id(self._init, "gid", self.execer.gid)
+
+    @property
+    def init(self) -> int:
+        """Init's pid on the host. Raises SandboxLost when the box does not run."""
+        if self.state not in ("running", "paused"):
+            raise self._not_running()
+        return self._init
+
+    def doomed(self) -> Outcome | None:
+        if self._leaving:
+            return self._leaving
+        if self.state not in ("starting", "running", "paused"):
+            return "lost"
+        # Init dies first and last: the kernel kills all others before its death shows on the pidfd.
+        try:
+            fields = Path(f"/proc/{self._init}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        except OSError:
+            return "lost"
+        return "lost" if int(fields[6]) & PF_EXITING else None
+
+    def oom_killed(self) -> bool:
+        before = self._oom_kills
+        self._oom_kills = self._cgroup.oom_kills() if self._cgroup else 0
+        return self._oom_kills > before
+
+    async def new_shell(self, scope: Scope, env: Mapping[str, str], cwd: str | None, state: bytes) -> Shell:
+        name = secrets.token_hex(8)
+        shell = Shell(Place(self._folder / "s" / name, f"{INSIDE}/{name}"), self.uid, self.log)
+        try:
+            await shell.open(self.execer, scope, env=env, cwd=cwd, state=state)
+        except BaseException:
+            shell.close()
+            raise
+        return shell
+
+    def log(self, data: bytes) -> None:
+        self.log_file.write(data)
+
+    # -- life
+
+    async def up(self, container: str) -> None:
+        """Starts the container and makes it ready: limits read back, endpoint open, baseline taken.
+
+        Raises HostError, SandboxLost; the caller removes the box then.
+        """
+        self.container = container
+        self._leaving = None
+        await self._podman.start(container)
+        self._starts += 1
+        await self._attach(fresh=self._starts == 1)
+
+    async def adopt(self, container: str) -> None:
+        """A box that an earlier node left running: what that node's sessions ran is killed, init lives on."""
+        self.container = container
+        self._starts += 1
+        await self._attach(fresh=False)
+        assert self._cgroup is not None
+        await cgroup.kill(self._cgroup.everything)
+
+    async def _attach(self, *, fresh: bool) -> None:
+        found = await self._podman.inspect(self.container)
+        self._init = int(found["State"]["Pid"])
+        if not self._init:
+            raise SandboxLost(f"the sandbox's init ended at its start with {found['State']['ExitCode']}")
+        self._watch_init(int(found["State"].get("ConmonPid") or 0))
+        bundle = Path(found["OCIConfigPath"]).parent
+        self._execer = OciExec(self._runtime, self.container, bundle, self._folder / "x")
+        self._cgroup = BoxCgroup(self._init, self._runtime.starts_in_cgroup)
+        self._oom_kills = self._cgroup.oom_kills()
+        self.unenforced = profile.verify(self._init, self.config)
+        if not self._cgroup.enforced:
+            self.unenforced.append("kill-scope")
+        if self.config.network == "none":
+            await self._endpoint.open(self.id, self._init)
+        graph = found.get("GraphDriver") or {}
+        upper = (graph.get("Data") or {}).get("UpperDir")
+        self._upper = Path(upper) if upper else None
+        if fresh:
+            try:
+                self._baseline = await asyncio.to_thread(recycle.baseline, self._init, graph)
+            except recycle.NotRecyclable as error:
+                self._not_recyclable = str(error)
+        elif self._baseline:
+            self._baseline, self._not_recyclable = None, "it was stopped and started again"
+        self.state = after(self.state, "started") if self.state == "starting" else self.state
+
+    def _watch_init(self, conmon: int) -> None:
+        if self._init_end:
+            self._init_end.forget()
+        try:
+            self._init_end = Process(self._init)
+        except ProcessLookupError:
+            raise SandboxLost("the sandbox's init ended at its start") from None
+        self._init_end.ended.add_done_callback(self._on_init_end)
+        # Conmon is an orphan of Podman's, so this subreaper's child: unless somebody waits for it, it stays a zombie.
+        if conmon:
+            try:
+                self._conmon = Process(conmon)
+            except ProcessLookupError:
+                self._conmon = None
+
+    def _on_init_end(self, _: object) -> None:
+        self.state = after(self.state, "died")
+        self._endpoint.gone(self.id)
+        self._closing = asyncio.get_running_loop().create_task(self._close_sessions())
+
+    async def stop(self) -> None:
+        """Ends everything in the box; its files stay."""
+        if self.state == "stopped":
+            return
+        self.state = after(self.state, "stop")
+        self._leaving = "killed"
+        await self._podman.stop(self.container)
+        await self._ended()
+
+    async def start(self) -> None:
+        """Again after stop or death; the endpoint is bound anew before any command runs."""
+        if self.state == "running":
+            return
+        self.state = after(self.state, "start")
+        try:
+            await self._ended()
+            await self.up(self.container)
+        except BaseException:
+            self.state = "exited"
+            raise
+
+    async def _ended(self) -> None:
+        """Init is dead, and so is every session."""
+        if self._init_end:
+            await asyncio.shield(self._init_end.ended)
+        if self._closing:
+            await self._closing
+
+    async def remove(self) -> None:
+        """Deletes the container and every trace of it on this host. Never fails for what is gone already."""
+        self._leaving = self._leaving or "killed"
+        for call in list(self._calls):
+            call.cancel()
+        try:
+            if self.container:
+                await self._podman.remove(self.container)
+        finally:
+            if self._init_end and not self._init_end.ended.done():
+                await asyncio.wait([self._init_end.ended], timeout=5)
+            await self._close_sessions()
+            self._forget()
+            self._endpoint.gone(self.id)
+            self.log_file.close(remove=True)
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    async def leave(self) -> None:
+        """The node ends and the box goes on: its sessions end, init and files stay for the next node."""
+        await self._close_sessions()
+        self._forget()
+        self.log_file.close(remove=False)
+
+    def _forget(self) -> None:
+        for process in (self._init_end, self._conmon):
+            if process and not process.ended.done():
+                process.forget()
+        if self._cgroup:
+            self._cgroup.remove()
+
+    async def _close_sessions(self) -> None:
+        sessions, self._sessions = self._sessions, {}
+        await asyncio.gather(*(session.close() for session in sessions.values()))
+
+    # -- commands
+
+    async def create_session(self, name: str, env: Mapping[str, str], cwd: str | None) -> Session:
+        """Opens a session. Raises SessionError where one has that name."""
+        if name in self._sessions:
+            raise SessionError(f"session {name!r} exists; close it first or use another name")
+        session = self._make_session(name, env, cwd)
+        try:
+            await session.open()
+        except BaseException:
+            await self.close_session(name)
+            raise
+        return session
+
+    def _make_session(self, name: str, env: Mapping[str, str], cwd: str | None) -> Session:
+        self._need_running()
+        assert self._cgroup is not None
+        session = self._sessions[name] = Session(self, name, self._cgroup.scope(), env=env, cwd=cwd)
+        return session
+
+    def _need_running(self) -> None:
+        if self.state != "running" or self._leaving:
+            raise self._not_running()
+
+    async def close_session(self, name: str) -> None:
+        """Ends a session and all it runs. Raises SessionError where there is none of that name."""
+        session = self._sessions.get(name)
+        if session is None:
+            raise SessionError(f"no session {name!r}; open: {', '.join(sorted(self._sessions)) or 'none'}")
+        await session.close()
+        if self._sessions.get(name) is session:
+            del self._sessions[name]
+        if self._cgroup:
+            self._cgroup.give_back(session.scope)
+
+    def sessions(self) -> list[Session]:
+        return list(self._sessions.values())
+
+    async def run(self, body: Run) -> Observation:
+        """One command in a session, which is made on first use."""
+        self._need_running()
+        session = self._sessions.get(body.session) or self._make_session(body.session, {}, None)
+        return await session.run(body.command, timeout=body.timeout, max_output=body.max_output, label=body.command_id)
+
+    async def execute(self, body: Execute) -> Observation:
+        """One program without a shell."""
+        self._need_running()
+        assert self._cgroup is not None
+        scope = self._cgroup.scope()
+        try:
+            return await execute(self, scope, body)
+        finally:
+            if self._cgroup:
+                self._cgroup.give_back(scope)
+
+    # -- anew
+
+    async def recycle(self) -> str | None:
+        """Makes the box as it was before its first command; None, or the reason why that cannot be."""
+        self._need_running()
+        assert self._cgroup is not None
+        if self._baseline is None:
+            return self._not_recyclable
+        await self._close_sessions()
+        if not await cgroup.kill(self._cgroup.everything):
+            return "a process outlived SIGKILL for 5 s"
+        if self.doomed():
+            return "its init is dead"
+        try:
+            await asyncio.to_thread(recycle.renew, self._init, self._baseline)
+        except recycle.NotRecyclable as error:
+            return str(error)
+        except OSError as error:
+            return f"{error.filename}: {error.strerror}"
+        if self._cgroup.everything() or self.doomed():
+            return "a process was started while it was being recycled"
+        self.log_file.reset()
+        return None
+
+    # -- telling
+
+    def info(self) -> SandboxInfo:
+        return SandboxInfo(
+            id=self.id,
+            name=self.name,
+            state=self.state,
+            image=self.config.image_name,
+            node=os.uname().nodename,
+            created=self.created,
+            owner=self.owner,
+            labels=dict(self.config.labels),
+            unenforced=list(self.unenforced),
+            env={**self.config.env, **self._env},
+        )
+
+    def stats(self) -> Stats:
+        """Counters of the box's cgroups; zero where this host keeps none. Blocks: it adds up the writable layer."""
+        limits = profile.enforced(self.init)
+        assert self._cgroup is not None
+        usage = self._cgroup.usage()
+        return Stats(
+            cpu_s=usage.cpu_s,
+            memory_bytes=usage.memory_bytes,
+            memory_limit=int(limits["memory"] or 0),
+            pids=usage.pids,
+            pids_limit=int(limits["pids"] or 0),
+            oom_kills=self._cgroup.oom_kills(),
+            disk_bytes=recycle.disk_bytes(self._upper) if self._upper else 0,
+        )
+
+    def _not_running(self) -> Exception:
+        if self.state in ("stopped", "exited"):
+            return SandboxLost(f"sandbox {self.id} is {self.state}; start it again (`sandbox.start`) or make a new one")
+        return SandboxError(f"sandbox {self.id} is {self.state}: it takes commands only while it runs")
+
+
+def spool_path(sandbox_id: str) -> Path:
+    """The file of a box's log."""
+    folder = home.node_dir() / "spool"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder / f"{sandbox_id}.log"
+
+
+def folder_of(sandbox_id: str) -> Path:
+    """A box's own folder: `s` is what it sees as INSIDE, `x` is the runtime's short-lived files."""
+    return home.runtime_dir() / "b" / sandbox_id
+
+
+def make_folder(sandbox_id: str) -> Path:
+    """Makes it; the path of `s`, for the mount."""
+    folder = folder_of(sandbox_id)
+    (folder / "x").mkdir(mode=0o700, parents=True, exist_ok=True)
+    (folder / "s").mkdir(exist_ok=True)
+    # The box's user passes through but lists nothing; each session's folder in it is that user's own.
+    (folder / "s").chmod(0o711)
+    return folder / "s"

@@ -1,0 +1,185 @@
+"""One program in a sandbox, without a shell: its exact output, and its exit code from a wait outside the box.
+
+In: argv, environment, folder, stdin bytes. Out: one Observation. Leaves the starting to oci_exec.py and the finding of
+what it started to cgroup.py.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import fcntl
+import os
+import signal
+import termios
+from typing import Protocol
+
+from rockroll.errors import UsageError
+from rockroll.sandbox import cgroup
+from rockroll.sandbox.cgroup import MARK, Scope
+from rockroll.sandbox.oci_exec import NotStarted, OciExec, Process
+from rockroll.sandbox.session import Capture, Headed, settled
+from rockroll.sandbox.shell import READ, Sink
+from rockroll.sandbox.wire import Execute, Observation, Outcome
+
+
+class Home(Protocol):
+    """What an execute asks of its box."""
+
+    @property
+    def execer(self) -> OciExec: ...
+    @property
+    def uid(self) -> int:
+        """The box's user, as this host numbers it."""
+        ...
+
+    def doomed(self) -> Outcome | None: ...
+    def oom_killed(self) -> bool: ...
+    def log(self, data: bytes) -> None: ...
+
+
+class _Pipe:
+    """The reading end of one stream. A background process may hold it after the program's end: then it goes on, into
+    the log, until that one ends too."""
+
+    def __init__(self, uid: int, sink: Sink, log: Sink) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._sink, self._log = sink, log
+        self._fd, self.writing = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._fd, False)
+        os.fchown(self.writing, uid, -1)  # else /dev/stdout cannot be opened in the box
+        self._loop.add_reader(self._fd, self._on_data)
+
+    def _on_data(self) -> None:
+        try:
+            data = os.read(self._fd, READ)
+        except BlockingIOError:
+            return
+        if data:
+            self._sink(data)
+        else:
+            self.close()
+
+    def started(self) -> None:
+        os.close(self.writing)
+        self.writing = -1
+
+    def finish(self) -> None:
+        """Takes what is in the pipe now; what comes later is the log's."""
+        if self._fd >= 0:
+            count = array.array("i", [0])
+            fcntl.ioctl(self._fd, termios.FIONREAD, count)
+            left = count[0]
+            while left > 0 and (data := os.read(self._fd, min(left, READ))):
+                self._sink(data)
+                left -= len(data)
+        self._sink = self._log
+
+    def close(self) -> None:
+        if self.writing >= 0:
+            self.started()
+        if self._fd >= 0:
+            self._loop.remove_reader(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+
+
+async def execute(home: Home, scope: Scope, body: Execute) -> Observation:
+    """Runs the program to its end. Cancelling kills it and all it started. Background processes live on.
+
+    A program that is missing gives 127 and one that cannot run 126, as in a shell, with a sentence on stderr.
+    """
+    if not body.argv:
+        raise UsageError("execute needs a program: argv is empty")
+    if any("\0" in word for word in body.argv):
+        raise UsageError("argv cannot hold a NUL byte: no program would get it")
+    if body.timeout is not None and body.timeout <= 0:
+        raise UsageError(f"timeout: seconds above zero, or none at all; got {body.timeout:g}")
+    loop = asyncio.get_running_loop()
+    log = Headed(home.log, "execute", "", os.fsencode(" ".join(body.argv)))
+    captures = Capture(body.max_output, log), Capture(body.max_output, log)
+    pipes = [_Pipe(home.uid, capture, home.log) for capture in captures]
+    begun = loop.time()
+    process: Process | None = None
+    try:
+        stdin = _stdin(body.stdin, home.uid)
+        try:
+            process = await home.execer.spawn(
+                body.argv,
+                stdin=stdin,
+                stdout=pipes[0].writing,
+                stderr=pipes[1].writing,
+                env={**body.env, MARK: scope.mark} if scope.mark else body.env,
+                cwd=body.cwd,
+                arguments=scope.arguments,
+            )
+        except NotStarted as error:
+            captures[1](error.message.encode() + b"\n")
+            return _observation(captures, error.fields["code"], "ok", loop.time() - begun)
+        finally:
+            os.close(stdin)
+        for pipe in pipes:
+            pipe.started()
+        await asyncio.to_thread(scope.adopt, process.pid)
+        in_time = await settled(process.ended, body.timeout)
+        if in_time:
+            code, outcome = _verdict(process.ended.result(), home)
+            await asyncio.to_thread(scope.release, scope.pids())
+        else:
+            await _end(process, scope)
+            code, outcome = None, home.doomed() or "timeout"
+        for pipe in pipes:
+            pipe.finish()
+        log.end(None if outcome == "ok" else outcome)
+        process = None
+        return _observation(captures, code, outcome, loop.time() - begun)
+    finally:
+        if process is not None:  # cancelled
+            await _end(process, scope)
+            log.end("killed: its caller is gone")
+            for pipe in pipes:
+                pipe.close()
+        elif pipes[0].writing >= 0:  # never started
+            for pipe in pipes:
+                pipe.close()
+
+
+async def _end(process: Process, scope: Scope) -> None:
+    process.send(signal.SIGKILL)
+    await asyncio.shield(process.ended)
+    await cgroup.kill(scope.pids)
+
+
+def _verdict(status: int | None, home: Home) -> tuple[int | None, Outcome]:
+    if outcome := home.doomed() if status is None or status < 0 else None:
+        return None, outcome
+    if status is None:
+        return None, "killed"
+    if status == -signal.SIGKILL and home.oom_killed():
+        return 128 + signal.SIGKILL, "oom"
+    return (status if status >= 0 else 128 - status), "ok"
+
+
+def _observation(captures: tuple[Capture, Capture], code: int | None, outcome: Outcome, seconds: float) -> Observation:
+    out, err = captures
+    return Observation(
+        stdout=out.data,
+        stderr=err.data,
+        exit_code=code,
+        outcome=outcome,
+        truncated_bytes=out.dropped + err.dropped,
+        duration_s=seconds,
+    )
+
+
+def _stdin(data: bytes, uid: int) -> int:
+    """A file in memory: of any size, and no task has to feed it."""
+    if not data:
+        return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    fd = os.memfd_create("stdin", os.MFD_CLOEXEC)
+    os.fchown(fd, uid, -1)
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd

@@ -1,0 +1,372 @@
+"""The node's sandboxes: every method of wire.py.
+
+In: rpc calls. Out: their replies. Leaves one box's life to box.py, and models to the hooks that the node passes in.
+
+Every box has an owner. A `connection` box goes when the rpc connection that made it ends, however it ends; a `detached`
+one when it is deleted or its TTL is over. A node that starts removes what a dead one left of connection boxes and takes
+the detached ones over: their init and files live on, their sessions are opened again on next use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import importlib.metadata
+import logging
+import os
+import resource
+import secrets
+import shutil
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from socket import socket as Socket
+from typing import Any
+
+from rockroll import home, rpc
+from rockroll.errors import LimitNotEnforced, RockrollError, SandboxLost, SandboxNotFound, UsageError
+from rockroll.sandbox import files, runtime, wire
+from rockroll.sandbox.box import INSIDE, Box, Endpoint, make_folder
+from rockroll.sandbox.config import SandboxConfig
+from rockroll.sandbox.oci_exec import Runtime, become_subreaper
+from rockroll.sandbox.podman import HOME_LABEL, Podman, PodmanService
+from rockroll.sandbox.profile import create_body
+from rockroll.sandbox.registry import Registry, Row
+
+ID_LABEL = "rockroll.id"
+CREATES_AT_ONCE = 4
+"""With more at once on two cores no box is ready sooner (22-25 a second at 4 and at 8)."""
+_log = logging.getLogger(__name__)
+
+
+class SandboxHost:
+    """`await start()`, serve `handlers()` and `on_disconnect`, `await close()`.
+
+    endpoint_port, on_endpoint: a socket listening on 127.0.0.1:port inside each box, handed over with the box's id
+    before the box's first command and again after each restart. on_endpoint_gone: the box has ended. env: variables
+    for a box that is being made, by its id.
+    """
+
+    def __init__(
+        self,
+        *,
+        endpoint_port: int | None = None,
+        on_endpoint: Callable[[str, Socket], Awaitable[None]] | None = None,
+        on_endpoint_gone: Callable[[str], None] | None = None,
+        env: Callable[[str], Mapping[str, str]] | None = None,
+    ) -> None:
+        self._endpoint = Endpoint(endpoint_port, on_endpoint, on_endpoint_gone)
+        self._env = env or (lambda _: {})
+        self._service = PodmanService()
+        self._podman: Podman
+        self._runtime: Runtime
+        self._registry: Registry
+        self._rootless = False
+        self._boxes: dict[str, Box] = {}
+        self._owned: dict[str, set[str]] = {}
+        self._gone: set[str] = set()
+        self._ttl: dict[str, asyncio.TimerHandle] = {}
+        self._creating = asyncio.Semaphore(CREATES_AT_ONCE)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def handlers(self) -> dict[str, Callable[..., Any]]:
+        """Method name → handler, for rpc.Server(types=wire.BODIES)."""
+        return {
+            "sandbox.create": self._create,
+            "sandbox.list": self._list,
+            "sandbox.get": self._get,
+            "sandbox.stop": self._stop,
+            "sandbox.start": self._start,
+            "sandbox.delete": self._delete,
+            "sandbox.stats": self._stats,
+            "sandbox.recycle": self._recycle,
+            "session.create": self._create_session,
+            "session.close": self._close_session,
+            "session.list": self._list_sessions,
+            "session.run": self._run,
+            "execute": self._execute,
+            "file.write": self._write_file,
+            "file.read": self._read_file,
+            "file.list": self._list_files,
+            "logs": self._logs,
+            "node.info": self._info,
+        }
+
+    # -- life of the host
+
+    async def start(self) -> None:
+        """Podman up, the leavings of an earlier node swept or adopted. Raises HostError with the cure."""
+        become_subreaper()
+        _raise_file_limit()
+        detected = await asyncio.to_thread(runtime.detect)
+        self._rootless = detected.rootless
+        environment = dict(detected.environment())
+        self._runtime = Runtime(detected.binary, detected.state_root, environment, detected.runtime)
+        self._podman = await self._service.start()
+        self._registry = Registry(home.node_dir() / "registry.sqlite")
+        await self._take_over()
+
+    async def _take_over(self) -> None:
+        found = await self._podman.list({HOME_LABEL: home.home_id()})
+        containers = {str(entry["Labels"].get(ID_LABEL, "")): entry for entry in found}
+        for row in self._registry.rows():
+            entry = containers.get(row.id)
+            if row.owner == "detached" and entry is not None:
+                del containers[row.id]
+                await self._adopt(row, entry)
+            else:
+                self._registry.drop(row.id)
+        await asyncio.gather(*(self._podman.remove(entry["Id"]) for entry in containers.values()))
+        for folder in (home.runtime_dir() / "b").glob("*"):
+            if folder.name not in self._boxes:
+                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        for spool in (home.node_dir() / "spool").glob("*.log"):
+            if spool.stem not in self._boxes:
+                spool.unlink(missing_ok=True)
+
+    async def _adopt(self, row: Row, entry: Mapping[str, Any]) -> None:
+        box = self._make_box(row)
+        self._boxes[row.id] = box
+        try:
+            if entry.get("State") == "running":
+                await box.adopt(row.container)
+            else:
+                box.container, box.state = row.container, "exited"
+        except RockrollError as error:
+            _log.warning("sandbox %s of an earlier node cannot be taken over: %s", row.id, error)
+            await self._remove(box)
+            return
+        self._watch_ttl(box)
+
+    def _make_box(self, row: Row) -> Box:
+        return Box(
+            id=row.id,
+            name=row.name,
+            config=_config(row.config),
+            owner=row.owner,
+            created=row.created,
+            env=self._env(row.id),
+            podman=self._podman,
+            runtime=self._runtime,
+            endpoint=self._endpoint,
+        )
+
+    async def close(self) -> None:
+        """Connection boxes are deleted, detached ones left running for the next node."""
+        for timer in self._ttl.values():
+            timer.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        boxes = list(self._boxes.values())
+        await asyncio.gather(
+            *(self._remove(box) if box.owner == "connection" else box.leave() for box in boxes), return_exceptions=True
+        )
+        await self._service.close()
+        self._registry.close()
+
+    async def on_disconnect(self, peer: rpc.Peer) -> None:
+        """The owner of connection boxes is gone: so are they."""
+        self._gone.add(peer.id)
+        boxes = [self._boxes[id] for id in self._owned.pop(peer.id, ()) if id in self._boxes]
+        done = await asyncio.gather(*(self._remove(box) for box in boxes), return_exceptions=True)
+        for error in done:
+            if isinstance(error, BaseException):
+                _log.error("a sandbox of a gone client could not be removed: %s", error)
+
+    def count(self) -> int:
+        """Sandboxes there are, running or not, or being made."""
+        return len(self._boxes)
+
+    def resolve(self, id: str) -> str:
+        """The full id of an id, a unique prefix of one, or a name. Raises SandboxNotFound."""
+        return self._box(id).id
+
+    def _box(self, id: str) -> Box:
+        if box := self._boxes.get(id):
+            return box
+        named = [box for box in self._boxes.values() if box.name == id]
+        matching = named or [box for box in self._boxes.values() if id and box.id.startswith(id)]
+        if len(matching) == 1:
+            return matching[0]
+        if matching:
+            raise SandboxNotFound(f"{id!r} begins the ids of {len(matching)} sandboxes; give more of it")
+        raise SandboxNotFound(f"no sandbox {id!r}; `rockroll sandbox ls` lists those there are")
+
+    # -- sandbox.*
+
+    async def _create(self, body: wire.Create, peer: rpc.Peer) -> wire.SandboxInfo:
+        config = _config(body.config)
+        id = secrets.token_hex(6)
+        name = config.name or f"box-{id}"
+        if any(box.name == name for box in self._boxes.values()):
+            raise UsageError(f"name: a sandbox named {name!r} exists; delete it or choose another name")
+        row = Row(id, name, dataclasses.asdict(config), body.owner, "", time.time())
+        box = self._boxes[id] = self._make_box(row)
+        self._registry.put(row)
+        try:
+            async with self._creating:
+                await self._bring_up(box, row)
+            if peer.id in self._gone and body.owner == "connection":
+                raise SandboxLost("the caller is gone")
+        except BaseException:
+            # Cancelled or failed: what there is of it goes, also when this task is being cancelled.
+            self._spawn(self._remove(box))
+            raise
+        if body.owner == "connection":
+            self._owned.setdefault(peer.id, set()).add(id)
+        self._watch_ttl(box)
+        return box.info()
+
+    async def _bring_up(self, box: Box, row: Row) -> None:
+        folder = make_folder(box.id)
+        options = ["bind", "ro", "nosuid", "nodev", "noexec"]
+        request = create_body(
+            box.config,
+            name=f"rockroll-{home.home_id()}-{box.id}",
+            env=self._env(box.id),
+            labels={ID_LABEL: box.id},
+            mounts=[{"type": "bind", "source": str(folder), "destination": INSIDE, "options": options}],
+        )
+        # Shielded: a create that Podman has begun must be known by its id, else nobody could remove it.
+        creating = asyncio.ensure_future(self._podman.create(request))
+        try:
+            box.container = await asyncio.shield(creating)
+        except asyncio.CancelledError:
+            await asyncio.wait([creating])
+            if creating.exception() is None:
+                box.container = creating.result()
+            raise
+        self._registry.put(row._replace(container=box.container))
+        await box.up(box.container)
+        unenforced = [limit for limit in box.unenforced if limit != "kill-scope"]
+        if unenforced and not box.config.allow_unenforced:
+            raise LimitNotEnforced(
+                f"this host does not enforce {', '.join(unenforced)}; set allow_unenforced to run without,"
+                " or see `rockroll doctor` for the cure"
+            )
+
+    def _watch_ttl(self, box: Box) -> None:
+        if box.config.ttl_s is not None:
+            left = max(0.0, box.created + box.config.ttl_s - time.time())
+            loop = asyncio.get_running_loop()
+            self._ttl[box.id] = loop.call_later(left, lambda: self._spawn(self._remove(box)))
+
+    async def _remove(self, box: Box) -> None:
+        if timer := self._ttl.pop(box.id, None):
+            timer.cancel()
+        try:
+            await box.remove()
+        finally:
+            self._boxes.pop(box.id, None)
+            self._registry.drop(box.id)
+            for owned in self._owned.values():
+                owned.discard(box.id)
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._spawned)
+
+    def _spawned(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            _log.error("a sandbox could not be removed: %s", error)
+
+    async def _list(self, _body: wire.Empty, _peer: rpc.Peer) -> list[wire.SandboxInfo]:
+        return [box.info() for box in self._boxes.values()]
+
+    async def _get(self, body: wire.Ref, _peer: rpc.Peer) -> wire.SandboxInfo:
+        return self._box(body.id).info()
+
+    async def _stop(self, body: wire.Ref, _peer: rpc.Peer) -> wire.SandboxInfo:
+        box = self._box(body.id)
+        await box.stop()
+        return box.info()
+
+    async def _start(self, body: wire.Ref, _peer: rpc.Peer) -> wire.SandboxInfo:
+        box = self._box(body.id)
+        await box.start()
+        return box.info()
+
+    async def _delete(self, body: wire.Ref, _peer: rpc.Peer) -> wire.SandboxInfo:
+        box = self._box(body.id)
+        await asyncio.shield(self._remove(box))
+        return box.info()
+
+    async def _stats(self, body: wire.Ref, _peer: rpc.Peer) -> wire.Stats:
+        return await asyncio.to_thread(self._box(body.id).stats)
+
+    async def _recycle(self, body: wire.Ref, _peer: rpc.Peer) -> wire.Recycled:
+        box = self._box(body.id)
+        try:
+            reason = await box.recycle()
+        except BaseException:
+            self._spawn(self._remove(box))
+            raise
+        if reason is None:
+            return wire.Recycled(ok=True)
+        await self._remove(box)
+        return wire.Recycled(ok=False, reason=reason)
+
+    # -- commands, files, logs
+
+    async def _create_session(self, body: wire.SessionSpec, _peer: rpc.Peer) -> wire.SessionInfo:
+        return (await self._box(body.id).create_session(body.session, body.env, body.cwd)).info()
+
+    async def _close_session(self, body: wire.SessionSpec, _peer: rpc.Peer) -> None:
+        await self._box(body.id).close_session(body.session)
+
+    async def _list_sessions(self, body: wire.Ref, _peer: rpc.Peer) -> list[wire.SessionInfo]:
+        return [session.info() for session in self._box(body.id).sessions()]
+
+    async def _run(self, body: wire.Run, _peer: rpc.Peer) -> wire.Observation:
+        return await self._box(body.id).run(body)
+
+    async def _execute(self, body: wire.Execute, _peer: rpc.Peer) -> wire.Observation:
+        return await self._box(body.id).execute(body)
+
+    async def _write_file(self, body: wire.WriteFile, _peer: rpc.Peer) -> None:
+        box = self._box(body.id)
+        await asyncio.to_thread(files.write, box.init, body.path, body.data, body.mode, body.append, box.owner_ids)
+
+    async def _read_file(self, body: wire.ReadFile, _peer: rpc.Peer) -> wire.FileChunk:
+        return await asyncio.to_thread(files.read, self._box(body.id).init, body.path, body.offset, body.limit)
+
+    async def _list_files(self, body: wire.ListFiles, _peer: rpc.Peer) -> list[wire.FileStat]:
+        return await asyncio.to_thread(files.list_folder, self._box(body.id).init, body.path)
+
+    async def _logs(self, body: wire.Logs, _peer: rpc.Peer) -> AsyncIterator[wire.LogChunk]:
+        spool = self._box(body.id).log_file
+        if body.follow:
+            async for offset, data in spool.follow(body.offset):
+                yield wire.LogChunk(offset=offset, data=data)
+            return
+        offset = body.offset
+        while data := spool.read(offset):
+            yield wire.LogChunk(offset=offset, data=data)
+            offset += len(data)
+
+    async def _info(self, _body: wire.Empty, _peer: rpc.Peer) -> wire.NodeInfo:
+        return wire.NodeInfo(
+            node=os.uname().nodename,
+            pid=os.getpid(),
+            version=importlib.metadata.version("rockroll"),
+            sandboxes=self.count(),
+            rootless=self._rootless,
+        )
+
+
+def _config(fields: Mapping[str, Any]) -> SandboxConfig:
+    """UsageError for a field that there is not, or a value that cannot be."""
+    known = {field.name for field in dataclasses.fields(SandboxConfig)}
+    if unknown := sorted(set(fields) - known):
+        raise UsageError(f"a sandbox has no setting {unknown[0]!r}; it has {', '.join(sorted(known))}")
+    try:
+        return SandboxConfig(**{**fields, "mounts": tuple(fields.get("mounts", ()))})
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error)) from None
+
+
+def _raise_file_limit() -> None:
+    """A session holds about nine descriptors; the usual soft limit of 1,024 ends at a hundred of them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,353 @@
+"""A used box made new again, and proof of it: cheaper than a new container by an order of magnitude.
+
+In: a box whose processes are all dead but init, and the Baseline taken before its first command. Out: None when the
+box is as it was, else the reason why it cannot be; then it must be destroyed. Leaves the killing to box.py.
+
+The writable layer is looked at from the host, in overlay's upper folder, and emptied through the box's own mounts:
+changing the upper folder of a mounted overlay is undefined. What exists only above the image is removed. What the
+image has and the box deleted or changed is not repaired: then the answer is no. The same for tmpfs mounts, the files
+that Podman binds in (/etc/hosts), message queues and System V IPC, all of which outlive processes. All of it blocks:
+call it from a thread.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import stat
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from rockroll.sandbox.files import open_in, root_of
+
+CLONE_NEWIPC = 0x08000000
+MOST_ENTRIES = 50_000
+"""Over this, removing costs more than a new box."""
+MOST_DEPTH = 200
+_KERNEL_TYPES = {"proc", "sysfs", "cgroup", "cgroup2", "devpts"}
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class NotRecyclable(Exception):
+    """The reason, in words; never leaves this room."""
+
+
+class Mark(NamedTuple):
+    """What must be equal for a file to count as untouched. Folders change their size and times with what is in them."""
+
+    mode: int
+    uid: int
+    gid: int
+    rdev: int
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A box before its first command."""
+
+    mounts: str
+    """/proc/PID/mountinfo."""
+    upper: Path
+    lowers: tuple[Path, ...]
+    """The image's layers, the topmost first."""
+    written: dict[str, Mark]
+    """What Podman and the runtime put into the writable layer."""
+    memory: dict[str, dict[str, Mark]]
+    """What is on each writable tmpfs."""
+    bound: dict[str, bytes]
+    """Digests of single files that are bound in writable."""
+
+
+def baseline(pid: int, graph_driver: dict[str, object]) -> Baseline:
+    """Taken once, right after the start. Raises NotRecyclable for a box that never will be.
+
+    graph_driver: GraphDriver of `podman inspect`.
+    """
+    data = graph_driver.get("Data")
+    if graph_driver.get("Name") != "overlay" or not isinstance(data, dict) or "UpperDir" not in data:
+        raise NotRecyclable(f"Podman's storage driver here is {graph_driver.get('Name')}, not overlay")
+    mounts = Path(f"/proc/{pid}/mountinfo").read_text()
+    memory: dict[str, dict[str, Mark]] = {}
+    bound: dict[str, bytes] = {}
+    with root_of(pid) as root:
+        for point, kind in _writable(mounts):
+            if point == "/" or kind in _KERNEL_TYPES or kind == "mqueue":
+                continue
+            fd = open_in(root, point, os.O_PATH)
+            try:
+                mode = os.fstat(fd).st_mode
+            finally:
+                os.close(fd)
+            if stat.S_ISDIR(mode) and kind == "tmpfs":
+                memory[point] = _snapshot(root, point)
+            elif stat.S_ISDIR(mode):
+                raise NotRecyclable(f"the host's folder at {point} is writable: what was left there cannot be told")
+            elif stat.S_ISREG(mode):
+                bound[point] = _digest(root, point)
+    upper = Path(str(data["UpperDir"]))
+    lowers = tuple(Path(part) for part in str(data["LowerDir"]).split(":"))
+    written: dict[str, Mark] = {}
+    _walk(upper, written)
+    return Baseline(mounts, upper, lowers, written, memory, bound)
+
+
+def renew(pid: int, before: Baseline) -> None:
+    """Empties and verifies. Raises NotRecyclable; the box is then neither old nor new."""
+    if Path(f"/proc/{pid}/mountinfo").read_text() != before.mounts:
+        raise NotRecyclable("its mounts have changed")
+    if left := _system_v(pid):
+        raise NotRecyclable(f"System V IPC objects are left: {left}")
+    with root_of(pid) as root:
+        for point, digest in before.bound.items():
+            if _digest(root, point) != digest:
+                raise NotRecyclable(f"{point} was changed")
+        budget = _Budget()
+        if new := _changes(before):
+            _remove_all(root, "/", new, budget)
+        for point, marks in before.memory.items():
+            if extra := _extra(_snapshot(root, point, marks), marks, point):
+                _remove_all(root, point, extra, budget)
+        queues = _snapshot(root, "/dev/mqueue", {}) if " - mqueue " in before.mounts else {}
+        if queues:
+            _remove_all(root, "/dev/mqueue", list(queues), budget)
+        if left := _changes(before):
+            raise NotRecyclable(f"{left[0]} is still there after it was removed")
+        for point, marks in before.memory.items():
+            if left := _extra(_snapshot(root, point, marks), marks, point):
+                raise NotRecyclable(f"{point}/{left[0]} is still there after it was removed")
+
+
+def disk_bytes(upper: Path) -> int:
+    """Bytes that the writable layer takes on the host."""
+    total = 0
+    for _, _, names, fd in os.fwalk(upper):
+        for name in names:
+            try:
+                total += os.stat(name, dir_fd=fd, follow_symlinks=False).st_blocks * 512
+            except FileNotFoundError:
+                continue  # the box runs on
+    return total
+
+
+# -- the writable layer, seen from the host
+
+
+def _changes(before: Baseline) -> list[str]:
+    """Paths (relative, topmost only) that exist above the image alone. Raises NotRecyclable for any other change."""
+    new: list[str] = []
+    seen: set[str] = set()
+    todo: list[tuple[str, list[Path]]] = [("", list(before.lowers))]
+    while todo:
+        folder, lowers = todo.pop()
+        with os.scandir(before.upper / folder) as entries:
+            for entry in entries:
+                path = f"{folder}/{entry.name}" if folder else entry.name
+                status = entry.stat(follow_symlinks=False)
+                below = _below(lowers, entry.name)
+                if known := before.written.get(path):
+                    seen.add(path)
+                    if _mark(status) != known:
+                        raise NotRecyclable(f"/{path} was changed")
+                    if stat.S_ISDIR(status.st_mode):
+                        todo.append((path, below))
+                elif stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:
+                    raise NotRecyclable(f"/{path} of the image was deleted")
+                elif not below:
+                    new.append(path)
+                elif stat.S_ISDIR(status.st_mode) and stat.S_ISDIR(os.lstat(below[0]).st_mode):
+                    _same_folder(path, before.upper / path, status, below[0])
+                    todo.append((path, below))
+                else:
+                    raise NotRecyclable(f"/{path} of the image was changed")
+    if missing := before.written.keys() - seen:
+        raise NotRecyclable(f"/{min(missing)} was deleted")
+    return new
+
+
+def _below(lowers: list[Path], name: str) -> list[Path]:
+    """What the image has under this name, the visible one first; more than one where folders of layers merge."""
+    found: list[Path] = []
+    for lower in lowers:
+        path = lower / name
+        try:
+            status = os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        if stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:
+            break
+        if found and not stat.S_ISDIR(status.st_mode):
+            break
+        found.append(path)
+        if not stat.S_ISDIR(status.st_mode) or _overlay_attributes(path) & {"opaque"}:
+            break
+    return found
+
+
+def _same_folder(path: str, upper: Path, status: os.stat_result, lower: Path) -> None:
+    """A folder of the image that was copied up because something was made in it, and is otherwise untouched."""
+    below = os.lstat(lower)
+    if (status.st_mode, status.st_uid, status.st_gid) != (below.st_mode, below.st_uid, below.st_gid):
+        raise NotRecyclable(f"the owner or mode of /{path} was changed")
+    if found := _overlay_attributes(upper) & {"opaque", "redirect", "metacopy"}:
+        raise NotRecyclable(f"/{path} of the image was replaced ({min(found)})")
+    if _attributes(upper) != _attributes(lower):
+        raise NotRecyclable(f"the extended attributes of /{path} were changed")
+
+
+def _overlay_attributes(path: Path) -> set[str]:
+    return {name.rpartition(".")[2] for name in os.listxattr(path, follow_symlinks=False) if ".overlay." in name}
+
+
+def _attributes(path: Path) -> dict[str, bytes]:
+    names = [name for name in os.listxattr(path, follow_symlinks=False) if ".overlay." not in name]
+    return {name: os.getxattr(path, name, follow_symlinks=False) for name in names}
+
+
+def _walk(top: Path, into: dict[str, Mark], folder: str = "", depth: int = 0) -> None:
+    if depth > MOST_DEPTH:
+        raise NotRecyclable(f"folders are nested more than {MOST_DEPTH} deep")
+    with os.scandir(top / folder) as entries:
+        for entry in entries:
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            into[path] = _mark(entry.stat(follow_symlinks=False))
+            if entry.is_dir(follow_symlinks=False):
+                _walk(top, into, path, depth + 1)
+
+
+# -- mounts, seen through the box's root
+
+
+def _writable(mountinfo: str) -> list[tuple[str, str]]:
+    """(mount point, type) of every mount that can be written to."""
+    found = []
+    for line in mountinfo.splitlines():
+        left, _, right = line.partition(" - ")
+        fields = left.split(" ")
+        kind, _, options = right.split(" ", 2)
+        if "rw" in fields[5].split(",") and "rw" in options.split(","):
+            found.append((fields[4].encode().decode("unicode_escape"), kind))
+    return found
+
+
+def _snapshot(root: int, point: str, known: dict[str, Mark] | None = None) -> dict[str, Mark]:
+    """Everything on one mount. With `known`, what is not in it is named but not entered: it will be removed whole."""
+    found: dict[str, Mark] = {}
+    top = open_in(root, point, os.O_RDONLY | os.O_DIRECTORY)
+    device = os.fstat(top).st_dev
+    todo = [("", top)]
+    try:
+        while todo:
+            folder, fd = todo.pop()
+            try:
+                with os.scandir(fd) as entries:
+                    names = [entry.name for entry in entries]
+                for name in names:
+                    path = f"{folder}/{name}" if folder else name
+                    status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                    if status.st_dev != device:
+                        continue  # another mount: it has its own turn
+                    found[path] = _mark(status)
+                    if stat.S_ISDIR(status.st_mode) and (known is None or path in known):
+                        if path.count("/") > MOST_DEPTH:
+                            raise NotRecyclable(f"folders are nested more than {MOST_DEPTH} deep")
+                        todo.append((path, os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)))
+            finally:
+                os.close(fd)
+    finally:
+        for _, fd in todo:
+            os.close(fd)
+    return found
+
+
+def _extra(found: dict[str, Mark], known: dict[str, Mark], point: str) -> list[str]:
+    for path, mark in known.items():
+        if found.get(path) != mark:
+            raise NotRecyclable(f"{point}/{path} was changed")
+    return [path for path in found if path not in known]
+
+
+class _Budget:
+    def __init__(self) -> None:
+        self._left = MOST_ENTRIES
+
+    def spend(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise NotRecyclable(f"more than {MOST_ENTRIES} files were made: a new box is cheaper")
+
+
+def _remove_all(root: int, point: str, paths: list[str], budget: _Budget) -> None:
+    """Removes paths (relative to the mount point, each with all that is in it), never across a mount."""
+    top = open_in(root, point, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        device = os.fstat(top).st_dev
+        for path in paths:
+            folder, _, name = path.rpartition("/")
+            # The parents are the image's or the baseline's own folders; links there would be a change and refused.
+            parent = open_in(top, folder or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                _remove(parent, name, device, budget, 0)
+            finally:
+                os.close(parent)
+    finally:
+        os.close(top)
+
+
+def _remove(parent: int, name: str, device: int, budget: _Budget, depth: int) -> None:
+    budget.spend()
+    if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+        os.unlink(name, dir_fd=parent)
+        return
+    if depth > MOST_DEPTH:
+        raise NotRecyclable(f"folders are nested more than {MOST_DEPTH} deep")
+    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        if os.fstat(fd).st_dev != device:
+            raise NotRecyclable(f"{name} is a mount that was not there before")
+        with os.scandir(fd) as entries:
+            names = [entry.name for entry in entries]
+        for inner in names:
+            _remove(fd, inner, device, budget, depth + 1)
+    finally:
+        os.close(fd)
+    os.rmdir(name, dir_fd=parent)
+
+
+def _mark(status: os.stat_result) -> Mark:
+    regular = stat.S_ISREG(status.st_mode)
+    size, mtime = (status.st_size, status.st_mtime_ns) if regular else (0, 0)
+    return Mark(status.st_mode, status.st_uid, status.st_gid, status.st_rdev, size, mtime)
+
+
+def _digest(root: int, path: str) -> bytes:
+    fd = open_in(root, path, os.O_RDONLY | os.O_NONBLOCK)
+    with os.fdopen(fd, "rb") as file:
+        return hashlib.sha256(file.read(1 << 20)).digest() + os.fstat(fd).st_mode.to_bytes(4, "big")
+
+
+def _system_v(pid: int) -> str:
+    """The kinds of System V IPC objects in pid's namespace; "" where there are none. Only a thread may enter it."""
+    found: list[str] = []
+
+    def look() -> None:
+        fd = os.open(f"/proc/{pid}/ns/ipc", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if _libc.setns(fd, CLONE_NEWIPC) != 0:
+                found.append(f"its namespace cannot be entered: {os.strerror(ctypes.get_errno())}")
+                return
+        finally:
+            os.close(fd)
+        for kind in ("shm", "sem", "msg"):
+            table = Path(f"/proc/thread-self/root/proc/sysvipc/{kind}")
+            if table.exists() and len(table.read_text().splitlines()) > 1:
+                found.append(kind)
+
+    thread = threading.Thread(target=look, name=f"ipc-{pid}")
+    thread.start()
+    thread.join()
+    return ", ".join(found)

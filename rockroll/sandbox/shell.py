@@ -1,0 +1,388 @@
+"""One bash in one sandbox, driven from outside it through FIFOs, with no software in the box but bash itself.
+
+In: command text, of any length. Out: its exact bytes on two streams and its true exit code, or the news that the shell
+has died. Leaves turns, timeouts and new shells to session.py.
+
+    host                                         sandbox
+    text ──► PLACE/cmd (read-only there) ──────► source PLACE/cmd >|PLACE/out 2>|PLACE/err </dev/null
+    typed lines ──► pipe ──────────────────────► stdin of `bash -i`
+    out, err ◄── FIFOs ◄─────────────────────── opened by the shell for this command alone
+    ctl ◄── FIFO ◄───────────────────────────── `<random id> $?`, on a line of its own, typed as a line of its own
+    state ◄── FIFO ◄─────────────────────────── declare -p and the like, after the report and off the caller's clock
+
+Why it holds: the report is a second typed line, so whatever throws the shell back to its prompt (a syntax error,
+${x:?}, SIGINT) still reports. The FIFOs are opened by path, so no private descriptor is inherited by what the command
+starts, closed by `exec 200>&-` or lost under `ulimit -n`. Once the report is here, this command's output is in the
+pipes; a stream that then has no writer left is used again, and one that a background job still holds is drained into
+the log while the next command gets a new one: output is never given to the wrong command. Words are typed with a
+backslash, against aliases. A function named `builtin`, or `enable -n`, can silence a shell; then its timeout ends it.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import fcntl
+import importlib.resources
+import os
+import secrets
+import shutil
+import termios
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from rockroll.errors import SessionError
+from rockroll.sandbox.cgroup import MARK, Scope
+from rockroll.sandbox.oci_exec import NotStarted, OciExec, Process
+
+OPEN_TIMEOUT_S = 20.0
+READ = 1 << 18
+REGISTER_AFTER_S = 0.001
+"""A stream is watched only once a command is older than this: most are not, and watching costs four system calls."""
+STATE_LIMIT = 8 << 20
+"""Variables and functions over this are not carried into a shell that must be replaced."""
+
+_PRELUDE = importlib.resources.files("rockroll.sandbox").joinpath("prelude.sh").read_bytes()
+_SAVE = (
+    r"{ \builtin shopt -p; \builtin declare -p; \builtin declare -f; \builtin declare -F; \builtin alias -p; "
+    r"\builtin trap -p; \builtin umask -p; \builtin printf 'builtin cd -- %q\n' \"$PWD\"; \builtin set +o; "
+    r"\builtin printf '#%s\n' ID; } >|PLACE/state 2>/dev/null"
+).replace(r"\"", '"')
+
+Sink = Callable[[bytes], None]
+
+
+class Place(NamedTuple):
+    """One folder under its two names."""
+
+    host: Path
+    inside: str
+
+
+class Verdict(NamedTuple):
+    """How a command ended: its exit code, or, where `died`, the shell's own (negative: a signal; None: unknown)."""
+
+    died: bool
+    code: int | None
+
+
+class _Stream:
+    """A data FIFO's reading end: stdout or stderr of the commands of one shell, one after the other."""
+
+    def __init__(self, place: Place, name: str, uid: int, background: Sink) -> None:
+        self._place, self._name, self._uid, self._background = place, name, uid, background
+        self._loop = asyncio.get_running_loop()
+        self._turn = 0
+        self._fd = -1
+        self._watched = False
+        self._old: dict[int, Path] = {}
+        self.sink: Sink = background
+        self._renew()
+
+    @property
+    def path(self) -> str:
+        """As the shell opens it."""
+        return f"{self._place.inside}/{self._name}{self._turn}"
+
+    def _renew(self) -> None:
+        self._turn += 1
+        self._file = self._place.host / f"{self._name}{self._turn}"
+        # Write access for every user of the box: /dev/stdout must work after `su`. It is listed for none but root.
+        _fifo(self._file, self._uid, 0o622)
+        self._fd = os.open(self._file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def watch(self) -> None:
+        """Reads as it comes, from now to the report."""
+        # A FIFO whose last writer is gone is at its end until opened afresh; the old end stays open until then, for
+        # with no end open at all the bytes in it would be lost.
+        fresh = os.open(self._file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        os.close(self._fd)
+        self._fd = fresh
+        self._loop.add_reader(fresh, self._on_data)
+        self._watched = True
+
+    def _on_data(self) -> None:
+        try:
+            data = os.read(self._fd, READ)
+        except BlockingIOError:
+            return
+        if data:
+            self.sink(data)
+        else:  # the command has closed it and will report in a moment: no more to see, and no busy loop
+            self._unwatch()
+
+    def _unwatch(self) -> None:
+        if self._watched:
+            self._loop.remove_reader(self._fd)
+            self._watched = False
+
+    def finish(self) -> None:
+        """At the report: takes exactly what is in the pipe, and leaves the pipe to a background job that holds it."""
+        if waiting := _waiting(self._fd):
+            self._take(waiting)
+        try:
+            late = os.read(self._fd, READ)
+        except BlockingIOError:
+            late = None
+        if late == b"":
+            self._unwatch()
+        else:
+            self._hand_over(late or b"")
+        self.sink = self._background
+
+    def _take(self, waiting: int) -> None:
+        while waiting > 0:
+            data = os.read(self._fd, min(waiting, READ))
+            if not data:
+                return
+            waiting -= len(data)
+            self.sink(data)
+
+    def _hand_over(self, late: bytes) -> None:
+        """A job of the finished command goes on writing: into the log, through the pipe that it has."""
+        self._background(late)
+        fd = self._fd
+        self._unwatch()
+        self._old[fd] = self._file
+        self._loop.add_reader(fd, self._on_background, fd)
+        self._renew()
+
+    def _on_background(self, fd: int) -> None:
+        try:
+            data = os.read(fd, READ)
+        except BlockingIOError:
+            return
+        if data:
+            self._background(data)
+        else:
+            self._drop(fd)
+
+    def _drop(self, fd: int) -> None:
+        self._loop.remove_reader(fd)
+        os.close(fd)
+        self._old.pop(fd).unlink(missing_ok=True)
+
+    def drain(self) -> None:
+        """What is left when the shell has died."""
+        self._take(_waiting(self._fd))
+        self._unwatch()
+
+    def close(self) -> None:
+        self._unwatch()
+        os.close(self._fd)
+        for fd in list(self._old):
+            self._drop(fd)
+
+
+class Shell:
+    """starting ──► idle ◄──► busy ──► dead. One command at a time; the caller keeps the turns."""
+
+    def __init__(self, place: Place, uid: int, log: Sink) -> None:
+        """place: an empty folder of its own. uid: the shell's user as this host numbers it. log: background output."""
+        self._loop = asyncio.get_running_loop()
+        self._place = place
+        place.host.mkdir(mode=0o700)
+        self._process: Process | None = None
+        self._fds: list[int] = []
+        os.chown(place.host, uid, -1)
+        self._command = self._file("cmd", uid)
+        self._prelude = self._file("prelude", uid)
+        _fifo(place.host / "ctl", uid, 0o600)
+        _fifo(place.host / "state", uid, 0o600)
+        # Read-write, so that neither end ever sees an end of file while the shell only opens them now and then.
+        self._control = self._keep_open(os.open(place.host / "ctl", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
+        self._state = self._keep_open(os.open(place.host / "state", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
+        self._typing = -1
+        self._out = _Stream(place, "o", uid, log)
+        self._err = _Stream(place, "e", uid, log)
+        self._id = b""
+        self._partial = b""
+        self._saving = bytearray()
+        self._state_watched = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._state_timer: asyncio.TimerHandle | None = None
+        self._save = _SAVE.replace("PLACE", place.inside)
+        self.state = b""
+        """Variables, functions, options and so on after the last command whose state has arrived."""
+        self.verdict: asyncio.Future[Verdict] = self._loop.create_future()
+        self._loop.add_reader(self._control, self._on_control)
+
+    @property
+    def pid(self) -> int:
+        """On the host; 0 before it started."""
+        return self._process.pid if self._process else 0
+
+    @property
+    def dead(self) -> bool:
+        return self._process is None or self._process.ended.done()
+
+    async def open(
+        self, execer: OciExec, scope: Scope, *, env: Mapping[str, str], cwd: str | None, state: bytes = b""
+    ) -> None:
+        """Starts bash, with the state of an earlier shell if there is one. Raises SessionError; close() it then."""
+        marked = {**env, MARK: scope.mark} if scope.mark else dict(env)
+        stdin, typing = os.pipe2(os.O_CLOEXEC)
+        self._typing = self._keep_open(typing)
+        os.set_blocking(typing, False)
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            argv = ["bash", "--noprofile", "--norc", "--noediting", "-i"]
+            self._process = await execer.spawn(
+                argv, stdin=stdin, stdout=null, stderr=null, env=marked, cwd=cwd, arguments=scope.arguments
+            )
+        except NotStarted as error:
+            raise SessionError(f"no shell can be opened: {error.message}") from None
+        finally:
+            os.close(stdin)
+            os.close(null)
+        await asyncio.to_thread(scope.adopt, self._process.pid)
+        self._process.ended.add_done_callback(self._on_death)
+        _write(self._prelude, _PRELUDE + state)
+        silent = self.begin(b". " + os.fsencode(f"{self._place.inside}/prelude") + b" 2>/dev/null", _nowhere, _nowhere)
+        try:
+            async with asyncio.timeout(OPEN_TIMEOUT_S):
+                verdict = await silent
+        except TimeoutError:
+            raise SessionError(f"bash did not answer within {OPEN_TIMEOUT_S:g} s of its start") from None
+        if verdict.died:
+            raise SessionError(f"bash ended at its start with {verdict.code}; is the image's bash whole?")
+
+    def begin(self, command: bytes, out: Sink, err: Sink) -> asyncio.Future[Verdict]:
+        """Gives the shell a command. The future is this object's `verdict`: await it shielded, or not cancelled."""
+        self.verdict = self._loop.create_future()
+        self._out.sink, self._err.sink = out, err
+        if self.dead:
+            self.verdict.set_result(self._death())
+            return self.verdict
+        self._collect_state()
+        _write(self._command, command)
+        self._id = secrets.token_hex(12).encode()
+        place = self._place.inside
+        number = self._id.decode()
+        os.write(
+            self._typing,
+            f"\\builtin source {place}/cmd >|{self._out.path} 2>|{self._err.path} </dev/null\n"
+            f"\\builtin printf '{number} %d\\n' \"$?\" >|{place}/ctl\n"
+            f"{self._save.replace('ID', number)}\n".encode(),
+        )
+        self._timer = self._loop.call_later(REGISTER_AFTER_S, self._watch)
+        return self.verdict
+
+    def _watch(self) -> None:
+        self._out.watch()
+        self._err.watch()
+
+    def _on_control(self) -> None:
+        try:
+            data = self._partial + os.read(self._control, 4096)
+        except BlockingIOError:
+            return
+        *lines, self._partial = data.split(b"\n")
+        self._partial = self._partial[-128:]  # a report is short; whoever floods this pipe gets no memory of ours
+        for line in lines:
+            number, _, code = line.partition(b" ")
+            # Only this command's id counts: nothing printed, and nothing left from before, is a result.
+            if number == self._id and code.isdigit() and not self.verdict.done():
+                self._finish(Verdict(False, int(code)))
+
+    def _finish(self, verdict: Verdict) -> None:
+        self._id = b""
+        if self._timer:
+            self._timer.cancel()
+        self._out.finish()
+        self._err.finish()
+        self._state_timer = self._loop.call_later(REGISTER_AFTER_S, self._collect_state)
+        self.verdict.set_result(verdict)
+
+    def _on_death(self, _: asyncio.Future[int | None]) -> None:
+        if self._timer:
+            self._timer.cancel()
+        if not self.verdict.done():
+            self._out.drain()
+            self._err.drain()
+            self.verdict.set_result(self._death())
+
+    def _death(self) -> Verdict:
+        return Verdict(True, self._process.ended.result() if self._process else None)
+
+    def _collect_state(self) -> None:
+        """Takes the saved state if it is whole; else watches for the rest, so that the shell never waits for us."""
+        if self._state_timer:
+            self._state_timer.cancel()
+            self._state_timer = None
+        try:
+            while data := os.read(self._state, READ):
+                self._saving += data
+        except BlockingIOError:
+            pass
+        start = self._saving.rfind(b"\n#", max(0, len(self._saving) - 64))
+        if start >= 0 and self._saving.endswith(b"\n"):
+            self.state = bytes(self._saving[: start + 1]) if len(self._saving) <= STATE_LIMIT else b""
+            self._saving.clear()
+        elif len(self._saving) > 2 * STATE_LIMIT:
+            del self._saving[:STATE_LIMIT]
+        whole = not self._saving
+        if not whole and not self._state_watched:
+            self._loop.add_reader(self._state, self._collect_state)
+            self._state_watched = True
+        elif whole and self._state_watched:
+            self._loop.remove_reader(self._state)
+            self._state_watched = False
+
+    def send(self, number: int) -> None:
+        """A signal to bash itself."""
+        if self._process:
+            self._process.send(number)
+
+    async def ended(self) -> None:
+        """Waits for its death."""
+        if self._process:
+            await asyncio.shield(self._process.ended)
+
+    def close(self) -> None:
+        """Lets go of everything on the host. A bash that still runs reads end of file and exits."""
+        for timer in (self._timer, self._state_timer):
+            if timer:
+                timer.cancel()
+        self._loop.remove_reader(self._control)
+        if self._state_watched:
+            self._loop.remove_reader(self._state)
+        self._out.close()
+        self._err.close()
+        for fd in self._fds:
+            os.close(fd)
+        self._fds.clear()
+        shutil.rmtree(self._place.host, ignore_errors=True)
+
+    def _file(self, name: str, uid: int) -> int:
+        fd = self._keep_open(os.open(self._place.host / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o400))
+        os.fchown(fd, uid, -1)
+        return fd
+
+    def _keep_open(self, fd: int) -> int:
+        self._fds.append(fd)
+        return fd
+
+
+def _nowhere(_: bytes) -> None:
+    """Output of the prelude: there is none that anybody should see."""
+
+
+def _fifo(path: Path, uid: int, mode: int) -> None:
+    os.mkfifo(path, mode)
+    path.chmod(mode)  # whatever this process's umask is
+    os.chown(path, uid, -1)
+
+
+def _write(fd: int, data: bytes) -> None:
+    written = 0
+    while written < len(data):
+        written += os.pwrite(fd, data[written:], written)
+    os.ftruncate(fd, len(data))
+
+
+def _waiting(fd: int) -> int:
+    count = array.array("i", [0])
+    fcntl.ioctl(fd, termios.FIONREAD, count)
+    return count[0]
