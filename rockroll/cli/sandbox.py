@@ -57,6 +57,9 @@ def up(
     env: Annotated[list[str] | None, typer.Option(metavar="K=V", help="A variable of every process inside.")] = None,
     label: Annotated[list[str] | None, typer.Option(metavar="K=V", help="A label, for you to find it by.")] = None,
     mount: Annotated[list[str] | None, typer.Option(metavar="SRC:DST[:ro]", help="A host path to show inside.")] = None,
+    allow_unenforced: Annotated[
+        bool, typer.Option("--allow-unenforced", help="Start even where this host cannot enforce a limit.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Start sandboxes. They live until `down`, or until their --ttl is over.
@@ -82,6 +85,7 @@ def up(
             env=_pairs("--env", env),
             labels=_pairs("--label", label),
             mounts=tuple(_absolute(text) for text in mount or ()),
+            allow_unenforced=allow_unenforced,
         )
         names = [name] if count == 1 or name is None else [f"{name}-{i}" for i in range(1, count + 1)]
         configs = [_named(config, names[i] if name else None) for i in range(count)]

@@ -57,6 +57,7 @@ class Node:
         self._idle_s = idle_s
         self._over = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
+        self._leaving: set[asyncio.Task[None]] = set()
         self._gateway = Gateway()
         self._host = SandboxHost(
             endpoint_port=ENDPOINT_PORT,
@@ -76,8 +77,8 @@ class Node:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end, signal.Signals(number).name)
+        await self._host.start()
         try:
-            await self._host.start()
             await self._server.start()
             address_path().write_text(self._server.address)
             _log.info("serving at %s", self._server.address)
@@ -89,7 +90,9 @@ class Node:
         finally:
             if self._timer is not None:
                 self._timer.cancel()
+            self._over.set()
             await self._server.close()
+            await asyncio.gather(*self._leaving)
             await self._host.close()
             await self._gateway.close()
             _log.info("ended")
@@ -101,8 +104,14 @@ class Node:
     async def _route(self, body: Route, _peer: rpc.Peer) -> None:
         self._gateway.route(self._host.resolve(body.id), body.upstream, body.token)
 
-    async def _client_gone(self, peer: rpc.Peer) -> None:
-        await self._host.on_disconnect(peer)
+    def _client_gone(self, peer: rpc.Peer) -> None:
+        """Its boxes go, in a task of the node's own: the server cancels its tasks when it closes, and a removal that is
+        cut short leaves a container."""
+        if self._over.is_set():
+            return  # host.close() removes them
+        task = asyncio.get_running_loop().create_task(self._host.on_disconnect(peer))
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
         self._watch_idle()
 
     def _endpoint_gone(self, sandbox_id: str) -> None:

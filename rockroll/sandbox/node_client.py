@@ -122,6 +122,7 @@ async def _start_lock() -> AsyncIterator[None]:
 
 async def _start() -> None:
     """Starts the node and returns once it serves; HostError with the end of its log when it dies before that."""
+    host = await asyncio.to_thread(runtime.detect)  # `podman unshare` already needs the configuration that this writes
     ready, ready_in_node = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         with log_path().open("ab") as log:
@@ -135,7 +136,7 @@ async def _start() -> None:
                 pass_fds=[ready_in_node],
                 start_new_session=True,
                 cwd=home.node_dir(),
-                env={**runtime.environment(), "ROCKROLL_HOME": str(home.home())},
+                env={**host.environment(), "ROCKROLL_HOME": str(home.home())},
             )
     except OSError as error:
         os.close(ready)
