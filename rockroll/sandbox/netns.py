@@ -47,6 +47,8 @@ def listen_in(pid: int, port: int, backlog: int = 128) -> socket.socket:
 def _listen_here(pid: int, port: int, backlog: int) -> socket.socket:
     namespace = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
+        if os.path.samestat(os.fstat(namespace), os.stat("/proc/thread-self/ns/net")):
+            raise ProcessLookupError(f"{pid} is in this process's own network: not a sandbox, its number was reused")
         if _libc.setns(namespace, CLONE_NEWNET) != 0:
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code), "setns")

@@ -7,6 +7,7 @@ a container once and remembered until Podman, a runtime or the kernel changes. L
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import platform
@@ -28,7 +29,7 @@ PROBE_TIMEOUT_S = 60
 MAPPED_FIRST_ID = 0x70000000  # above what systemd hands out to containers and what useradd puts in /etc/subuid
 MAPPED_IDS = 65536
 USER_NAMESPACE_OPTIONS = tuple(f"--{kind}map=0:{MAPPED_FIRST_ID}:{MAPPED_IDS}" for kind in ("uid", "gid"))
-CONF_VERSION = 5  # part of what a remembered verdict depends on: raise it when containers.conf changes
+CONF_VERSION = 7  # part of what a remembered verdict depends on: raise it when containers.conf changes
 
 
 class HostRuntime(msgspec.Struct, frozen=True):
@@ -98,8 +99,8 @@ def podman_binary() -> str:
 def environment() -> dict[str, str]:
     """This process's environment with rockroll's containers.conf; for an ordinary user, also its own store.
 
-    An ordinary user gets a store of rockroll's own under $ROCKROLL_HOME/podman: without a storage.conf Podman 4.3
-    may settle on the vfs driver, which copies the whole image for each box (2.8 s), and a store remembers its driver.
+    An ordinary user gets a store of rockroll's own, one for all homes: without a storage.conf Podman 4.3 may settle
+    on the vfs driver, which copies the whole image for each box (2.8 s), and a store remembers its driver.
     """
     made = dict(os.environ)
     made["CONTAINERS_CONF"] = str(_conf_dir() / "containers.conf")
@@ -127,8 +128,9 @@ def _key() -> dict[str, str]:
         "podman": version.stdout.split()[-1],
         "kernel": platform.release(),
         "uid": str(home.user_id()),
+        "store": f"{Path.home()} {os.environ.get('XDG_DATA_HOME')} {home.user_runtime_dir()}",
         "conf": str(CONF_VERSION),
-        "limits": str([resource.getrlimit(what) for what in (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC)]),
+        "limits": _ulimits(),
     }
     for runtime in RUNTIMES:
         binary = which(runtime)
@@ -153,15 +155,18 @@ def _probe(key: dict[str, str]) -> HostRuntime:
         if not binary:
             refused[runtime] = "not installed"
             continue
-        _write_conf(runtime, binary)
-        said = _run_once()
+        trial = _conf_dir() / "containers.trial.conf"  # not the real one: a node may be starting podman under that now
+        trial.write_text(_conf(runtime, binary))
+        said = _run_once(trial)
         if said is None:
+            user_namespaces = is_rootless() or _run_once(trial, *USER_NAMESPACE_OPTIONS) is None
+            trial.replace(_conf_dir() / "containers.conf")
             return HostRuntime(
                 runtime=runtime,
                 binary=binary,
                 state_root=_state_root(runtime),
                 rootless=is_rootless(),
-                user_namespaces=is_rootless() or _run_once(*USER_NAMESPACE_OPTIONS) is None,
+                user_namespaces=user_namespaces,
                 podman=key["podman"],
                 refused=refused,
             )
@@ -170,7 +175,7 @@ def _probe(key: dict[str, str]) -> HostRuntime:
     raise HostError(f"no OCI runtime can run a container here ({reasons}); run `rockroll doctor`")
 
 
-def _run_once(*options: str) -> str | None:
+def _run_once(conf: Path, *options: str) -> str | None:
     """Runs `true` in a container whose /usr is the host's, so that no image is needed; None when it ran.
 
     options: nothing, or USER_NAMESPACE_OPTIONS."""
@@ -186,7 +191,7 @@ def _run_once(*options: str) -> str | None:
         try:
             done = subprocess.run(
                 [*argv, *options, "--rootfs", directory, "/usr/bin/true"],
-                env=environment(),
+                env={**environment(), "CONTAINERS_CONF": str(conf)},
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
@@ -201,12 +206,12 @@ def _run_once(*options: str) -> str | None:
     return lines[-1] if lines else f"exit code {done.returncode}"
 
 
-def _write_conf(runtime: str, binary: str) -> None:
+def _conf(runtime: str, binary: str) -> str:
     """containers.conf: the runtime, and rlimits that this host's hard limits allow (raising one needs a capability)."""
-    text = f"""\
+    return f"""\
 # Written by rockroll; used for its own Podman service only (CONTAINERS_CONF).
 [containers]
-default_ulimits = ["nofile={_hard(resource.RLIMIT_NOFILE, 1_048_576)}", "nproc={_hard(resource.RLIMIT_NPROC, 32_768)}"]
+default_ulimits = [{_ulimits()}]
 [engine]
 runtime = "{runtime}"
 events_logger = "file"
@@ -214,40 +219,40 @@ cgroup_manager = "{_cgroup_manager()}"
 {_own_store()}[engine.runtimes]
 {runtime} = ["{binary}"]
 """
-    _replace(_conf_dir() / "containers.conf", text)
 
 
 def _own_store() -> str:
     """Writes storage.conf for an ordinary user; the lines that containers.conf then needs."""
     if not is_rootless():
         return ""
-    store = home.home() / "podman"
+    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share"
+    store = Path(data).absolute() / "rockroll" / "podman"
     text = f"""\
 # Written by rockroll; used for its own Podman service only (CONTAINERS_STORAGE_CONF).
 [storage]
 driver = "overlay"
-rootless_storage_path = "{store / "storage"}"
+rootless_storage_path = "{store}"
 """
-    _replace(_conf_dir() / "storage.conf", text)
+    temporary = _conf_dir() / "storage.conf.new"
+    temporary.write_text(text)
+    temporary.replace(_conf_dir() / "storage.conf")
+    name = hashlib.sha256(str(store).encode()).hexdigest()[:8]
     # Locks in a file of this store: the shared-memory ones are one set per user, and whichever store comes up first
     # after a boot frees them all.
     return f"""\
 lock_type = "file"
-tmp_dir = "{home.user_runtime_dir() / f"rockroll-{home.home_id()}" / "libpod"}"
+tmp_dir = "{home.user_runtime_dir() / f"rockroll-podman-{name}"}"
 """
 
 
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".new")
-    temporary.write_text(text)
-    temporary.replace(path)
-
-
-def _hard(which: int, most: int) -> str:
+def _ulimits() -> str:
     # most: Podman lowers its own hard limits to these before it starts the runtime
-    _, hard = resource.getrlimit(which)
-    value = most if hard == resource.RLIM_INFINITY else min(hard, most)
-    return f"{value}:{value}"
+    written = []
+    for name, kind, most in (("nofile", resource.RLIMIT_NOFILE, 1_048_576), ("nproc", resource.RLIMIT_NPROC, 32_768)):
+        hard = resource.getrlimit(kind)[1]
+        value = most if hard == resource.RLIM_INFINITY else min(hard, most)
+        written.append(f'"{name}={value}:{value}"')
+    return ", ".join(written)
 
 
 def _cgroup_manager() -> str:
@@ -258,7 +263,7 @@ def _cgroup_manager() -> str:
 
 def which(name: str) -> str | None:
     """Where a program of the host is, also in the directories that an ordinary user's PATH lacks."""
-    return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin")
+    return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin:/sbin")
 
 
 @contextmanager
