@@ -13,10 +13,16 @@ from typing import Any
 
 import aiohttp
 import pytest
+import uvloop
 
 from rockroll.model_service.gateway import Gateway
 from rockroll.model_service.relay import Relay
 from rockroll.model_service.wire import ChatReply, ChatRequest
+
+
+def pytest_asyncio_loop_factories(config: Any, item: Any) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The node's own event loop."""
+    return {"uvloop": uvloop.new_event_loop}
 
 
 def listening() -> socket.socket:

@@ -1,0 +1,183 @@
+"""An agent's model call, from inside a sandbox to an engine that answers at once.
+
+In: nothing. Out: latencies and calls a second through every real hop: a client of plain Python stdlib in the sandbox,
+the gateway in the node, ZeroMQ, a relay in a process of its own. Leaves the engine out: what is measured is all that
+stands between an agent and it.
+
+    python -m rockroll.bench.relay ADDRESS    that process
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import statistics
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+import uvloop
+from aiohttp import web
+
+from rockroll import home
+from rockroll.agent.command import route
+from rockroll.errors import ProcessDied, SandboxError
+from rockroll.model_service.openai_chat import completion
+from rockroll.model_service.relay import Relay
+from rockroll.model_service.wire import ChatReply, ChatRequest
+from rockroll.sandbox.client import Sandbox
+
+CALLS = 2000
+BOXES, CONNECTIONS, CALLS_EACH = 4, 8, 250
+"""32 calls at once, as several agents make them: a sandbox may have 16 under way."""
+
+_CLIENT = r"""
+import http.client, json, os, sys, threading, time, urllib.parse
+url = urllib.parse.urlsplit(os.environ["OPENAI_BASE_URL"])
+connections, calls = int(sys.argv[1]), int(sys.argv[2])
+body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * 200}], "max_tokens": 64})
+took = []
+def work(calls, took):
+    link = http.client.HTTPConnection(url.hostname, url.port)
+    for _ in range(calls):
+        begun = time.perf_counter()
+        link.request("POST", url.path + "/chat/completions", body, {"Content-Type": "application/json"})
+        answer = link.getresponse()
+        text = answer.read()
+        took.append(time.perf_counter() - begun)
+        if answer.status != 200:
+            sys.exit(text.decode())
+work(50, [])
+begun = time.monotonic()
+threads = [threading.Thread(target=work, args=(calls, took)) for _ in range(connections)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(json.dumps({"begun": begun, "ended": time.monotonic(), "took": took}))
+"""
+
+
+class _Ran(msgspec.Struct):
+    """begun, ended: on this host's monotonic clock, which sandboxes share. took: seconds of each call."""
+
+    begun: float
+    ended: float
+    took: list[float]
+
+
+async def run() -> dict[str, Any]:
+    """Figures: calls one after the other, and 32 at once from four sandboxes.
+
+    Baseline: the same client on the host against a plain HTTP server in a process of its own, which answers the same
+    bytes: no sandbox, no gateway, no relay.
+    """
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=home.runtime_dir()) as folder:
+        address = f"ipc://{folder}/relay"
+        async with _process(address), contextlib.AsyncExitStack() as stack:
+            boxes = [await stack.enter_async_context(Sandbox()) for _ in range(BOXES)]
+            for box in boxes:
+                await route(box, address, "bench")
+            one = await _in_box(boxes[0], 1, CALLS)
+            many = await asyncio.gather(*(_in_box(box, CONNECTIONS, CALLS_EACH) for box in boxes))
+    async with _process("plain") as port:
+        plain = await _on_host(port, 1, CALLS)
+        plain_many = await _on_host(port, BOXES * CONNECTIONS, CALLS_EACH)
+    return {
+        "figures": {
+            "relay_p50_ms": _percentile([one], 50),
+            "relay_p99_ms": _percentile([one], 99),
+            "relay_calls_per_s_1_at_once": _rate([one]),
+            "relay_p50_ms_32_at_once": _percentile(many, 50),
+            "relay_p99_ms_32_at_once": _percentile(many, 99),
+            "relay_calls_per_s": _rate(many),
+        },
+        "baselines": {
+            "plain_http_p50_ms": _percentile([plain], 50),
+            "plain_http_p99_ms": _percentile([plain], 99),
+            "plain_http_calls_per_s": _rate([plain_many]),
+        },
+    }
+
+
+def _percentile(ran: list[_Ran], percent: int) -> float:
+    took = [seconds * 1000 for each in ran for seconds in each.took]
+    return statistics.quantiles(took, n=100, method="inclusive")[percent - 1]
+
+
+def _rate(ran: list[_Ran]) -> float:
+    seconds = max(each.ended for each in ran) - min(each.begun for each in ran)
+    return sum(len(each.took) for each in ran) / seconds
+
+
+async def _in_box(box: Sandbox, connections: int, calls: int) -> _Ran:
+    command = ["python3", "-I", "-S", "-c", _CLIENT, str(connections), str(calls)]
+    done = await box.execute(command, timeout=120)
+    if done.exit_code != 0:
+        raise SandboxError(f"the benchmark's client failed in sandbox {box.id}: {done.output.strip()[-500:]}")
+    return msgspec.json.decode(done.stdout, type=_Ran)
+
+
+async def _on_host(port: str, connections: int, calls: int) -> _Ran:
+    command = [sys.executable, "-I", "-S", "-c", _CLIENT, str(connections), str(calls)]
+    client = await asyncio.create_subprocess_exec(
+        *command, env={"OPENAI_BASE_URL": f"http://127.0.0.1:{port}/v1"}, stdout=asyncio.subprocess.PIPE
+    )
+    output, _ = await client.communicate()
+    if client.returncode != 0:
+        raise ProcessDied(f"the benchmark's client on the host ended with code {client.returncode}")
+    return msgspec.json.decode(output, type=_Ran)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The process that answers
+# ---------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def _process(where: str) -> AsyncIterator[str]:
+    """A process that answers calls at once; yields what it says when it is ready."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", __name__, where, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    try:
+        if not (said := await process.stdout.readline()):
+            raise ProcessDied(f"the benchmark's relay ended with code {await process.wait()} before it was ready")
+        yield said.decode().strip()
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await process.wait()
+
+
+REPLY = ChatReply(text="ls -la", finish_reason="stop", prompt_tokens=64, completion_tokens=4)
+
+
+async def _chat(request: ChatRequest) -> ChatReply:
+    return REPLY
+
+
+async def _plain(request: web.BaseRequest) -> web.Response:
+    json.loads(await request.read())
+    return web.Response(body=completion("chatcmpl-0", 0, "m", REPLY), content_type="application/json")
+
+
+async def _serve(where: str) -> None:
+    ended = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+    if where == "plain":
+        server = await asyncio.get_running_loop().create_server(web.Server(_plain, access_log=None), "127.0.0.1", 0)
+        print(server.sockets[0].getsockname()[1], flush=True)
+        await ended.wait()
+        server.close()
+        return
+    async with Relay(where, _chat, ["m"]):
+        print("ready", flush=True)
+        await ended.wait()
+
+
+if __name__ == "__main__":
+    uvloop.run(_serve(sys.argv[1]))
