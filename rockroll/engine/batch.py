@@ -65,7 +65,15 @@ class Batch:
     """Sequences active in at most `max_batch` rows, and those that wait for one."""
 
     def __init__(
-        self, model: Any, slots: Slots, *, max_batch: int, context_length: int, prefill_tokens: int, prefix_cache: int
+        self,
+        model: Any,
+        slots: Slots,
+        *,
+        max_batch: int,
+        context_length: int,
+        prefill_tokens: int,
+        prefix_cache: int,
+        prefix_cache_bytes: int,
     ) -> None:
         self.version = 0
         self._model = model
@@ -80,6 +88,7 @@ class Batch:
         self._kept_prefixes = Prefixes(prefix_cache)
         self._kept: dict[int, Kept] = {}  # by number, the longest unused first
         self._unused = list(range(prefix_cache))
+        self._kept_bytes, self._most_kept_bytes = 0, prefix_cache_bytes
 
     @property
     def busy(self) -> bool:
@@ -108,6 +117,7 @@ class Batch:
         self._active_prefixes.clear()
         self._kept_prefixes.clear()
         self._kept.clear()
+        self._kept_bytes = 0
         self._unused = list(range(self._kept_prefixes.capacity))
 
     def step(self) -> list[Sequence]:
@@ -178,14 +188,11 @@ class Batch:
         if shared >= kept:
             return source, shared
         self._slots.reserve(sequence.row + 1, kept, len(self._rows), self._context_length)
-        entry = self._kept.pop(number)
-        self._slots.restore(sequence.row, entry, kept)
+        self._slots.restore(sequence.row, self._kept[number], kept)
         if kept == self._kept_prefixes.length(number):
-            # its episode goes on in this row, and will be kept again when this turn ends
-            self._kept_prefixes.drop(number)
-            self._unused.append(number)
+            self._forget(number)  # its episode goes on in this row, and will be kept again when this turn ends
         else:
-            self._kept[number] = entry
+            self._kept[number] = self._kept.pop(number)  # the last used is the last
         return 0, 0
 
     def _forward(
@@ -235,15 +242,21 @@ class Batch:
 
     def _keep(self, sequence: Sequence) -> None:
         """Its next turn begins with these very tokens; so might another's."""
-        if sequence.cache_version != self.version or not (self._unused or self._kept):
+        if sequence.cache_version != self.version or self._kept_prefixes.capacity == 0:
             return
-        if self._unused:
-            number = self._unused.pop()
-        else:
-            number = next(iter(self._kept))
-            del self._kept[number]
+        if not self._unused:
+            self._forget(next(iter(self._kept)))
+        number = self._unused.pop()
         self._kept[number] = self._slots.keep(sequence.row, sequence.cached)
+        self._kept_bytes += _bytes(self._kept[number])
         self._kept_prefixes.set(number, sequence.ids, sequence.cached)
+        while self._kept_bytes > self._most_kept_bytes:
+            self._forget(next(iter(self._kept)))
+
+    def _forget(self, number: int) -> None:
+        self._kept_bytes -= _bytes(self._kept.pop(number))
+        self._kept_prefixes.drop(number)
+        self._unused.append(number)
 
     def _release(self, sequence: Sequence) -> None:
         self._active_prefixes.drop(sequence.row)
@@ -264,3 +277,7 @@ class Batch:
             while highest >= 0 and self._rows[highest] is None:
                 highest -= 1
             empty = [row for row in empty if row < highest]
+
+
+def _bytes(kept: Kept) -> int:
+    return sum(keys.nbytes + values.nbytes for keys, values in kept)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from rockroll import units
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
@@ -32,12 +34,15 @@ class EngineConfig:
     """Prompt and new tokens together, at most. 0: what the model's config says."""
     prefix_cache: int = 64
     """Finished requests whose cache is kept for a next turn with the same beginning. 0: none."""
+    prefix_cache_memory: str = "1g"
+    """What those may take together; the longest unused go first."""
     seed: int = 0
     """Seeds the requests that bring no seed of their own."""
     version: int = 0
     """The version of the weights found at start."""
 
     def __post_init__(self) -> None:
+        units.size(self.prefix_cache_memory)
         least = {"threads": 1, "max_batch": 1, "prefill_tokens": 1, "context_length": 0, "prefix_cache": 0}
         for name, at_least in least.items():
             if getattr(self, name) < at_least:

@@ -103,16 +103,16 @@ class Slots:
         """Room for these many; doubles, up to the most there can be, so that growing is rare."""
         if rows <= self._rows and positions <= self._positions:
             return
-        self._rows = max(self._rows, min(most_rows, max(rows, 2 * self._rows)) if rows > self._rows else 0)
+        if rows > self._rows:
+            rows = min(most_rows, max(rows, 2 * self._rows))
         if positions > self._positions:
-            self._positions = min(most_positions, max(positions, 2 * self._positions, 256))
-        for index, (keys, values) in self._layers.items():
-            self._layers[index] = (self._grown(keys), self._grown(values))
-
-    def _grown(self, old: Tensor) -> Tensor:
-        new = old.new_zeros((self._rows, old.shape[1], self._positions, old.shape[3]))
-        new[: old.shape[0], :, : old.shape[2]] = old
-        return new
+            positions = min(most_positions, max(positions, 2 * self._positions, 256))
+        rows, positions = max(rows, self._rows), max(positions, self._positions)
+        grown = {
+            index: (_grown(keys, rows, positions), _grown(values, rows, positions))
+            for index, (keys, values) in self._layers.items()
+        }
+        self._layers, self._rows, self._positions = grown, rows, positions  # all or, where memory ends, nothing
 
     def move(self, source: int, target: int, positions: int) -> None:
         for keys, values in self._layers.values():
@@ -197,3 +197,9 @@ class Slots:
             keys[segment.row, :, segment.start : segment.stop] = key[:, segment.at : end]
             values[segment.row, :, segment.start : segment.stop] = value[:, segment.at : end]
         return keys, values
+
+
+def _grown(old: Tensor, rows: int, positions: int) -> Tensor:
+    new = old.new_zeros((rows, old.shape[1], positions, old.shape[3]))
+    new[: old.shape[0], :, : old.shape[2]] = old
+    return new

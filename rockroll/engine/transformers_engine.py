@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from rockroll import units
 from rockroll.engine import weights
 from rockroll.engine.api import EngineInfo, GenerateRequest, Generation, Loaded
 from rockroll.engine.batch import Batch, Sequence
@@ -59,6 +60,7 @@ class TransformersEngine:
             context_length=self._context_length,
             prefill_tokens=config.prefill_tokens,
             prefix_cache=config.prefix_cache,
+            prefix_cache_bytes=units.size(config.prefix_cache_memory),
         )
         self._batch.version = config.version
         self._seeds = itertools.count(config.seed << 32)
@@ -253,8 +255,11 @@ class TransformersEngine:
         sequence = Sequence(request, 0)
         self._batch.add(sequence)
         started = time.perf_counter()
-        while not self._batch.step():
-            pass
+        try:
+            while not self._batch.step():
+                pass
+        finally:
+            self._batch.drain()
         plain = self._full(sequence.ids)[len(prompt) - 1 :]
         apart = max(abs(a - b) for a, b in zip(plain, sequence.logprobs, strict=True))
         _log.info("self-check: log-probs %.1e apart, %.3f s", apart, time.perf_counter() - started)
