@@ -238,7 +238,7 @@ class Box:
         # Conmon is an orphan of Podman's, so this subreaper's child: unless somebody waits for it, it stays a zombie.
         if conmon:
             try:
-                self._conmon = Process(conmon)
+                self._conmon = Process(conmon)  # watched until its end, which comes after the box's
             except ProcessLookupError:
                 self._conmon = None
 
@@ -296,12 +296,13 @@ class Box:
         """The node ends and the box goes on: its sessions end, init and files stay for the next node."""
         await self._close_sessions()
         self._forget()
+        if self._conmon:
+            self._conmon.forget()
         self.log_file.close(remove=False)
 
     def _forget(self) -> None:
-        for process in (self._init_end, self._conmon):
-            if process and not process.ended.done():
-                process.forget()
+        if self._init_end:
+            self._init_end.forget()
         if self._cgroup:
             self._cgroup.remove()
 

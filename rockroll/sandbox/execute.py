@@ -12,6 +12,7 @@ import fcntl
 import os
 import signal
 import termios
+import time
 from typing import Protocol
 
 from rockroll.errors import UsageError
@@ -95,11 +96,10 @@ async def execute(home: Home, scope: Scope, body: Execute) -> Observation:
         raise UsageError("argv cannot hold a NUL byte: no program would get it")
     if body.timeout is not None and body.timeout <= 0:
         raise UsageError(f"timeout: seconds above zero, or none at all; got {body.timeout:g}")
-    loop = asyncio.get_running_loop()
     log = Headed(home.log, "execute", "", os.fsencode(" ".join(body.argv)))
     captures = Capture(body.max_output, log), Capture(body.max_output, log)
     pipes = [_Pipe(home.uid, capture, home.log) for capture in captures]
-    begun = loop.time()
+    begun = time.perf_counter()
     process: Process | None = None
     try:
         stdin = _stdin(body.stdin, home.uid)
@@ -114,8 +114,9 @@ async def execute(home: Home, scope: Scope, body: Execute) -> Observation:
                 arguments=scope.arguments,
             )
         except NotStarted as error:
+            captures = Capture(0, home.log), Capture(body.max_output, log)  # not what the runtime printed
             captures[1](error.message.encode() + b"\n")
-            return _observation(captures, error.fields["code"], "ok", loop.time() - begun)
+            return _observation(captures, error.fields["code"], "ok", time.perf_counter() - begun)
         finally:
             os.close(stdin)
         for pipe in pipes:
@@ -132,7 +133,7 @@ async def execute(home: Home, scope: Scope, body: Execute) -> Observation:
             pipe.finish()
         log.end(None if outcome == "ok" else outcome)
         process = None
-        return _observation(captures, code, outcome, loop.time() - begun)
+        return _observation(captures, code, outcome, time.perf_counter() - begun)
     finally:
         if process is not None:  # cancelled
             await _end(process, scope)

@@ -95,9 +95,9 @@ class SandboxHost:
 
     async def start(self) -> None:
         """Podman up, the leavings of an earlier node swept or adopted. Raises HostError with the cure."""
-        become_subreaper()
         _raise_file_limit()
         detected = await asyncio.to_thread(runtime.detect)
+        become_subreaper()  # after the probe, whose orphans nobody here would wait for
         self._rootless = detected.rootless
         environment = dict(detected.environment())
         self._runtime = Runtime(detected.binary, detected.state_root, environment, detected.runtime)

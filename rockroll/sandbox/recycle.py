@@ -46,6 +46,10 @@ class Mark(NamedTuple):
     mtime_ns: int
 
 
+Ids = tuple[tuple[int, int, int], ...]
+"""/proc/PID/uid_map: (inside, on this host, count)."""
+
+
 @dataclass(frozen=True)
 class Baseline:
     """A box before its first command."""
@@ -61,6 +65,8 @@ class Baseline:
     """What is on each writable tmpfs."""
     bound: dict[str, bytes]
     """Digests of single files that are bound in writable."""
+    ids: Ids | None
+    """Where the layers are mounted with mapped ids, the box's map: the image's 0 is then some 100000 above it."""
 
 
 def baseline(pid: int, graph_driver: dict[str, object]) -> Baseline:
@@ -93,7 +99,24 @@ def baseline(pid: int, graph_driver: dict[str, object]) -> Baseline:
     lowers = tuple(Path(part) for part in str(data["LowerDir"]).split(":"))
     written: dict[str, Mark] = {}
     _walk(upper, written)
-    return Baseline(mounts, upper, lowers, written, memory, bound)
+    return Baseline(mounts, upper, lowers, written, memory, bound, _layer_ids(pid, lowers))
+
+
+def _layer_ids(pid: int, lowers: tuple[Path, ...]) -> Ids | None:
+    """None where the layers on the host carry the ids that the box's files have there."""
+    probe = os.stat(f"/proc/{pid}/root/usr", follow_symlinks=False)
+    layer = os.lstat(_below(list(lowers), "usr")[0])
+    if probe.st_uid == layer.st_uid:
+        return None
+    rows = [list(map(int, line.split())) for line in Path(f"/proc/{pid}/uid_map").read_text().splitlines()]
+    return tuple((inside, there, count) for inside, there, count in rows)
+
+
+def _mapped(ids: Ids | None, id: int) -> int:
+    for first, there, count in ids or ():
+        if first <= id < first + count:
+            return there + id - first
+    return id
 
 
 def renew(pid: int, before: Baseline) -> None:
@@ -160,7 +183,7 @@ def _changes(before: Baseline) -> list[str]:
                 elif not below:
                     new.append(path)
                 elif stat.S_ISDIR(status.st_mode) and stat.S_ISDIR(os.lstat(below[0]).st_mode):
-                    _same_folder(path, before.upper / path, status, below[0])
+                    _same_folder(path, before, status, below[0])
                     todo.append((path, below))
                 else:
                     raise NotRecyclable(f"/{path} of the image was changed")
@@ -188,10 +211,12 @@ def _below(lowers: list[Path], name: str) -> list[Path]:
     return found
 
 
-def _same_folder(path: str, upper: Path, status: os.stat_result, lower: Path) -> None:
+def _same_folder(path: str, before: Baseline, status: os.stat_result, lower: Path) -> None:
     """A folder of the image that was copied up because something was made in it, and is otherwise untouched."""
+    upper = before.upper / path
     below = os.lstat(lower)
-    if (status.st_mode, status.st_uid, status.st_gid) != (below.st_mode, below.st_uid, below.st_gid):
+    owner = _mapped(before.ids, below.st_uid), _mapped(before.ids, below.st_gid)
+    if (status.st_mode, status.st_uid, status.st_gid) != (below.st_mode, *owner):
         raise NotRecyclable(f"the owner or mode of /{path} was changed")
     if found := _overlay_attributes(upper) & {"opaque", "redirect", "metacopy"}:
         raise NotRecyclable(f"/{path} of the image was replaced ({min(found)})")

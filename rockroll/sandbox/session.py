@@ -132,10 +132,9 @@ class Session:
     async def _run(self, command: bytes, timeout: float | None, limit: int, label: str, new: bool) -> Observation:
         shell = self._shell
         assert shell is not None
-        loop = asyncio.get_running_loop()
         log = Headed(self._home.log, self.name, label, command)
         out, err = Capture(limit, log), Capture(limit, log)
-        begun = loop.time()
+        begun = time.perf_counter()
         self.scope.begin()
         verdict = shell.begin(command, out, err)
         try:
@@ -165,7 +164,7 @@ class Session:
             outcome=outcome,
             session_restarted=new or restarted,
             truncated_bytes=out.dropped + err.dropped,
-            duration_s=loop.time() - begun,
+            duration_s=time.perf_counter() - begun,
         )
 
     def _after_death(self, shell: Shell, verdict: Verdict) -> tuple[Outcome, int | None]:
