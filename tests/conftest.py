@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import select
 import shutil
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from rockroll import home, rpc
-from rockroll.errors import PeerLost
-from rockroll.sandbox import node_client, wire
+from rockroll.errors import PeerLost, SandboxNotFound
+from rockroll.sandbox import image, node_client, wire
+from rockroll.sandbox.podman import HOME_LABEL, Podman, PodmanService
+
+
+@pytest.fixture(scope="session")
+def sandbox_image() -> str:
+    """The default image, made if it is missing: every home of this user shares one store."""
+
+    async def make() -> str:
+        async with PodmanService() as podman:
+            return (await image.ensure(podman)).name
+
+    return asyncio.run(make())
 
 
 @pytest.fixture(scope="module")
-def node_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def node_home(tmp_path_factory: pytest.TempPathFactory, sandbox_image: str) -> Iterator[Path]:
     """A ROCKROLL_HOME of this test file's own. Its node starts on demand; node and boxes are removed at the end."""
     path = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
@@ -26,6 +39,24 @@ def node_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield path
         asyncio.run(_remove_node())
         shutil.rmtree(home.runtime_dir())
+
+
+@pytest.fixture
+async def podman_service(node_home: Path) -> AsyncIterator[PodmanService]:
+    """A Podman service of this event loop. At the end it is gone, and every box of this home with it."""
+    service = PodmanService()
+    await service.start()
+    yield service
+    await service.close()
+    async with PodmanService() as podman:  # another one: a test may have killed its own
+        for box in await podman.list({HOME_LABEL: home.home_id()}):
+            await podman.remove(box["Id"])
+
+
+@pytest.fixture
+async def podman(podman_service: PodmanService) -> Podman:
+    """The client of this event loop's Podman service."""
+    return podman_service.podman
 
 
 @pytest.fixture
@@ -41,14 +72,20 @@ async def _remove_node() -> None:
     except (FileNotFoundError, PeerLost):
         return
     for info in await client.call("sandbox.list", wire.Empty(), type=list[wire.SandboxInfo]):
-        await client.call("sandbox.delete", wire.Ref(id=info.id))
+        with contextlib.suppress(SandboxNotFound):  # the removal of a test's last box may still be under way
+            await client.call("sandbox.delete", wire.Ref(id=info.id))
     pid = (await client.call("node.info", wire.Empty(), type=wire.NodeInfo)).pid
     await client.close()
-    end_process(pid)
+    _end_process(pid)
 
 
-def end_process(pid: int, number: signal.Signals = signal.SIGTERM) -> None:
-    """Ends a process that is not our child and waits until it is gone."""
+@pytest.fixture(scope="session")
+def end_process() -> Callable[..., None]:
+    """end_process(pid, signal=SIGTERM): ends a process that is not our child and waits until it is gone."""
+    return _end_process
+
+
+def _end_process(pid: int, number: signal.Signals = signal.SIGTERM) -> None:
     pidfd = os.pidfd_open(pid)
     try:
         signal.pidfd_send_signal(pidfd, number)

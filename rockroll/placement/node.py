@@ -80,22 +80,30 @@ class Node:
         await self._host.start()
         try:
             await self._server.start()
-            address_path().write_text(self._server.address)
-            _log.info("serving at %s", self._server.address)
-            if ready is not None:
-                os.write(ready, b"ready\n")
-                os.close(ready)
-            self._watch_idle()
-            await self._over.wait()
+            try:
+                await self._serve(ready)
+            finally:
+                self._over.set()
+                await self._server.close()
+                await asyncio.gather(*self._leaving)
         finally:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._over.set()
-            await self._server.close()
-            await asyncio.gather(*self._leaving)
             await self._host.close()
             await self._gateway.close()
             _log.info("ended")
+
+    async def _serve(self, ready: int | None) -> None:
+        address_path().write_text(self._server.address)
+        _log.info("serving at %s", self._server.address)
+        if ready is not None:
+            os.write(ready, b"ready\n")
+            os.close(ready)
+        self._watch_idle()
+        try:
+            await self._over.wait()
+        finally:
+            address_path().unlink(missing_ok=True)
+            if self._timer is not None:
+                self._timer.cancel()
 
     def _end(self, why: str) -> None:
         _log.info("ending: %s", why)
@@ -161,16 +169,13 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         with only_node():
-            uvloop.run(_serve(arguments.address, arguments.idle, arguments.ready_fd))
+            uvloop.run(_run(arguments.address, arguments.idle, arguments.ready_fd))
     except RockrollError as error:
         sys.exit(f"rockroll node: {error}")
 
 
-async def _serve(address: str, idle_s: float, ready: int | None) -> None:
-    try:
-        await Node(address, idle_s).run(ready)
-    finally:
-        address_path().unlink(missing_ok=True)
+async def _run(address: str, idle_s: float, ready: int | None) -> None:
+    await Node(address, idle_s).run(ready)
 
 
 if __name__ == "__main__":

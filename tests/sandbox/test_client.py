@@ -289,13 +289,20 @@ async def test_nothing_but_the_model_is_reachable() -> None:
 
 async def test_recycle_leaves_no_file_process_or_session_behind() -> None:
     async with Sandbox(SMALL) as sandbox:
-        await sandbox.arun(
-            "x=1; touch /srv/new; rm /etc/hostname /etc/issue; echo >> /etc/passwd; (setsid sleep 100 &)"
-        )
+        await sandbox.arun("x=1; mkdir /srv/new; touch /srv/new/file /etc/added; (setsid sleep 100 &)")
         recycled = await sandbox.recycle()
         assert recycled.ok, recycled.reason
-        seen = await sandbox.arun("echo [$x]; ls /srv; pgrep -c sleep; ls /etc/issue; tail -c 1 /etc/passwd")
-        assert seen.stdout.startswith(b"[]\n0\n/etc/issue\n"), seen.output
+        seen = await sandbox.arun("echo [$x]; ls /srv /etc/added; pgrep -c sleep")
+        assert seen.stdout == b"[]\n/srv:\n0\n", seen.output
+
+
+async def test_a_box_whose_image_was_changed_is_not_recycled_but_deleted(node: rpc.Client) -> None:
+    async with Sandbox(SMALL) as sandbox:
+        await sandbox.arun("rm /etc/issue")
+        recycled = await sandbox.recycle()
+        assert not recycled.ok
+        assert "/etc/issue" in recycled.reason
+        assert sandbox.id not in await listed(node)
 
 
 async def test_recycling_is_faster_than_a_new_box() -> None:

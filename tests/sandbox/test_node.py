@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -18,9 +18,9 @@ from rockroll.errors import HostError, PeerLost, SandboxLost, SandboxNotFound
 from rockroll.sandbox import node_client
 from rockroll.sandbox.podman import HOME_LABEL
 from rockroll.sandbox.wire import Empty, NodeInfo
-from tests.conftest import end_process
 
 SMALL = SandboxConfig(memory="128m", pids=64)
+EndProcess = Callable[..., None]
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +72,7 @@ async def test_a_node_without_client_and_sandbox_ends_by_itself(
     home.runtime_dir().rmdir()
 
 
-async def test_sigterm_removes_the_boxes_of_connections_and_keeps_detached_ones() -> None:
+async def test_sigterm_removes_the_boxes_of_connections_and_keeps_detached_ones(end_process: EndProcess) -> None:
     pid = await node_pid()
     sandbox = await Sandbox(SMALL).start()
     kept = await Sandbox(SandboxConfig(name="kept", memory="128m"), owner="detached").start()
@@ -89,7 +89,7 @@ async def test_sigterm_removes_the_boxes_of_connections_and_keeps_detached_ones(
     assert containers() == []
 
 
-async def test_a_killed_node_is_told_as_a_lost_sandbox_and_the_next_node_sweeps() -> None:
+async def test_a_killed_node_is_told_as_a_lost_sandbox_and_the_next_node_sweeps(end_process: EndProcess) -> None:
     sandbox = await Sandbox(SMALL).start()
     running = asyncio.ensure_future(sandbox.arun("sleep 1000"))
     await asyncio.sleep(0.2)
@@ -101,7 +101,7 @@ async def test_a_killed_node_is_told_as_a_lost_sandbox_and_the_next_node_sweeps(
     assert containers() == []
 
 
-async def test_delete_keeps_its_word_although_the_node_was_killed() -> None:
+async def test_delete_keeps_its_word_although_the_node_was_killed(end_process: EndProcess) -> None:
     async with Sandbox(SMALL):
         await asyncio.to_thread(end_process, await node_pid(), signal.SIGKILL)
     assert containers() == []

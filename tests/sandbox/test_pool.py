@@ -115,7 +115,9 @@ async def test_close_in_the_middle_of_starting_leaves_nothing(node: rpc.Client) 
     pool = await Pool(SMALL, 4).start()
     await asyncio.sleep(0.1)
     await pool.close()
-    assert await count(node) == 0
+    async with asyncio.timeout(20):
+        while await count(node):  # nobody is told of the end of a box that was never finished
+            await asyncio.sleep(0.05)
 
 
 def test_a_pool_says_what_it_cannot_be() -> None:
