@@ -397,6 +397,7 @@ class Client:
         self._link: _Link
         self._stream: _Stream | None = None
         self._zmq: zmq.asyncio.Socket | None = None
+        self._monitor: zmq.asyncio.Socket | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self.on_lost: Callable[[], None] | None = None
 
@@ -413,8 +414,14 @@ class Client:
         sock = self._zmq = _zmq_socket(zmq.DEALER)
         sock.setsockopt(zmq.RECONNECT_IVL, 50)
         sock.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
-        monitor = sock.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-        sock.connect(self.address)
+        self._monitor = monitor = sock.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        try:
+            sock.connect(self.address)
+        except zmq.ZMQError as error:
+            self._close_zmq()
+            raise RockrollError(
+                f"an rpc address is unix://PATH, ipc://PATH or tcp://HOST:PORT; got {self.address!r} ({error})"
+            ) from error
         self._link = _ZmqLink(sock, [])
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._receive_zmq(sock)), loop.create_task(self._watch_zmq(monitor))]
@@ -523,8 +530,12 @@ class Client:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._stream is not None:
             self._stream.close()
-        if self._zmq is not None:
+        self._close_zmq()
+
+    def _close_zmq(self) -> None:
+        if self._zmq is not None and self._monitor is not None:
             self._zmq.disable_monitor()
+            self._monitor.close(0)
             self._zmq.close(0)
 
 

@@ -188,3 +188,8 @@ async def test_a_socket_file_left_by_a_killed_server_is_taken_over_and_a_live_on
 async def test_an_address_where_nothing_listens_says_so(tmp_path: Path) -> None:
     with pytest.raises(PeerLost, match="nothing answers at unix://"):
         await rpc.connect(f"unix://{tmp_path}/none")
+
+
+async def test_an_address_of_no_known_kind_is_refused() -> None:
+    with pytest.raises(RockrollError, match="an rpc address is unix://PATH"):
+        await rpc.connect("nonsense")
