@@ -1,7 +1,7 @@
 """An agent: a program that is put into a sandbox, works there, and asks the model over HTTP.
 
-In: an AgentConfig, a sandbox with an open session, a Situation. Out: the Observation of the agent's run; afterwards
-nothing that it started is alive. Leaves the model's answers to the model service and grading to the task.
+In: an AgentConfig, a sandbox with an open session, a goal and files. Out: the Observation of the agent's run; after
+`end` nothing that it started is alive. Leaves the model's answers to the model service and grading to the task.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rockroll.agent.config import AgentConfig
-from rockroll.env.api import Situation
 from rockroll.errors import SessionError, UsageError
 from rockroll.sandbox.node_client import connect_node
 from rockroll.sandbox.wire import DEFAULT_SESSION, Observation
@@ -41,15 +40,13 @@ class CommandAgent:
         self.config = config
         self._files = {path: _read(source) for path, source in config.files.items()}
 
-    async def put(self, sandbox: Sandbox, situation: Situation) -> None:
-        """The agent's files and the situation's, into the sandbox."""
-        files = {**self._files, **{situation.path(name): data for name, data in situation.files.items()}}
-        await asyncio.gather(*(sandbox.write_file(path, data) for path, data in files.items()))
+    async def put(self, sandbox: Sandbox, files: Mapping[str, bytes]) -> None:
+        """The agent's files and the task's, by their absolute path in the sandbox."""
+        await asyncio.gather(*(sandbox.write_file(path, data) for path, data in {**self._files, **files}.items()))
 
-    async def run(self, sandbox: Sandbox, situation: Situation) -> Observation:
+    async def run(self, sandbox: Sandbox, instruction: str, cwd: str, env: Mapping[str, str]) -> Observation:
         """Run the command to its end or its timeout, in the session that the pool has opened."""
-        env = {**self.config.env, **situation.env, "ROCKROLL_INSTRUCTION": situation.instruction}
-        command = script(self.config.command, situation.cwd, env)
+        command = script(self.config.command, cwd, {**self.config.env, **env, "ROCKROLL_INSTRUCTION": instruction})
         return await sandbox.arun(command, timeout=self.config.timeout, max_output=OUTPUT_KEPT)
 
     async def end(self, sandbox: Sandbox) -> None:

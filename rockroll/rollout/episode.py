@@ -170,7 +170,7 @@ class Attempt:
             raise EnvError(f"{task.name}: situation raised {type(error).__name__}: {error}") from error
         try:
             await route(sandbox, self._upstream, self.dialogue.id)
-            await task.agent.put(sandbox, situation)
+            await task.agent.put(sandbox, {situation.path(name): data for name, data in situation.files.items()})
             observation = await self._run_agent(task, sandbox, situation)
             await task.agent.end(sandbox)
         except PeerLost as error:
@@ -195,7 +195,8 @@ class Attempt:
 
     async def _run_agent(self, task: AgentTask, sandbox: Sandbox, situation: Situation) -> Observation | None:
         """The agent's run, or None where the dialogue was over before it."""
-        running = asyncio.ensure_future(task.agent.run(sandbox, situation))
+        run = task.agent.run(sandbox, situation.instruction, situation.cwd, situation.env)
+        running = asyncio.ensure_future(run)
         over = self.dialogue.over
         try:
             await asyncio.wait((running, over), return_when=asyncio.FIRST_COMPLETED)

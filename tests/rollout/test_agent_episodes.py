@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from rockroll.rollout.config import RedundancyConfig, RolloutConfig, TaskConfig
 from rockroll.rollout.runner import Rollout
 from rockroll.rollout.sample import Episode, Event
 from rockroll.rollout.tokenizer import ChatTokenizer
+from rockroll.sandbox import runtime
 from rockroll.sandbox.pool import Pool
 
 from . import agents
@@ -132,13 +134,20 @@ async def test_two_histories_are_two_branches_of_one_episode(tokenizer: ChatToke
     assert (episode.turns, len(episode.samples)) == (2, 2)
 
 
-async def test_a_sandbox_that_dies_in_mid_episode_is_replaced_not_scored(tokenizer: ChatTokenizer, pool: Pool) -> None:
+@pytest.mark.parametrize("how", ["deleted", "killed"])
+async def test_a_sandbox_that_dies_in_mid_episode_is_replaced_not_scored(
+    tokenizer: ChatTokenizer, pool: Pool, how: str
+) -> None:
     killed = False
 
     async def kill() -> None:
         leased = next(box for box in pool._boxes if box not in pool._warm)
-        other = await Sandbox.attach(leased.id)
-        await other.delete()
+        if how == "deleted":
+            await (await Sandbox.attach(leased.id)).delete()
+            return
+        code = f"podman kill -s KILL $(podman ps -q --filter label=rockroll.id={leased.id})"
+        done = await asyncio.create_subprocess_shell(code, env=runtime.environment(), stdout=subprocess.DEVNULL)
+        assert await done.wait() == 0
 
     run, engine = rollout(tokenizer, pool, "work", concurrency=1, says="xx")
 
