@@ -71,7 +71,7 @@ class Processes:
         self._children: list[Child] = []
         self._watches: set[asyncio.Task[None]] = set()
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        _remove_left_behind()
+        remove_left_behind()
         self.runtime = Path(tempfile.mkdtemp(prefix=f"run-{os.getpid()}-", dir=home.runtime_dir()))
         """A short folder for the run's sockets; removed at the end."""
 
@@ -137,7 +137,7 @@ class Processes:
         shutil.rmtree(self.runtime, ignore_errors=True)
 
 
-def _remove_left_behind() -> None:
+def remove_left_behind() -> None:
     """Socket folders of runs whose process was killed before it could remove them."""
     for folder in home.runtime_dir().glob("run-*-*"):
         pid = int(folder.name.split("-")[1])

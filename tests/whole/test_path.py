@@ -1,0 +1,91 @@
+"""The whole path: sandbox, agent, model service, engine, trainer, weights back in the engine. All parts are real."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from rockroll.engine.client import EngineClient
+from rockroll.engine.config import EngineConfig
+from rockroll.placement.local import Processes
+from tests.whole.conftest import Command, rows
+
+
+@pytest.fixture(scope="module")
+def finished(node_home: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a run of two steps."""
+    run_dir = tmp_path_factory.mktemp("runs") / "r"
+    command = Command(node_home, tiny_model)
+    done = command(*command.train(run_dir, "--set", "steps=2"))
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "held-out pass rate" in done.stdout and "rockroll eval" in done.stdout
+    return run_dir
+
+
+def test_metrics_tell_what_happened(finished: Path) -> None:
+    zero, one, two = rows(finished)
+    assert zero["step"] == 0 and 0 <= zero["eval/pass_rate"] <= 1 and "eval/pass_rate" in two
+    for row in (one, two):
+        assert row["episodes/ok"] + row["episodes/truncated"] == 12
+        assert row["staleness/max"] == 0 and row["tokens/trained"] > 0
+        assert 0 <= row["canary/max_abs_dlogp"] < 1e-3
+        assert row["time/rollout_s"] > 0 and row["time/train_s"] > 0 and row["time/sync_s"] > 0
+    assert (one["version"], two["version"]) == (1, 2)
+
+
+def test_the_trainer_finds_the_engines_log_probs(finished: Path) -> None:
+    """At step 1 the policy is the engine's: what the trainer recomputes must be what was sampled with."""
+    one = rows(finished)[1]
+    assert one["logp_diff/max_abs"] < 1e-3
+
+
+async def test_trained_ids_are_the_engines(finished: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """The recorded log-probs are those of the recorded ids, and of no others, under the weights of version 0."""
+    lines = (finished / "episodes" / "train-000001.jsonl").read_text().splitlines()
+    samples = [sample for line in lines for sample in json.loads(line)["samples"]]
+    assert sum(sum(sample["mask"]) for sample in samples) == rows(finished)[1]["tokens/trained"]
+    async with Processes(tmp_path) as processes:
+        config = EngineConfig(model=str(tiny_model), address=processes.address("e"))
+        file = tmp_path / "engine.json"
+        file.write_text(json.dumps({"model": config.model, "address": config.address}))
+        await processes.start("engine", "rockroll.engine.server", "--config", str(file))
+        engine = await EngineClient.connect(config.address)
+        again = await processes.guard(asyncio.wait_for(_logprobs(engine, samples), 60))
+        await engine.close()
+    for sample, logprobs in zip(samples, again, strict=True):
+        for i, sampled in enumerate(sample["mask"]):
+            if sampled:
+                assert sample["logprobs"][i] == pytest.approx(logprobs[i - 1], abs=1e-3)
+                assert sample["versions"][i] == 0
+
+
+async def _logprobs(engine: EngineClient, samples: list[dict[str, list[int]]]) -> list[list[float]]:
+    return [await engine.logprobs(sample["ids"]) for sample in samples]
+
+
+def test_a_run_continues_where_it_was(finished: Path, rockroll: Command) -> None:
+    before = rows(finished)
+    done = rockroll(*rockroll.train(finished, "--set", "steps=3", "--resume"))
+    assert done.returncode == 0, done.stderr
+    assert "continuing after step 2" in done.stdout
+    after = rows(finished)
+    assert after[:3] == before and [row["step"] for row in after] == [0, 1, 2, 3]
+    assert after[3]["version"] == 3
+
+
+def test_a_checkpoint_is_a_model_that_eval_and_transformers_load(finished: Path, rockroll: Command) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = finished / "checkpoints" / "step_2" / "model"
+    assert AutoModelForCausalLM.from_pretrained(model).num_parameters() > 100_000
+    done = rockroll("eval", "recipes/quickstart.yaml", "--model", str(model), "--episodes", "8", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["episodes"] == 8 and result["ci95"][0] <= result["pass_rate"] <= result["ci95"][1]
+
+
+def test_nothing_is_left_of_a_run(finished: Path, gone_within) -> None:
+    gone_within(10)
