@@ -47,10 +47,12 @@ async def podman_service(node_home: Path) -> AsyncIterator[PodmanService]:
     service = PodmanService()
     await service.start()
     yield service
+    if service.pid is None:  # the test ended it
+        await service.close()
+        await service.start()
+    for box in await service.podman.list({HOME_LABEL: home.home_id()}):
+        await service.podman.remove(box["Id"])
     await service.close()
-    async with PodmanService() as podman:  # another one: a test may have killed its own
-        for box in await podman.list({HOME_LABEL: home.home_id()}):
-            await podman.remove(box["Id"])
 
 
 @pytest.fixture
