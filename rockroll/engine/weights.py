@@ -47,7 +47,7 @@ def build(config: EngineConfig) -> Any:
 
 def _check(folder: Path) -> None:
     if not folder.is_dir():
-        raise EngineError(f"there is no model at {folder}: no such folder; `rockroll setup` makes the tiny one")
+        raise EngineError(f"there is no model at {folder}: no such folder; scripts/setup makes the tiny one")
     if not (folder / "config.json").is_file():
         raise EngineError(f"there is no model at {folder}: it has no config.json; name a Hugging Face model folder")
     _files(folder)

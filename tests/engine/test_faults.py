@@ -153,7 +153,7 @@ async def test_a_server_without_a_model_says_one_line_and_ends(tmp_path: Path) -
     _, said = await process.communicate()
     assert process.returncode == 1
     assert said.decode().splitlines() == [
-        f"there is no model at {tmp_path / 'no'}: no such folder; `rockroll setup` makes the tiny one"
+        f"there is no model at {tmp_path / 'no'}: no such folder; scripts/setup makes the tiny one"
     ]
 
 
