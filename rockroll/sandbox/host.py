@@ -30,6 +30,7 @@ from rockroll.sandbox.config import SandboxConfig
 from rockroll.sandbox.oci_exec import Runtime, become_subreaper
 from rockroll.sandbox.podman import HOME_LABEL, Podman, PodmanService
 from rockroll.sandbox.profile import create_body
+from rockroll.sandbox.reaper import Reaper
 from rockroll.sandbox.registry import Registry, Row
 
 ID_LABEL = "rockroll.id"
@@ -67,6 +68,8 @@ class SandboxHost:
         self._ttl: dict[str, asyncio.TimerHandle] = {}
         self._creating = asyncio.Semaphore(CREATES_AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._removing: dict[str, asyncio.Task[None]] = {}
+        self._reaper = Reaper()
 
     def handlers(self) -> dict[str, Callable[..., Any]]:
         """Method name → handler, for rpc.Server(types=wire.BODIES)."""
@@ -102,6 +105,7 @@ class SandboxHost:
         environment = dict(detected.environment())
         self._runtime = Runtime(detected.binary, detected.state_root, environment, detected.runtime)
         self._podman = await self._service.start()
+        self._reaper.start()
         self._registry = Registry(home.node_dir() / "registry.sqlite")
         await self._take_over()
 
@@ -159,6 +163,7 @@ class SandboxHost:
         await asyncio.gather(
             *(self._remove(box) if box.owner == "connection" else box.leave() for box in boxes), return_exceptions=True
         )
+        self._reaper.close()
         await self._service.close()
         self._registry.close()
 
@@ -250,6 +255,14 @@ class SandboxHost:
             self._ttl[box.id] = loop.call_later(left, lambda: self._spawn(self._remove(box)))
 
     async def _remove(self, box: Box) -> None:
+        """Once for each box, to its end: a second caller waits for the first, a cancelled one leaves it running."""
+        if box.id not in self._removing:
+            task = asyncio.get_running_loop().create_task(self._remove_once(box))
+            self._removing[box.id] = task
+            task.add_done_callback(lambda _: self._removing.pop(box.id, None))
+        await asyncio.shield(self._removing[box.id])
+
+    async def _remove_once(self, box: Box) -> None:
         if timer := self._ttl.pop(box.id, None):
             timer.cancel()
         try:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from rockroll.errors import HostError, SandboxError, SandboxLost
+from rockroll.sandbox import reaper
 
 PR_SET_CHILD_SUBREAPER = 36
 _DEFAULT_SIGNALS = [signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM]
@@ -128,20 +129,24 @@ class OciExec:
         spec_file, pid_file, log_file = (stem.with_suffix(suffix) for suffix in (".json", ".pid", ".log"))
         try:
             spec_file.write_text(json.dumps(spec))
-            code = await self._run(
-                [
-                    *(self._runtime.binary, "--root", self._runtime.state_root, "--log", str(log_file)),
-                    *("exec", "--detach", "--process", str(spec_file), "--pid-file", str(pid_file)),
-                    *(*arguments, self._container),
-                ],
-                (stdin, stdout, stderr),
-            )
-            if code != 0:
-                raise self._explain(_read(log_file) or f"exit code {code}", argv[0], spec["cwd"])
-            try:
-                return Process(int(pid_file.read_text()))
-            except (OSError, ValueError) as error:
-                raise SandboxLost(f"{argv[0]} was started in the sandbox and is gone: {error}") from None
+            with reaper.starting():
+                code = await self._run(
+                    [
+                        *(self._runtime.binary, "--root", self._runtime.state_root, "--log", str(log_file)),
+                        *("exec", "--detach", "--process", str(spec_file), "--pid-file", str(pid_file)),
+                        *(*arguments, self._container),
+                    ],
+                    (stdin, stdout, stderr),
+                )
+                if code != 0:
+                    raise self._explain(_read(log_file) or f"exit code {code}", argv[0], spec["cwd"])
+                try:
+                    return Process(int(pid_file.read_text()))
+                except (OSError, ValueError) as error:
+                    raise SandboxLost(f"{argv[0]} was started in the sandbox and is gone: {error}") from None
+        except asyncio.CancelledError:
+            _abandon(pid_file)
+            raise
         finally:
             for path in (spec_file, pid_file, log_file):
                 path.unlink(missing_ok=True)
@@ -176,6 +181,15 @@ class OciExec:
         if "does not exist" in low or "not running" in low or "stopped" in low or "no such process" in low:
             return SandboxLost(f"the sandbox is not running: {said}")
         return SandboxError(f"{program} could not be started in the sandbox: {said}")
+
+
+def _abandon(pid_file: Path) -> None:
+    """Ends what was started and is not wanted any more."""
+    try:
+        process = Process(int(pid_file.read_text()))
+    except (OSError, ValueError):
+        return
+    process.send(signal.SIGKILL)
 
 
 class NotStarted(SandboxError):
