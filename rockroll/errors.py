@@ -1,7 +1,7 @@
 """The one tree of failures. Every error says the rule, the value got and the cure, in one sentence.
 
 In: what went wrong, in words. Out: a class that tells whose fault it is and which exit code the CLI gives.
-An error crosses process borders by its class name and `fields` (see rpc.py), so every class here takes
+An error crosses process borders by its class name and `fields` (see rpc/), so every class here takes
 (message, **fields) and nothing else. Leaves printing and retrying to the callers.
 """
 

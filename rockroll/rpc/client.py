@@ -1,0 +1,201 @@
+"""The asking end of calls.
+
+In: a method and a body. Out: the reply, a stream of chunks, or the RockrollError of the other side; PeerLost when the
+other process dies. Leaves retrying to the caller: nothing is sent twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import Any, TypeVar, overload
+
+import msgspec
+import zmq
+import zmq.asyncio
+from zmq.utils.monitor import parse_monitor_message
+
+from rockroll.errors import PeerLost, RockrollError, by_name
+from rockroll.rpc.frame import CALL, CANCEL, CHUNK, END, ERROR, REPLY, Failure, Link, decode, frame
+from rockroll.rpc.stream import Stream
+from rockroll.rpc.zeromq import ZmqLink, zmq_socket
+
+T = TypeVar("T")
+
+
+class _Pending:
+    """One call under way: a future for a reply, or a queue of chunks for a stream."""
+
+    def __init__(self, stream: bool) -> None:
+        self.reply: asyncio.Future[msgspec.Raw] = asyncio.get_running_loop().create_future()
+        self.chunks: asyncio.Queue[msgspec.Raw | None] | None = asyncio.Queue() if stream else None
+
+    def fail(self, error: RockrollError) -> None:
+        if not self.reply.done():
+            self.reply.set_exception(error)
+            self.reply.exception()  # a stream may have been left: then nobody asks
+        if self.chunks is not None:
+            self.chunks.put_nowait(None)
+
+
+class Client:
+    """Calls methods at one address. Made by `connect`; belongs to one event loop."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.closed: RockrollError | None = None
+        self._pending: dict[int, _Pending] = {}
+        self._ids = itertools.count(1)
+        self._link: Link
+        self._stream: Stream | None = None
+        self._zmq: zmq.asyncio.Socket | None = None
+        self._monitor: zmq.asyncio.Socket | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self.on_lost: Callable[[], None] | None = None
+
+    async def _open(self) -> None:
+        scheme, _, place = self.address.partition("://")
+        if scheme == "unix":
+            loop = asyncio.get_running_loop()
+            try:
+                _, stream = await loop.create_unix_connection(lambda: Stream(self._on_frame, self._lost), place)
+            except OSError as error:
+                raise PeerLost(f"nothing answers at {self.address}: {error.strerror or error}") from error
+            self._stream = self._link = stream
+            return
+        sock = self._zmq = zmq_socket(zmq.DEALER)
+        sock.setsockopt(zmq.RECONNECT_IVL, 50)
+        sock.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+        self._monitor = monitor = sock.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        try:
+            sock.connect(self.address)
+        except zmq.ZMQError as error:
+            self._close_zmq()
+            raise RockrollError(
+                f"an rpc address is unix://PATH, ipc://PATH or tcp://HOST:PORT; got {self.address!r} ({error})"
+            ) from error
+        self._link = ZmqLink(sock, [])
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._receive_zmq(sock)), loop.create_task(self._watch_zmq(monitor))]
+
+    async def _receive_zmq(self, sock: zmq.asyncio.Socket) -> None:
+        while True:
+            self._on_frame((await sock.recv_multipart())[-1])
+
+    async def _watch_zmq(self, monitor: Any) -> None:
+        while True:
+            event = parse_monitor_message(await monitor.recv_multipart())
+            if event["event"] == zmq.EVENT_DISCONNECTED:
+                self._fail_pending(PeerLost(f"the process at {self.address} closed the connection"))
+
+    def _on_frame(self, data: bytes) -> None:
+        got = decode(data)
+        pending = self._pending.get(got.id)
+        if pending is None:
+            return  # cancelled meanwhile
+        if got.kind == REPLY:
+            if not pending.reply.done():
+                pending.reply.set_result(got.body)
+        elif got.kind == CHUNK and pending.chunks is not None:
+            pending.chunks.put_nowait(got.body)
+        elif got.kind == END:
+            pending.fail(_END_OF_STREAM)
+        elif got.kind == ERROR:
+            failure = msgspec.msgpack.decode(got.body, type=Failure)
+            pending.fail(by_name(failure.name)(failure.message, **failure.fields))
+
+    def _lost(self) -> None:
+        self.fail(PeerLost(f"the process at {self.address} closed the connection"))
+        if self.on_lost:
+            self.on_lost()
+
+    def _fail_pending(self, error: RockrollError) -> None:
+        for pending in list(self._pending.values()):
+            pending.fail(error)
+
+    def fail(self, error: RockrollError) -> None:
+        """Every call under way, and every later one, raises `error`: the other process is known to be dead."""
+        self.closed = self.closed or error
+        self._fail_pending(error)
+
+    def _begin(self, method: str, body: Any, stream: bool) -> tuple[int, _Pending]:
+        if self.closed is not None:
+            raise self.closed
+        call_id, pending = next(self._ids), _Pending(stream)
+        self._pending[call_id] = pending
+        try:
+            self._link.send(frame(CALL, call_id, method, body))
+        except BaseException:
+            del self._pending[call_id]
+            raise
+        return call_id, pending
+
+    def _end(self, call_id: int, *, cancel: bool) -> None:
+        if self._pending.pop(call_id, None) and cancel and self.closed is None:
+            self._link.send(frame(CANCEL, call_id))
+
+    @overload
+    async def call(self, method: str, body: Any = None, *, timeout: float | None = None) -> Any: ...
+    @overload
+    async def call(self, method: str, body: Any = None, *, type: type[T], timeout: float | None = None) -> T: ...
+    async def call(self, method: str, body: Any = None, *, type: Any = Any, timeout: float | None = None) -> Any:
+        """One reply, decoded to `type`. Raises what the handler raised, PeerLost if its process died, TimeoutError."""
+        call_id, pending = self._begin(method, body, stream=False)
+        cancel = True
+        try:
+            async with asyncio.timeout(timeout):
+                raw = await pending.reply
+            cancel = False
+        except RockrollError:
+            cancel = False
+            raise
+        finally:
+            self._end(call_id, cancel=cancel)
+        return msgspec.msgpack.decode(raw, type=type)
+
+    @overload
+    def stream(self, method: str, body: Any = None) -> AsyncGenerator[Any, None]: ...
+    @overload
+    def stream(self, method: str, body: Any = None, *, type: type[T]) -> AsyncGenerator[T, None]: ...
+    async def stream(self, method: str, body: Any = None, *, type: Any = Any) -> AsyncIterator[Any]:
+        """Every item of a generator handler. Leaving the loop early cancels the handler."""
+        call_id, pending = self._begin(method, body, stream=True)
+        assert pending.chunks is not None
+        cancel = True
+        try:
+            while (raw := await pending.chunks.get()) is not None:
+                yield msgspec.msgpack.decode(raw, type=type)
+            cancel = False
+            error = pending.reply.exception()
+            if error is not None and error is not _END_OF_STREAM:
+                raise error
+        finally:
+            self._end(call_id, cancel=cancel)
+
+    async def close(self) -> None:
+        """Ends the link; calls under way raise PeerLost."""
+        self.on_lost = None
+        self.fail(PeerLost(f"the connection to {self.address} was closed by this side"))
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._stream is not None:
+            self._stream.close()
+        self._close_zmq()
+
+    def _close_zmq(self) -> None:
+        if self._zmq is not None and self._monitor is not None:
+            self._zmq.disable_monitor()
+            self._monitor.close(0)
+            self._zmq.close(0)
+
+
+_END_OF_STREAM = RockrollError("the stream ended")
+
+
+async def connect(address: str) -> Client:
+    """A client of the server at `address`. PeerLost at once where nothing answers a unix address; ZeroMQ waits."""
+    client = Client(address)
+    await client._open()
+    return client

@@ -1,0 +1,206 @@
+"""The answering end of calls: handlers by method name.
+
+In: frames from any number of peers. Out: what the handlers return or yield, or the RockrollError they raised. Leaves
+what the bodies mean to the handlers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import itertools
+import logging
+import os
+import socket
+import struct
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from inspect import isasyncgen
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from rockroll.errors import RockrollError
+from rockroll.rpc.frame import CALL, CANCEL, CHUNK, END, ERROR, REPLY, Failure, Frame, Link, decode, frame
+from rockroll.rpc.stream import AcceptedStream, Stream, answers
+from rockroll.rpc.zeromq import ZmqLink, zmq_socket
+
+Handler = Callable[..., Any]
+_log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Peer:
+    """Who is at the other end of a server's link. pid and uid are the kernel's word on unix sockets, else None."""
+
+    id: str
+    link: Link
+    pid: int | None = None
+    uid: int | None = None
+    tasks: dict[int, asyncio.Task[None]] = field(default_factory=dict)
+
+
+class Server:
+    """Answers calls at one address.
+
+    handlers: method -> `async def h(body, peer)` or an async generator of the same arguments.
+    types: method -> the type its body is decoded to (default: plain msgpack types); a misfit is refused.
+    on_disconnect: called with the peer when a unix peer's link ends (never for ZeroMQ, whose peers come and go).
+    """
+
+    def __init__(
+        self,
+        address: str,
+        handlers: Mapping[str, Handler],
+        *,
+        types: Mapping[str, Any] | None = None,
+        on_connect: Callable[[Peer], None] | None = None,
+        on_disconnect: Callable[[Peer], Awaitable[None] | None] | None = None,
+    ) -> None:
+        self.address = address
+        self._handlers = dict(handlers)
+        self._types = dict(types or {})
+        self._on_connect, self._on_disconnect = on_connect, on_disconnect
+        self._peers: dict[str, Peer] = {}
+        self._own: set[asyncio.Task[Any]] = set()
+        self._ids = itertools.count(1)
+        self._unix: asyncio.AbstractServer | None = None
+        self._zmq: zmq.asyncio.Socket | None = None
+
+    @property
+    def peers(self) -> list[Peer]:
+        return list(self._peers.values())
+
+    async def start(self) -> None:
+        """Binds the address. RockrollError when it is taken or its folder is missing."""
+        scheme, _, place = self.address.partition("://")
+        try:
+            if scheme == "unix":
+                await self._listen_unix(place)
+            else:
+                sock = zmq_socket(zmq.ROUTER)
+                sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
+                sock.bind(self.address)
+                if scheme == "ipc":
+                    Path(place).chmod(0o600)
+                self._zmq = sock
+                self._spawn(self._receive_zmq(sock))
+        except (OSError, zmq.ZMQError) as error:
+            raise RockrollError(f"cannot listen at {self.address}: {error}; is another rockroll using it?") from error
+
+    async def _listen_unix(self, path: str) -> None:
+        if len(os.fsencode(path)) > 107:
+            raise RockrollError(f"a unix socket's path has at most 107 bytes; {path} has more: set XDG_RUNTIME_DIR")
+        loop = asyncio.get_running_loop()
+        if answers(path):  # asyncio would unlink a live server's socket without a word
+            raise OSError(errno.EADDRINUSE, "a live server answers there")
+        Path(path).unlink(missing_ok=True)  # left by a server that was killed
+        self._unix = await loop.create_unix_server(self._accept, path)
+        Path(path).chmod(0o600)
+
+    def _accept(self) -> asyncio.Protocol:
+        peer: Peer
+
+        def lost() -> None:
+            self._drop(peer)
+
+        stream = AcceptedStream(lambda data: self._on_frame(peer, data), lost, lambda: self._greet(peer))
+        peer = Peer(id=f"u{next(self._ids)}", link=stream)
+        return stream
+
+    def _greet(self, peer: Peer) -> None:
+        assert isinstance(peer.link, Stream) and peer.link.transport is not None
+        sock = peer.link.transport.get_extra_info("socket")
+        creds = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        peer.pid, peer.uid, _ = struct.unpack("3i", creds)
+        self._peers[peer.id] = peer
+        if self._on_connect:
+            self._on_connect(peer)
+
+    def _drop(self, peer: Peer) -> None:
+        self._peers.pop(peer.id, None)
+        for task in list(peer.tasks.values()):
+            task.cancel()
+        if self._on_disconnect and (done := self._on_disconnect(peer)) is not None:
+            self._spawn(_awaited(done))
+
+    async def _receive_zmq(self, sock: zmq.asyncio.Socket) -> None:
+        while True:
+            identity, data = (await sock.recv_multipart())[:2]
+            name = identity.hex()
+            peer = self._peers.get(name)
+            if peer is None:
+                peer = self._peers[name] = Peer(id=name, link=ZmqLink(sock, [identity]))
+                if self._on_connect:
+                    self._on_connect(peer)
+            self._on_frame(peer, data)
+
+    def _on_frame(self, peer: Peer, data: bytes) -> None:
+        try:
+            call = decode(data)
+        except msgspec.DecodeError as error:
+            _log.error("rpc: peer %s sent a frame that cannot be read: %s", peer.id, error)
+            return
+        if call.kind == CANCEL:
+            if task := peer.tasks.get(call.id):
+                task.cancel()
+        elif call.kind == CALL and call.id not in peer.tasks:
+            task = asyncio.get_running_loop().create_task(self._serve(peer, call))
+            peer.tasks[call.id] = task
+            task.add_done_callback(lambda _: peer.tasks.pop(call.id, None))
+
+    async def _serve(self, peer: Peer, call: Frame) -> None:
+        link = peer.link
+        try:
+            handler = self._handlers.get(call.method)
+            if handler is None:
+                raise RockrollError(f"no method {call.method!r} at {self.address}")
+            body = msgspec.msgpack.decode(call.body, type=self._types.get(call.method, Any))
+            result = handler(body, peer)
+            if isasyncgen(result):
+                try:
+                    async for item in result:
+                        link.send(frame(CHUNK, call.id, body=item))
+                        await link.drain()
+                finally:
+                    await result.aclose()
+                link.send(frame(END, call.id))
+            else:
+                link.send(frame(REPLY, call.id, body=await result))
+        except asyncio.CancelledError:
+            raise
+        except RockrollError as error:
+            link.send(frame(ERROR, call.id, body=Failure(type(error).__name__, error.message, error.fields)))
+        except Exception as error:  # noqa: BLE001 - a handler's bug must reach its caller, whatever it is
+            _log.exception("rpc: %s failed", call.method)
+            said = f"{call.method}: {type(error).__name__}: {error}"
+            link.send(frame(ERROR, call.id, body=Failure("RemoteError", said, {})))
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._own.add(task)
+        task.add_done_callback(self._own.discard)
+
+    async def close(self) -> None:
+        """Stops listening, cancels what runs, closes every link and removes the socket's file."""
+        if self._unix is not None:
+            self._unix.close()
+        tasks = [*self._own, *(t for p in self._peers.values() for t in p.tasks.values())]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for peer in self.peers:
+            if isinstance(peer.link, Stream):
+                peer.link.close()
+        if self._zmq is not None:
+            self._zmq.close(0)
+        scheme, _, place = self.address.partition("://")
+        if scheme in ("unix", "ipc"):
+            Path(place).unlink(missing_ok=True)
+
+
+async def _awaited(work: Awaitable[None]) -> None:
+    await work
