@@ -51,6 +51,18 @@ def rollout(
     _show(lambda: bench.run(episodes), as_json)
 
 
+@app.command()
+def engine(
+    model: Annotated[str, typer.Option(help="A Hugging Face folder, or tiny.")] = "tiny", as_json: AsJson = False
+) -> None:
+    """Tokens a second of the engine alone: decoding, prompts, and turns that share prefixes. About a minute."""
+    from rockroll.bench import engine as bench
+    from rockroll.controller.model_path import resolve
+
+    path = str(resolve(model))
+    _show(lambda: bench.run(path), as_json)
+
+
 def _show(measure: Callable[[], Awaitable[dict[str, Any]]], as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
