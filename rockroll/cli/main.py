@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
 
 from rockroll import __version__
 from rockroll.cli import bench, debug, doctor, image, sandbox, train
 from rockroll.errors import RockrollError
+
+# Early Typer raises Click's exceptions, later Typer those of its own copy of Click; this is the right one's base.
+_WrongUsage: Any = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
     name="rockroll",
@@ -65,10 +67,10 @@ def run(arguments: list[str]) -> int:
             raise
         print(f"rockroll: {error.message}", file=sys.stderr)
         return error.exit_code
-    except click.ClickException as error:
+    except _WrongUsage as error:
         error.show()
         return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         print("rockroll: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output left, as `head` does

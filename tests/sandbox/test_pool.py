@@ -39,12 +39,14 @@ async def test_nothing_of_a_lease_is_left_for_the_next_one() -> None:
 
 async def test_more_leases_than_boxes_wait_their_turn(node: rpc.Client) -> None:
     at_once = most = 0
+    pair = asyncio.Barrier(2)
 
     async def episode(pool: Pool, number: int) -> bytes:
         nonlocal at_once, most
         async with pool.lease() as sandbox:
             at_once += 1
             most = max(most, at_once)
+            await pair.wait()
             seen = await sandbox.arun(f"echo {number}")
             at_once -= 1
             return seen.stdout
