@@ -101,6 +101,7 @@ async def execute(home: Home, scope: Scope, body: Execute) -> Observation:
     pipes = [_Pipe(home.uid, capture, home.log) for capture in captures]
     begun = time.perf_counter()
     process: Process | None = None
+    over = False
     try:
         stdin = _stdin(body.stdin, home.uid)
         try:
@@ -116,6 +117,7 @@ async def execute(home: Home, scope: Scope, body: Execute) -> Observation:
         except NotStarted as error:
             captures = Capture(0, home.log), Capture(body.max_output, log)  # not what the runtime printed
             captures[1](error.message.encode() + b"\n")
+            over = True
             return _observation(captures, error.fields["code"], "ok", time.perf_counter() - begun)
         finally:
             os.close(stdin)
@@ -132,22 +134,21 @@ async def execute(home: Home, scope: Scope, body: Execute) -> Observation:
         for pipe in pipes:
             pipe.finish()
         log.end(None if outcome == "ok" else outcome)
-        process = None
+        over = True
         return _observation(captures, code, outcome, time.perf_counter() - begun)
     finally:
-        if process is not None:  # cancelled
+        if not over:
             await _end(process, scope)
             log.end("killed: its caller is gone")
-            for pipe in pipes:
-                pipe.close()
-        elif pipes[0].writing >= 0:  # never started
+        if not over or process is None:
             for pipe in pipes:
                 pipe.close()
 
 
-async def _end(process: Process, scope: Scope) -> None:
-    process.send(signal.SIGKILL)
-    await asyncio.shield(process.ended)
+async def _end(process: Process | None, scope: Scope) -> None:
+    if process:
+        process.send(signal.SIGKILL)
+        await asyncio.shield(process.ended)
     await cgroup.kill(scope.pids)
 
 

@@ -212,8 +212,8 @@ class SandboxHost:
             if peer.id in self._gone and body.owner == "connection":
                 raise SandboxLost("the caller is gone")
         except BaseException:
-            # Cancelled or failed: what there is of it goes, also when this task is being cancelled.
-            self._spawn(self._remove(box))
+            # Whatever there is of it goes, also when this task is being cancelled.
+            await asyncio.shield(self._spawn(self._remove(box)))
             raise
         if body.owner == "connection":
             self._owned.setdefault(peer.id, set()).add(id)
@@ -273,10 +273,11 @@ class SandboxHost:
             for owned in self._owned.values():
                 owned.discard(box.id)
 
-    def _spawn(self, work: Any) -> None:
+    def _spawn(self, work: Any) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._spawned)
+        return task
 
     def _spawned(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

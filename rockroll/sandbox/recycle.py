@@ -344,8 +344,8 @@ def _remove(parent: int, name: str, device: int, budget: _Budget, depth: int) ->
 
 
 def _mark(status: os.stat_result) -> Mark:
-    regular = stat.S_ISREG(status.st_mode)
-    size, mtime = (status.st_size, status.st_mtime_ns) if regular else (0, 0)
+    has_content = stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)
+    size, mtime = (status.st_size, status.st_mtime_ns) if has_content else (0, 0)
     return Mark(status.st_mode, status.st_uid, status.st_gid, status.st_rdev, size, mtime)
 
 

@@ -223,11 +223,10 @@ class Session:
             cgroup.send(self.scope.started, (shell.pid,), signal.SIGKILL)
             shell.send(signal.SIGINT)
         if not verdict.done():
-            shell.send(signal.SIGCONT)
-            shell.send(signal.SIGKILL)
+            shell.send(signal.SIGKILL)  # no SIGCONT before: a stopped shell would go on for a moment
             await shell.ended()
         await cgroup.kill(self.scope.started, (shell.pid,))
-        if not verdict.result().died:
+        if not shell.dead:
             return False
         self._state = shell.state
         self._drop_shell()
@@ -246,7 +245,6 @@ class Session:
         if self._mending:
             await asyncio.gather(self._mending, return_exceptions=True)
         if self._shell:
-            self._shell.send(signal.SIGCONT)
             self._shell.send(signal.SIGKILL)
             await self._shell.ended()
         if not self._home.doomed():

@@ -199,6 +199,7 @@ class Shell:
         self._id = b""
         self._partial = b""
         self._saving = bytearray()
+        self._unsaved = b""  # the line at the end of the state that is still to come
         self._state_watched = False
         self._timer: asyncio.TimerHandle | None = None
         self._state_timer: asyncio.TimerHandle | None = None
@@ -287,6 +288,7 @@ class Shell:
                 self._finish(Verdict(False, int(code)))
 
     def _finish(self, verdict: Verdict) -> None:
+        self._unsaved = b"#" + self._id + b"\n"
         self._id = b""
         if self._timer:
             self._timer.cancel()
@@ -316,17 +318,17 @@ class Shell:
                 self._saving += data
         except BlockingIOError:
             pass
-        start = self._saving.rfind(b"\n#", max(0, len(self._saving) - 64))
-        if start >= 0 and self._saving.endswith(b"\n"):
-            self.state = bytes(self._saving[: start + 1]) if len(self._saving) <= STATE_LIMIT else b""
+        if self._unsaved and self._saving.endswith(self._unsaved):
+            size = len(self._saving) - len(self._unsaved)
+            self.state = bytes(self._saving[:size]) if size <= STATE_LIMIT else b""
             self._saving.clear()
+            self._unsaved = b""
         elif len(self._saving) > 2 * STATE_LIMIT:
             del self._saving[:STATE_LIMIT]
-        whole = not self._saving
-        if not whole and not self._state_watched:
+        if self._unsaved and not self._state_watched:
             self._loop.add_reader(self._state, self._collect_state)
             self._state_watched = True
-        elif whole and self._state_watched:
+        elif not self._unsaved and self._state_watched:
             self._loop.remove_reader(self._state)
             self._state_watched = False
 

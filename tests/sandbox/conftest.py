@@ -1,0 +1,115 @@
+"""A real sandbox host in the test's own process: tests look at processes, cgroups and files from outside."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import pytest_asyncio
+
+from rockroll import home, rpc
+from rockroll.sandbox import wire
+from rockroll.sandbox.box import Box
+from rockroll.sandbox.host import SandboxHost
+
+
+class Lab:
+    """A SandboxHost and one box of it. Calls go through the host's handlers, as from a connection of its own."""
+
+    def __init__(self, host: SandboxHost, **config: Any) -> None:
+        self.host = host
+        self.handlers = host.handlers()
+        self.config = {"memory": "128m", "pids": 64, **config}
+        self.peer = cast(rpc.Peer, type("Peer", (), {"id": f"lab-{id(self)}"})())
+        self.id = ""
+
+    @property
+    def box(self) -> Box:
+        return self.host._boxes[self.id]
+
+    async def up(self) -> Lab:
+        self.id = (await self.call("sandbox.create", wire.Create(config=self.config))).id
+        return self
+
+    async def call(self, method: str, body: wire.Struct) -> Any:
+        return await self.handlers[method](body, self.peer)
+
+    async def run(self, command: str | bytes, timeout: float | None = 20, **more: Any) -> wire.Observation:
+        code = command.encode() if isinstance(command, str) else command
+        return await self.call("session.run", wire.Run(id=self.id, command=code, timeout=timeout, **more))
+
+    async def out(self, command: str | bytes, **more: Any) -> str:
+        """Standard output, stripped, of a command that must do well."""
+        done = await self.run(command, **more)
+        assert (done.outcome, done.exit_code) == ("ok", 0), done
+        return done.stdout.decode().strip()
+
+    async def execute(self, *argv: str, **more: Any) -> wire.Observation:
+        return await self.call("execute", wire.Execute(id=self.id, argv=list(argv), **{"timeout": 20, **more}))
+
+    async def recycle(self) -> wire.Recycled:
+        return await self.call("sandbox.recycle", wire.Ref(id=self.id))
+
+    async def new_session(self, name: str, **more: Any) -> str:
+        await self.call("session.create", wire.SessionSpec(id=self.id, session=name, **more))
+        return name
+
+    def processes(self) -> list[int]:
+        """Every process of the box but init, as the host sees them."""
+        assert self.box._cgroup is not None
+        return self.box._cgroup.everything()
+
+    def named(self, word: str) -> list[int]:
+        """Those that have the word as one of their arguments."""
+        return [pid for pid in self.processes() if word.encode() in _command_line(pid).split(b"\0")]
+
+    async def until_none(self, word: str) -> None:
+        """A SIGKILL has been sent; a dying process is still listed for a moment."""
+        async with asyncio.timeout(2):
+            while self.named(word):
+                await asyncio.sleep(0.001)
+
+
+def _command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def host(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[SandboxHost]:
+    """A host with a home of this test file's own; everything is gone at the end."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ROCKROLL_HOME", str(tmp_path_factory.mktemp("home")))
+        host = SandboxHost()
+        await host.start()
+        yield host
+        await host.close()
+        assert not any((home.runtime_dir() / "b").iterdir()), "a box left its folder behind"
+        shutil.rmtree(home.runtime_dir())
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(host: SandboxHost) -> Lab:
+    """One box for the tests of a file that leave it usable."""
+    return await Lab(host).up()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def lab(host: SandboxHost) -> AsyncIterator[Lab]:
+    """A box of the test's own."""
+    lab = await Lab(host).up()
+    yield lab
+    if lab.id in host._boxes:
+        await lab.call("sandbox.delete", wire.Ref(id=lab.id))
+
+
+needs_cgroups = pytest.mark.skipif(
+    not os.access("/sys/fs/cgroup", os.W_OK) or os.getuid() != 0, reason="this host gives no cgroups to this user"
+)

@@ -1,0 +1,315 @@
+"""What a session promises."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from pathlib import Path
+
+import pytest
+
+from rockroll.errors import SessionError, UsageError
+from rockroll.sandbox import wire
+from rockroll.sandbox.host import SandboxHost
+from tests.sandbox.conftest import Lab
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+_names = itertools.count()
+
+
+@pytest.fixture
+def s(shared: Lab) -> Session:
+    """A fresh session of the shared box."""
+    return Session(shared, f"s{next(_names)}")
+
+
+class Session:
+    def __init__(self, lab: Lab, name: str) -> None:
+        self.lab, self.name = lab, name
+
+    async def run(self, command: str | bytes, timeout: float | None = 20, **more: object) -> wire.Observation:
+        return await self.lab.run(command, timeout, session=self.name, **more)
+
+    async def out(self, command: str) -> str:
+        return await self.lab.out(command, session=self.name)
+
+
+# ---- state ---------------------------------------------------------------------------------------------------------
+
+
+async def test_state_stays_for_the_next_command(s: Session) -> None:
+    await s.run("x=5; export Y=6; cd /usr; f() { echo f$1; }; alias hi='echo alias'; shopt -s extglob; umask 027")
+    await s.run("arr=(a 'b c'); declare -A map=([k]=v); trap 'echo bye' USR1; set -o pipefail; exec 7</etc/passwd")
+    assert (
+        await s.out("echo $x $Y $PWD; f 1; hi; shopt extglob; umask")
+        == "5 6 /usr\nf1\nalias\nextglob        \ton\n0027"
+    )
+    assert await s.out('echo "${arr[1]}" ${map[k]}; trap -p USR1; read -r line <&7; echo ${line%%:*}') == (
+        "b c v\ntrap -- 'echo bye' SIGUSR1\nroot"
+    )
+    assert (await s.run("false | true")).exit_code == 1
+
+
+async def test_sessions_do_not_share_state(shared: Lab) -> None:
+    await shared.out("v=one", session="one")
+    assert await shared.out("echo [$v]", session="two") == "[]"
+
+
+async def test_a_session_opens_with_its_environment_and_folder(shared: Lab) -> None:
+    name = await shared.new_session("made", env={"GREETING": "hello"}, cwd="/srv")
+    assert await shared.out("echo $GREETING $PWD", session=name) == "hello /srv"
+    with pytest.raises(SessionError, match="exists"):
+        await shared.new_session("made")
+    with pytest.raises(SessionError, match="/nowhere"):
+        await shared.new_session("lost", cwd="/nowhere")
+    await shared.call("session.close", wire.SessionSpec(id=shared.id, session="made"))
+    with pytest.raises(SessionError, match="no session"):
+        await shared.call("session.close", wire.SessionSpec(id=shared.id, session="made"))
+
+
+# ---- output --------------------------------------------------------------------------------------------------------
+
+
+async def test_output_is_exact_bytes_with_stderr_apart(s: Session) -> None:
+    done = await s.run(r"printf '\0\1\xff\r\n no newline'; printf 'e\0' >&2")
+    assert (done.stdout, done.stderr) == (b"\0\1\xff\r\n no newline", b"e\0")
+    assert (await s.run("true")).stdout == b""
+
+
+async def test_a_megabyte_script_runs(s: Session) -> None:
+    done = await s.run(b"x='" + b"y" * 1_000_000 + b"'\necho ${#x}")
+    assert done.stdout == b"1000000\n"
+
+
+async def test_output_over_the_limit_is_counted_and_never_blocks(s: Session) -> None:
+    done = await s.run("head -c 3000000 /dev/zero; head -c 70000 /dev/zero >&2; exit_code=9; (exit 9)", max_output=1000)
+    assert (len(done.stdout), len(done.stderr), done.exit_code) == (1000, 1000, 9)
+    assert done.truncated_bytes == 3_000_000 + 70_000 - 2000
+
+
+async def test_sixteen_megabytes_arrive_whole(s: Session) -> None:
+    done = await s.run("head -c 16777216 /dev/zero | tr '\\0' z", max_output=1 << 30)
+    assert done.stdout == b"z" * (1 << 24)
+
+
+async def test_output_goes_to_dev_stdout_too(s: Session) -> None:
+    done = await s.run("echo a >/dev/stdout; echo b | tee /dev/stderr")
+    assert (done.stdout, done.stderr) == (b"a\nb\n", b"b\n")
+
+
+async def test_a_background_job_holds_neither_the_call_nor_the_next_ones_output(s: Session) -> None:
+    begun = time.perf_counter()
+    first = await s.run("(sleep 0.3; echo late; echo late >&2) & echo now")
+    assert (first.stdout, time.perf_counter() - begun < 0.25) == (b"now\n", True)
+    second = await s.run("sleep 0.5; echo second")
+    assert (second.stdout, second.stderr) == (b"second\n", b"")
+    log = b"".join([chunk.data async for chunk in s.lab.handlers["logs"](wire.Logs(id=s.lab.id), s.lab.peer)])
+    assert log.splitlines().count(b"late") == 2 and b"$ sleep 0.5; echo second\nsecond\n" in log
+
+
+async def test_a_background_job_lives_on(s: Session) -> None:
+    await s.run("sleep 321 & p=$!")
+    assert (await s.run("sleep 9", timeout=0.1)).outcome == "timeout"
+    assert await s.out("kill -0 $p && echo alive; kill $p") == "alive"
+
+
+async def test_stdin_is_at_its_end(s: Session) -> None:
+    assert await s.out("cat; read x || echo eof; python3 -c 'print(input)' | head -c 9") == "eof\n<built-in"
+
+
+# ---- exit codes and ends -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("true", 0),
+        ("false", 1),
+        ("(exit 42)", 42),
+        ("return 7", 7),
+        ("nosuchprogram", 127),
+        ("/etc/passwd", 126),
+        ("sh -c 'kill -9 $$'", 137),
+        ("echo 'unterminated", 2),
+        ("if true", 2),
+        ("for x in; do", 2),
+        ("cat <<EOF", 0),
+        ("${nothing:?here}", 1),
+        ("echo ${bad!!}", 1),
+        ("echo $((1/0))", 1),
+        ("kill -INT $$; echo not reached", 130),
+        ("", 0),
+        ("# only a comment", 0),
+        ("!!", 127),
+    ],
+)
+async def test_exit_codes_are_true_and_the_session_goes_on(shared: Lab, command: str, code: int) -> None:
+    done = await shared.run(command, session="codes")
+    assert (done.outcome, done.exit_code) == ("ok", code), done
+    assert await shared.out("echo still here", session="codes") == "still here"
+
+
+@pytest.mark.parametrize("command", ["exit 3", "set -e; (exit 3); echo no", "exec sh -c 'exit 3'", "kill -USR1 $$"])
+async def test_a_shell_that_ends_is_closed_and_the_next_command_gets_a_new_one(s: Session, command: str) -> None:
+    await s.run("x=old")
+    done = await s.run(command)
+    if command.startswith("kill"):
+        assert (done.outcome, done.exit_code) == ("killed", 128 + 10)
+    else:
+        assert (done.outcome, done.exit_code) == ("closed", 3)
+    after = await s.run("echo [$x]")
+    assert after.session_restarted and after.outcome == "ok"
+    # what was told to end starts afresh; what was killed goes on with the saved state
+    assert after.stdout == (b"[old]\n" if command.startswith("kill") else b"[]\n")
+    assert not (await s.run("true")).session_restarted
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "set -x",
+        "set -v",
+        "set -u",
+        "set -f -k -C",
+        "set -m",
+        "set -o posix",
+        "PS1='0 0> ' PS2=x PS4=y",
+        "PROMPT_COMMAND='echo prompt; echo prompt >&2'",
+        "alias builtin=echo source=echo printf=echo",
+        "source() { echo fake; }; printf() { echo fake; }",
+        "IFS=01234567",
+        "trap 'echo trapped' DEBUG ERR RETURN EXIT",
+        "exec 10>/dev/null 11>/dev/null 200>/dev/null 255>&-",
+        "ulimit -n 20",
+        "exec >/dev/null 2>&1 </etc/passwd",
+        "PATH=",
+        "history -c; set -o history",
+    ],
+)
+async def test_no_setting_made_by_accident_fakes_or_silences_a_result(shared: Lab, setting: str) -> None:
+    name = f"set-{next(_names)}"
+    first = await shared.run(setting, session=name)
+    assert first.outcome == "ok"
+    done = await shared.run("builtin echo out; (exit 5)", session=name)
+    assert (done.outcome, done.exit_code) == ("ok", 5), done
+    assert b"out\n" in done.stdout and b"prompt" not in done.stdout + done.stderr
+    await shared.call("session.close", wire.SessionSpec(id=shared.id, session=name))
+
+
+async def test_nothing_printed_is_a_result(s: Session) -> None:
+    done = await s.run("for i in 1 2 3; do echo \"$RANDOM 0\"; done; printf '%024d 0\\n' 7; (exit 4)")
+    assert (done.outcome, done.exit_code) == ("ok", 4)
+
+
+async def test_a_silenced_shell_is_replaced_at_the_timeout(s: Session) -> None:
+    await s.run("x=kept")
+    done = await s.run("builtin() { :; }", timeout=0.3)
+    assert (done.outcome, done.session_restarted) == ("timeout", True)
+    assert await s.out("echo $x") == "kept"
+
+
+async def test_a_nul_byte_in_a_command_is_refused(s: Session) -> None:
+    with pytest.raises(UsageError, match="NUL"):
+        await s.run(b"echo a\0b")
+
+
+# ---- timeouts ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_timeout_keeps_partial_output_and_the_shell(s: Session) -> None:
+    await s.run("x=1")
+    begun = time.perf_counter()
+    done = await s.run("x=2; echo begun; sleep 100; echo not reached", timeout=0.2)
+    assert (done.outcome, done.exit_code, done.stdout, done.session_restarted) == ("timeout", None, b"begun\n", False)
+    assert time.perf_counter() - begun < 1
+    assert await s.out("echo $x") == "2"
+
+
+@pytest.mark.parametrize(
+    "command", ["while :; do :; done", "read x < <(sleep 99)", "wait $(sleep 99)", "while :; do sleep 0.01; done"]
+)
+async def test_a_loop_is_interrupted(s: Session, command: str) -> None:
+    await s.run("x=1")
+    done = await s.run(command, timeout=0.3)
+    assert (done.outcome, done.session_restarted) == ("timeout", False)
+    assert await s.out("echo $x") == "1"
+
+
+@pytest.mark.parametrize(
+    "command", ["trap '' INT; while :; do :; done", "kill -STOP $$", "trap '' INT; read <>/dev/zero -d x"]
+)
+async def test_a_shell_that_resists_is_replaced_with_the_saved_state(s: Session, command: str) -> None:
+    await s.run("x=5; f() { echo \"f  $1\"; }; cd /srv; alias q='echo quick'; set -u; shopt -s nullglob; umask 077")
+    await s.run("declare -r FIXED=1; declare -a list=('a b' $'c\\nd'); trap 'echo usr' USR1")
+    done = await s.run(f"x=6; {command}", timeout=0.4)
+    assert (done.outcome, done.session_restarted) == ("timeout", True)
+    after = await s.run('echo $x $PWD $FIXED "${list[1]}"; f y; q; umask; shopt -q nullglob; kill -USR1 $$; echo $-')
+    assert after.stdout.decode().splitlines()[:-1] == ["5 /srv 1 c", "d", "f  y", "quick", "0077", "usr"]
+    assert "u" in after.stdout.decode().splitlines()[-1] and not after.session_restarted
+
+
+async def test_a_megabyte_of_state_is_carried_over(s: Session) -> None:
+    await s.run("big=$(head -c 1000000 /dev/zero | tr '\\0' b)")
+    await s.run("kill -STOP $$", timeout=0.4)
+    assert await s.out("echo ${#big}") == "1000000"
+
+
+# ---- callers -------------------------------------------------------------------------------------------------------
+
+
+async def test_two_callers_of_one_session_take_turns(s: Session) -> None:
+    done = await asyncio.gather(*(s.run(f"n=$((n+1)); sleep 0.01; echo $n {i}") for i in range(8)))
+    assert [o.stdout.decode() for o in done] == [f"{i + 1} {i}\n" for i in range(8)]
+
+
+async def test_a_cancelled_call_kills_its_command_and_the_session_goes_on(s: Session) -> None:
+    await s.run("x=1")
+    call = asyncio.create_task(s.run("sleep 4321"))
+    while not s.lab.named("4321"):
+        await asyncio.sleep(0.01)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert await s.out("echo $x") == "1"
+    assert not s.lab.named("4321")
+
+
+async def test_a_cancelled_call_in_the_queue_never_runs(s: Session) -> None:
+    first = asyncio.create_task(s.run("sleep 0.2"))
+    await asyncio.sleep(0.05)
+    second = asyncio.create_task(s.run("touch /tmp/ran"))
+    await asyncio.sleep(0.05)
+    second.cancel()
+    await first
+    assert (await s.run("test -e /tmp/ran")).exit_code == 1
+
+
+async def test_closing_a_session_kills_what_it_runs(shared: Lab) -> None:
+    running = asyncio.create_task(shared.run("sleep 765", session="closing"))
+    while not shared.named("765"):
+        await asyncio.sleep(0.01)
+    await shared.call("session.close", wire.SessionSpec(id=shared.id, session="closing"))
+    done = await running
+    assert (done.outcome, shared.named("765")) == ("killed", [])
+
+
+async def test_a_session_leaves_no_descriptor_and_no_folder(shared: Lab) -> None:
+    await shared.run("true", session="warm")
+    folders = set((shared.box._folder / "s").iterdir())
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(3):
+        await shared.run("sleep 0.2 & echo x", session="leak")
+        await shared.run("exit 1", session="leak")
+    await shared.run("true", session="leak")
+    await shared.call("session.close", wire.SessionSpec(id=shared.id, session="leak"))
+    await asyncio.sleep(0.05)
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
+    assert set((shared.box._folder / "s").iterdir()) == folders
+
+
+async def test_a_box_without_bash_says_so_and_execute_still_works(host: SandboxHost, lab: Lab) -> None:
+    await lab.execute("mv", "/usr/bin/bash", "/usr/bin/hidden")
+    with pytest.raises(SessionError, match="bash: not found"):
+        await lab.run("true")
+    assert (await lab.execute("echo", "fine")).stdout == b"fine\n"
