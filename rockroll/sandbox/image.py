@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,19 +79,29 @@ async def ensure(
     async with _lock():
         if not rebuild and tar is None and await _current(podman):
             return await _inspect(podman, "present")
-        kept = home.home() / "images" / f"rockroll-base-{RECIPE}.tar"
-        if tar is not None or (kept.exists() and not rebuild):
-            say(f"importing {tar or kept}")
-            await _import(podman, tar or kept)
-            return await _inspect(podman, "tar")
-        refused = await _from_registry(podman, say)
-        if refused is None:
-            return await _inspect(podman, "registry")
-        say(f"no registry: {refused}")
-        await _mmdebstrap(kept, say)
-        say(f"importing {kept}")
-        await _import(podman, kept)
-        return await _inspect(podman, "mmdebstrap")
+        old = [each.id for each in await images(podman) if each.default]
+        made = await _make(podman, rebuild, tar, say)
+        for id in old:
+            if id != made.id:
+                with suppress(HostError, ImageMissing):  # a sandbox may still stand on it
+                    await podman.image_remove(id)
+        return made
+
+
+async def _make(podman: Podman, rebuild: bool, tar: Path | None, say: Callable[[str], None]) -> Image:
+    kept = home.home() / "images" / f"rockroll-base-{RECIPE}.tar"
+    if tar is not None or (kept.exists() and not rebuild):
+        say(f"importing {tar or kept}")
+        await _import(podman, tar or kept)
+        return await _inspect(podman, "tar")
+    refused = await _from_registry(podman, say)
+    if refused is None:
+        return await _inspect(podman, "registry")
+    say(f"no registry: {refused}")
+    await _mmdebstrap(kept, say)
+    say(f"importing {kept}")
+    await _import(podman, kept)
+    return await _inspect(podman, "mmdebstrap")
 
 
 async def _current(podman: Podman) -> bool:
