@@ -1,0 +1,81 @@
+"""One walk through a sandbox, run by test_rootless.py as an ordinary user; prints what it saw as JSON.
+
+Argument: a tar of the default image.
+"""
+
+import asyncio
+import dataclasses
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+
+from rockroll import Sandbox, SandboxConfig
+from rockroll.errors import LimitNotEnforced
+from rockroll.sandbox import runtime
+from rockroll.sandbox.node_client import close_node, connect_node
+from rockroll.sandbox.wire import Empty, NodeInfo
+
+CONFIG = SandboxConfig(memory="128m", pids=64)
+MODELS = """
+import os, urllib.request, urllib.error
+try:
+    urllib.request.urlopen(os.environ["OPENAI_BASE_URL"] + "/models", timeout=5)
+except urllib.error.HTTPError as error:
+    print(error.code)
+"""
+CONNECT = "import socket; socket.create_connection(('1.1.1.1', 53), timeout=2)"
+
+
+async def walk() -> dict:
+    seen: dict = {"refusal": ""}
+    try:
+        async with Sandbox(CONFIG):
+            pass
+    except LimitNotEnforced as error:
+        seen["refusal"] = str(error)
+    async with Sandbox(dataclasses.replace(CONFIG, allow_unenforced=True)) as sandbox:
+        seen["unenforced"] = sandbox.info.unenforced
+        await sandbox.arun("cd /srv; x=7")
+        seen["state_kept"] = (await sandbox.arun("echo $x $PWD")).output
+        seen["exit_code"] = (await sandbox.execute(["sh", "-c", "exit 5"])).exit_code
+        seen["who"] = (await sandbox.execute(["whoami"])).output
+        await sandbox.write_file("/srv/deep/file", "written outside, read inside\n")
+        seen["file"] = (await sandbox.arun("cat /srv/deep/file; rm /srv/deep/file")).output
+        seen["tee"] = (await sandbox.arun("echo both | tee /dev/stderr")).output
+        await sandbox.arun("y=kept")
+        seen["timeout"] = (await sandbox.arun("(setsid sleep 1000 &); sleep 1000", timeout=0.5)).outcome
+        seen["survivors"] = (await sandbox.arun("pgrep -c sleep")).output
+        seen["after_timeout"] = (await sandbox.arun("echo $y")).output
+        seen["endpoint"] = (await sandbox.execute(["python3", "-c", MODELS])).output
+        seen["network"] = (await sandbox.execute(["python3", "-c", CONNECT])).output
+        await sandbox.stop()
+        await sandbox.start()
+        seen["endpoint_after_restart"] = (await sandbox.execute(["python3", "-c", MODELS])).output
+    async with Sandbox(dataclasses.replace(CONFIG, allow_unenforced=True)) as sandbox:
+        await sandbox.arun("touch /srv/mine")
+        recycled = await sandbox.recycle()
+        seen["recycled"] = [recycled.ok, recycled.reason]
+        seen["left_behind"] = (await sandbox.arun("ls -A /srv")).output if recycled.ok else ""
+    info = await (await connect_node()).call("node.info", Empty(), type=NodeInfo)
+    seen["rootless"] = info.rootless
+    await close_node()
+    node = os.pidfd_open(info.pid)
+    signal.pidfd_send_signal(node, signal.SIGTERM)
+    seen["node_left"] = not select.select([node], [], [], 20)[0]
+    return seen
+
+
+runtime.detect()
+podman = [runtime.podman_binary()]
+subprocess.run(
+    [*podman, "load", "--quiet", "--input", sys.argv[1]], env=runtime.environment(), check=True, stdout=sys.stderr
+)
+report = asyncio.run(walk())
+listed = subprocess.run([*podman, "ps", "--all", "--quiet"], env=runtime.environment(), capture_output=True, text=True)
+report["containers_left"] = listed.stdout
+# Podman keeps one process for the user's namespace; this ends it, as nothing else of this user runs here.
+subprocess.run([*podman, "system", "migrate"], env=runtime.environment(), check=True)
+print(json.dumps(report))

@@ -1,0 +1,145 @@
+"""What an ordinary user with subordinate ids gets: the same sandboxes, and the truth about limits.
+
+As root the test makes the user `rockroll-test` and runs as it; otherwise it runs as who runs the tests.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rockroll
+from rockroll.sandbox.config import DEFAULT_IMAGE
+
+USER = "rockroll-test"
+SCENARIO = Path(__file__).with_name("rootless_scenario.py")
+CGROUP_V2 = Path("/sys/fs/cgroup/cgroup.controllers").exists()
+
+
+@pytest.fixture(scope="module")
+def seen() -> Iterator[dict[str, Any]]:
+    """What rootless_scenario.py reported, run as an ordinary user in a home of its own."""
+    with tempfile.TemporaryDirectory(prefix="rockroll-user-") as folder:
+        image = Path(folder, "image.tar")
+        subprocess.run(["podman", "save", "--quiet", "--output", image, DEFAULT_IMAGE], check=True)
+        name = user() if os.getuid() == 0 else pwd.getpwuid(os.getuid()).pw_name
+        home = Path(folder, "home")
+        home.mkdir()
+        if os.getuid() == 0:
+            shutil.chown(folder, name)
+            shutil.chown(home, name)
+        prefix = ["runuser", "-u", name, "--"] if os.getuid() == 0 else []
+        env = {
+            "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
+            "HOME": str(home),
+            "PYTHONPATH": os.pathsep.join(packages()),
+            "ROCKROLL_HOME": str(home / "rockroll"),
+        }
+        argv = [*prefix, "env", "-i", *(f"{k}={v}" for k, v in env.items()), interpreter(prefix), "-"]
+        try:
+            done = subprocess.run(
+                [*argv, str(image)], input=SCENARIO.read_bytes(), capture_output=True, timeout=110, cwd=home
+            )
+            assert done.returncode == 0, done.stderr.decode()
+            yield json.loads(done.stdout)
+        finally:
+            # files in the store belong to subordinate ids; rm takes half the time of shutil.rmtree
+            within = [] if os.getuid() == 0 else ["podman", "unshare"]
+            subprocess.run([*within, "rm", "-rf", str(home)], check=False)
+
+
+def user() -> str:
+    """The name of an ordinary user with subordinate ids, made if it is missing."""
+    try:
+        pwd.getpwnam(USER)
+    except KeyError:
+        subprocess.run(["useradd", "--create-home", "--shell", "/bin/sh", USER], check=True)
+    for path in (Path("/etc/subuid"), Path("/etc/subgid")):
+        lines = path.read_text() if path.exists() else ""
+        if f"{USER}:" not in lines:
+            path.write_text(f"{lines}{USER}:231072:65536\n")
+    return USER
+
+
+def packages() -> list[str]:
+    """Where rockroll and its dependencies are."""
+    return [str(Path(rockroll.__file__).parent.parent), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+
+
+def interpreter(prefix: list[str]) -> str:
+    """A Python of this version that the user may run: this one may lie in root's home folder."""
+    version = "import sys; print(sys.version_info[:2])"
+    for python in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):
+        probe = [
+            *prefix,
+            "env",
+            f"PYTHONPATH={os.pathsep.join(packages())}",
+            python,
+            "-c",
+            f"import rockroll; {version}",
+        ]
+        done = subprocess.run(probe, capture_output=True, text=True, check=False, cwd="/")
+        if done.stdout.strip() == str(sys.version_info[:2]):
+            return python
+    pytest.skip("no Python of this version with rockroll in it that another user may run: put the clone outside /root")
+
+
+def test_the_node_runs_as_the_user(seen: dict[str, Any]) -> None:
+    assert seen["rootless"] is True
+
+
+def test_limits_that_this_host_cannot_enforce_are_an_error_that_says_how_to_go_on(seen: dict[str, Any]) -> None:
+    if seen["unenforced"]:
+        assert "allow_unenforced" in seen["refusal"]
+    else:
+        assert seen["refusal"] == ""
+
+
+def test_limits_that_this_host_cannot_enforce_are_listed(seen: dict[str, Any]) -> None:
+    limits = " ".join(seen["unenforced"])
+    if CGROUP_V2:
+        assert limits == "", "with cgroup v2 and delegation every limit holds"
+    else:
+        # cgroup v1 lets no ordinary user make a group
+        assert all(limit in limits for limit in ("memory", "cpus", "pids"))
+
+
+def test_sessions_programs_and_files_work(seen: dict[str, Any]) -> None:
+    assert seen["state_kept"] == "7 /srv\n"
+    assert seen["exit_code"] == 5
+    assert seen["who"] == "root\n"
+    assert seen["file"] == "written outside, read inside\n"
+    assert seen["tee"] == "both\nboth\n"
+
+
+def test_a_timeout_kills_everything_that_the_command_started(seen: dict[str, Any]) -> None:
+    assert seen["timeout"] == "timeout"
+    assert seen["survivors"] == "0\n"
+    assert seen["after_timeout"] == "kept\n"
+
+
+def test_the_model_endpoint_is_bound_and_bound_again(seen: dict[str, Any]) -> None:
+    assert seen["endpoint"] == "503\n"
+    assert seen["endpoint_after_restart"] == "503\n"
+    assert "unreachable" in seen["network"]
+
+
+def test_a_box_can_be_recycled(seen: dict[str, Any]) -> None:
+    assert seen["recycled"] == [True, ""]
+    assert seen["left_behind"] == ""
+
+
+def test_nothing_is_left(seen: dict[str, Any]) -> None:
+    assert seen["containers_left"] == ""
+    assert seen["node_left"] is False
