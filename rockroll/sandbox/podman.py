@@ -85,6 +85,7 @@ class PodmanService:
                     *(runtime.podman_binary(), "system", "service", "--time", "0"),
                     env=host.environment(),
                     stdin=listening.fileno(),
+                    cwd=directory,  # conmon inherits it, and leaves a file named "oom" there on cgroup v1
                     stdout=self._log,
                     stderr=self._log,
                     start_new_session=True,  # Ctrl-C is the node's to handle: it still needs Podman to clean up

@@ -1,0 +1,109 @@
+"""A command in a persistent session, a program without a shell, a new session, a box made new: what each costs.
+
+In: nothing. Out: latencies through the node's unix socket, each beside `podman exec` in the same run, and the CPU time
+of an episode's sandbox work. Leaves models and agents to bench/relay.py and bench/rollout.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from rockroll import home
+from rockroll.errors import SandboxError
+from rockroll.sandbox import runtime, wire
+from rockroll.sandbox.client import Sandbox
+from rockroll.sandbox.node_client import connect_node
+
+BACK_TO_BACK, SPACED, EXECS, EPISODES = 2000, 50, 20, 20
+SPACE_S = 0.1
+_STEP = "ls /srv >/dev/null; echo line >>/srv/notes; cat /srv/notes"
+
+
+async def run() -> dict[str, Any]:
+    """About 20 s. Latencies in ms, as the Python client sees them; `episode_*`: 8 commands in a recycled box."""
+    async with Sandbox() as box:
+        await box.arun("true")
+        back_to_back = await _times(BACK_TO_BACK, lambda: box.arun("true"))
+        spaced = await _times(SPACED, lambda: box.arun("true"), SPACE_S)
+        listing = await _times(200, lambda: box.arun("ls /"))
+        execute = await _times(EXECS, lambda: box.execute(["true"]))
+        opened = await _times(EXECS, lambda: _session(box))
+        podman = await _times(EXECS, lambda: _podman_exec(box.id))
+        await box.recycle()
+        episodes, recycled, cpu_s = await _episodes(box)
+    arun, baseline = statistics.median(back_to_back), statistics.median(podman)
+    return {
+        "figures": {
+            "arun_true_p50_ms": arun,
+            "arun_true_p99_ms": _p99(back_to_back),
+            "arun_true_every_100ms_p50_ms": statistics.median(spaced),
+            "arun_ls_p50_ms": statistics.median(listing),
+            "execute_true_p50_ms": statistics.median(execute),
+            "session_open_p50_ms": statistics.median(opened),
+            "recycle_p50_ms": statistics.median(recycled),
+            "episode_p50_ms": statistics.median(episodes),
+            "episode_cpu_ms": cpu_s * 1000,
+            "times_faster_than_podman_exec": baseline / arun,
+        },
+        "baselines": {"podman_exec_p50_ms": baseline},
+    }
+
+
+async def _times(count: int, call: Callable[[], Awaitable[Any]], space_s: float = 0.0) -> list[float]:
+    """Milliseconds of each call."""
+    took = []
+    for _ in range(count):
+        if space_s:
+            await asyncio.sleep(space_s)
+        begun = time.perf_counter()
+        await call()
+        took.append((time.perf_counter() - begun) * 1000)
+    return took
+
+
+async def _session(box: Sandbox) -> None:
+    await box.create_session("bench")
+    await box.close_session("bench")
+
+
+async def _episodes(box: Sandbox) -> tuple[list[float], list[float], float]:
+    """Milliseconds of each episode and of its recycling; CPU seconds of one, the node's and all its children's."""
+    node = await connect_node()
+    pid = (await node.call("node.info", wire.Empty(), type=wire.NodeInfo)).pid
+    took, recycled = [], []
+    before = _cpu_s(pid)
+    for _ in range(EPISODES):
+        begun = time.perf_counter()
+        for _ in range(8):
+            await box.arun(_STEP)
+        middle = time.perf_counter()
+        done = await box.recycle()
+        if not done.ok:
+            raise SandboxError(f"the benchmark's box could not be recycled: {done.reason}")
+        took.append((time.perf_counter() - begun) * 1000)
+        recycled.append((time.perf_counter() - middle) * 1000)
+    return took, recycled, (_cpu_s(pid) - before) / EPISODES
+
+
+def _cpu_s(pid: int) -> float:
+    """CPU time of a process and of its children that have ended."""
+    with open(f"/proc/{pid}/stat") as file:
+        fields = file.read().rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
+async def _podman_exec(sandbox_id: str) -> None:
+    container = f"rockroll-{home.home_id()}-{sandbox_id}"
+    argv = [*runtime.rootless_prefix(), runtime.podman_binary(), "exec", container, "true"]
+    process = await asyncio.create_subprocess_exec(*argv, env=runtime.environment())
+    if await process.wait() != 0:
+        raise SandboxError(f"podman exec {container} true ended with {process.returncode}")
+
+
+def _p99(took: list[float]) -> float:
+    return statistics.quantiles(took, n=100)[98]
