@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from rockroll.train.api import TrainBatch
-from rockroll.train.batch import plan
 from rockroll.train.config import TrainConfig
 from rockroll.train.trainer import RankTrainer
 
@@ -113,12 +112,12 @@ def run_ranks(config: TrainConfig, batch: TrainBatch, folder: Path) -> dict[str,
 @pytest.mark.parametrize(
     "stage", [0, 2, pytest.param(1, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)]
 )
-def test_two_ranks_with_unequal_micro_batches_have_the_gradient_of_one(
+def test_two_ranks_with_an_odd_number_of_micro_batches_have_the_gradient_of_one(
     config: TrainConfig, batch: Callable[..., TrainBatch], tmp_path: Path, stage: int
 ):
-    given = batch(groups=2, seed=1)
-    two = replace(config, ranks=2, zero_stage=stage, tokens_per_microbatch=60)  # pyright: ignore[reportArgumentType]
+    given = batch(groups=2)
     rows = RankTrainer(config)._rows(given)[0]
-    counts = [sum(map(bool, packs)) for packs in plan([len(row) for row in rows], 2, 60)]
-    assert counts[0] != counts[1], counts
+    if len(rows) % 2 == 0:
+        given = msgspec.structs.replace(given, samples=[*given.samples, given.samples[0]])
+    two = replace(config, ranks=2, zero_stage=stage, tokens_per_microbatch=1)  # pyright: ignore[reportArgumentType]
     assert_same(run_ranks(two, given, tmp_path), plain_gradient(config, given))
