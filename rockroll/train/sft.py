@@ -17,7 +17,7 @@ import torch
 from rockroll.errors import TrainError
 from rockroll.train.batch import Masked, Row, collate, make_row, pack
 from rockroll.train.loss import token_logprobs
-from rockroll.train.policy import Policy
+from rockroll.train.policy import Policy, parameter_groups
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,16 +85,6 @@ def train_supervised(
             on_step(step, loss)
     policy.unwrap()
     return losses
-
-
-def parameter_groups(module: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay, vectors (norms, biases) do not; tied weights are named once."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
 
 
 def _endless_order(count: int, seed: int):

@@ -28,8 +28,7 @@ from rockroll.train.batch import MicroBatch, Row, collate, make_row, padding_fra
 from rockroll.train.config import TrainConfig
 from rockroll.train.export import export, gather
 from rockroll.train.loss import importance_weights, k3, policy_loss, token_logprobs
-from rockroll.train.policy import Policy, check_folder, load_model
-from rockroll.train.sft import parameter_groups
+from rockroll.train.policy import Policy, check_folder, load_model, parameter_groups
 
 _SUMS = (
     "tokens",
