@@ -1,6 +1,6 @@
 """One walk through a sandbox, run by test_rootless.py as an ordinary user; prints what it saw as JSON.
 
-Argument: a tar of the default image.
+Argument: a tar of the default image's files.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ import sys
 from rockroll import Sandbox, SandboxConfig
 from rockroll.errors import LimitNotEnforced
 from rockroll.sandbox import runtime
+from rockroll.sandbox.config import DEFAULT_IMAGE
 from rockroll.sandbox.node_client import close_node, connect_node
 from rockroll.sandbox.wire import Empty, NodeInfo
 
@@ -47,7 +48,7 @@ async def walk() -> dict:
         seen["tee"] = (await sandbox.arun("echo both | tee /dev/stderr")).output
         await sandbox.arun("y=kept")
         seen["timeout"] = (await sandbox.arun("(setsid sleep 1000 &); sleep 1000", timeout=0.5)).outcome
-        seen["survivors"] = (await sandbox.arun("pgrep -c sleep")).output
+        seen["survivors"] = (await sandbox.arun("pgrep -r D,R,S,T -c sleep")).output
         seen["after_timeout"] = (await sandbox.arun("echo $y")).output
         seen["endpoint"] = (await sandbox.execute(["python3", "-c", MODELS])).output
         seen["network"] = (await sandbox.execute(["python3", "-c", CONNECT])).output
@@ -70,9 +71,16 @@ async def walk() -> dict:
 
 runtime.detect()
 podman = [runtime.podman_binary()]
-subprocess.run(
-    [*podman, "load", "--quiet", "--input", sys.argv[1]], env=runtime.environment(), check=True, stdout=sys.stderr
-)
+importing = [
+    *podman,
+    "import",
+    "--quiet",
+    "--change",
+    "ENV PATH=/usr/sbin:/usr/bin:/sbin:/bin",
+    sys.argv[1],
+    DEFAULT_IMAGE,
+]
+subprocess.run(importing, env=runtime.environment(), check=True, stdout=sys.stderr)
 report = asyncio.run(walk())
 listed = subprocess.run([*podman, "ps", "--all", "--quiet"], env=runtime.environment(), capture_output=True, text=True)
 report["containers_left"] = listed.stdout

@@ -141,7 +141,7 @@ async def test_a_timeout_kills_the_command_and_leaves_the_session_usable() -> No
         await sandbox.arun("x=kept")
         seen = await sandbox.arun("sleep 1000 & sleep 1000", timeout=0.3)
         assert (seen.outcome, seen.exit_code) == ("timeout", None)
-        assert (await sandbox.arun("echo $x; pgrep -c sleep")).stdout == b"kept\n0\n"
+        assert (await sandbox.arun("echo $x; pgrep -r D,R,S,T -c sleep")).stdout == b"kept\n0\n"
 
 
 async def test_a_cancelled_call_kills_its_command() -> None:
@@ -152,7 +152,7 @@ async def test_a_cancelled_call_kills_its_command() -> None:
         with pytest.raises(asyncio.CancelledError):
             await running
         async with asyncio.timeout(5):
-            assert (await sandbox.arun("pgrep -c sleep")).stdout == b"0\n"
+            assert (await sandbox.arun("pgrep -r D,R,S,T -c sleep")).stdout == b"0\n"
 
 
 async def test_execute_runs_one_program_with_its_own_exit_code_input_and_variables() -> None:
@@ -292,7 +292,7 @@ async def test_recycle_leaves_no_file_process_or_session_behind() -> None:
         await sandbox.arun("x=1; mkdir /srv/new; touch /srv/new/file /etc/added; (setsid sleep 100 &)")
         recycled = await sandbox.recycle()
         assert recycled.ok, recycled.reason
-        seen = await sandbox.arun("echo [$x]; ls /srv /etc/added; pgrep -c sleep")
+        seen = await sandbox.arun("echo [$x]; ls /srv /etc/added; pgrep -r D,R,S,T -c sleep")
         assert seen.stdout == b"[]\n/srv:\n0\n", seen.output
 
 

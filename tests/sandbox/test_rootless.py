@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +26,7 @@ from rockroll.sandbox.config import DEFAULT_IMAGE
 
 USER = "rockroll-test"
 SCENARIO = Path(__file__).with_name("rootless_scenario.py")
+UNUSED = re.compile(r"usr/share/|var/lib/|etc/ssl/|usr/lib/git-core/|usr/lib/[^/]+/(perl|gconv)|.*/__pycache__/")
 CGROUP_V2 = Path("/sys/fs/cgroup/cgroup.controllers").exists()
 
 
@@ -32,7 +35,7 @@ def seen() -> Iterator[dict[str, Any]]:
     """What rootless_scenario.py reported, run as an ordinary user in a home of its own."""
     with tempfile.TemporaryDirectory(prefix="rockroll-user-") as folder:
         image = Path(folder, "image.tar")
-        subprocess.run(["podman", "save", "--quiet", "--output", image, DEFAULT_IMAGE], check=True)
+        export_image(image)
         name = user() if os.getuid() == 0 else pwd.getpwuid(os.getuid()).pw_name
         home = Path(folder, "home")
         home.mkdir()
@@ -57,6 +60,24 @@ def seen() -> Iterator[dict[str, Any]]:
             # files in the store belong to subordinate ids; rm takes half the time of shutil.rmtree
             within = [] if os.getuid() == 0 else ["podman", "unshare"]
             subprocess.run([*within, "rm", "-rf", str(home)], check=False)
+
+
+def export_image(path: Path) -> None:
+    """The default image's files as a tar, without what this test does not use: a third of them."""
+    made = subprocess.run(["podman", "create", DEFAULT_IMAGE, "true"], capture_output=True, text=True, check=True)
+    container = made.stdout.strip()
+    try:
+        with (
+            subprocess.Popen(["podman", "export", container], stdout=subprocess.PIPE) as export,
+            tarfile.open(fileobj=export.stdout, mode="r|") as source,
+            tarfile.open(path, "w") as target,
+        ):
+            for member in source:
+                if not UNUSED.match(member.name):
+                    target.addfile(member, source.extractfile(member) if member.isreg() else None)
+        assert export.returncode == 0
+    finally:
+        subprocess.run(["podman", "rm", container], stdout=subprocess.DEVNULL, check=True)
 
 
 def user() -> str:
