@@ -23,7 +23,7 @@ from rockroll.sandbox.client import Sandbox as AsyncSandbox
 from rockroll.sandbox.config import SandboxConfig
 from rockroll.sandbox.node_client import close_node
 from rockroll.sandbox.pool import Pool as AsyncPool
-from rockroll.sandbox.wire import Observation, Owner, SandboxInfo
+from rockroll.sandbox.wire import DEFAULT_SESSION, Observation, Owner, SandboxInfo
 
 __all__ = ["Observation", "Pool", "Sandbox", "SandboxConfig", "SandboxInfo"]
 P = ParamSpec("P")
@@ -136,6 +136,7 @@ class Sandbox:
     info = property(lambda self: self._wrapped.info)
     id = property(lambda self: self._wrapped.id)
     name = property(lambda self: self._wrapped.name)
+    connected = property(lambda self: self._wrapped.connected)
     config = property(lambda self: self._wrapped.config)
     owner = property(lambda self: self._wrapped.owner)
 
@@ -177,9 +178,14 @@ class Sandbox:
 class Pool:
     """`rockroll.sandbox.pool.Pool`, blocking; `with pool.lease() as sandbox`, from any thread."""
 
-    def __init__(self, config: SandboxConfig | None = None, size: int = 8) -> None:
-        self._wrapped = AsyncPool(config, size)
+    def __init__(
+        self, config: SandboxConfig | None = None, size: int = 8, *, session: str | None = DEFAULT_SESSION
+    ) -> None:
+        self._wrapped = AsyncPool(config, size, session=session)
 
+    warm = property(lambda self: self._wrapped.warm)
+    size = property(lambda self: self._wrapped.size)
+    config = property(lambda self: self._wrapped.config)
     _start = _blocking(AsyncPool.start)
     close = _blocking(AsyncPool.close)
 

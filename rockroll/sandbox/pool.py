@@ -100,8 +100,11 @@ class Pool:
     async def _take(self) -> Sandbox:
         if self._closed:
             raise SandboxError("the pool is closed: take leases before close()")
-        if self._warm:
-            return self._warm.popleft()
+        while self._warm:
+            sandbox = self._warm.popleft()
+            if sandbox.connected:
+                return sandbox
+            self._spawn(self._replace(sandbox))  # its node died while it waited here
         waiter: asyncio.Future[Sandbox] = asyncio.get_running_loop().create_future()
         self._waiting.append(waiter)
         self._fill()
@@ -167,6 +170,9 @@ class Pool:
                 return
             reason = recycled.reason
         _log.info("sandbox %s could not be made new and is replaced: %s", sandbox.id, reason)
+        await self._replace(sandbox)
+
+    async def _replace(self, sandbox: Sandbox) -> None:
         await self._discard(sandbox)
         self._fill()
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
+from collections.abc import Callable
 
 import pytest
 
 from rockroll import Sandbox, SandboxConfig, rpc
-from rockroll.errors import ImageMissing, SandboxError
+from rockroll.errors import ImageMissing, SandboxError, SandboxLost, SandboxNotFound
 from rockroll.sandbox.pool import Pool
-from rockroll.sandbox.wire import Empty, Ref, SandboxInfo, SessionInfo
+from rockroll.sandbox.wire import Empty, NodeInfo, Ref, SandboxInfo, SessionInfo
 
 SMALL = SandboxConfig(memory="128m", pids=64)
 
@@ -65,6 +67,18 @@ async def test_a_box_that_died_in_a_lease_is_replaced() -> None:
         async with pool.lease() as whole:
             assert whole.id != broken.id
             assert (await whole.arun("echo whole")).stdout == b"whole\n"
+
+
+async def test_a_pool_outlives_its_node(node: rpc.Client, end_process: Callable[..., None]) -> None:
+    async with Pool(SMALL, 2) as pool:
+        async with pool.lease() as lost:
+            pid = (await node.call("node.info", Empty(), type=NodeInfo)).pid
+            await asyncio.to_thread(end_process, pid, signal.SIGKILL)
+            with pytest.raises((SandboxLost, SandboxNotFound)):
+                await lost.arun("true")
+        async with pool.lease() as one, pool.lease() as other:  # not the one that was on the shelf when its node died
+            assert (await one.arun("echo again")).stdout == b"again\n"
+            assert (await other.arun("echo again")).stdout == b"again\n"
 
 
 async def test_an_error_in_a_lease_gives_the_box_back() -> None:
