@@ -25,10 +25,12 @@ from rockroll.sandbox import cgroup, files, netns, profile, recycle
 from rockroll.sandbox.cgroup import BoxCgroup, Scope
 from rockroll.sandbox.config import SandboxConfig
 from rockroll.sandbox.execute import execute
-from rockroll.sandbox.oci_exec import OciExec, Process, Runtime
+from rockroll.sandbox.oci_exec import OciExec, Runtime
 from rockroll.sandbox.podman import Podman
+from rockroll.sandbox.process import Process
 from rockroll.sandbox.session import Session
 from rockroll.sandbox.shell import Place, Shell
+from rockroll.sandbox.spawner import Spawner
 from rockroll.sandbox.spool import Spool
 from rockroll.sandbox.wire import Execute, Observation, Outcome, Owner, Run, SandboxInfo, State, Stats
 
@@ -98,6 +100,7 @@ class Box:
         env: Mapping[str, str],
         podman: Podman,
         runtime: Runtime,
+        spawner: Spawner,
         endpoint: Endpoint,
     ) -> None:
         self.id, self.name, self.config, self.created = id, name, config, created
@@ -108,6 +111,7 @@ class Box:
         self.log_file = Spool(spool_path(id))
         self._env = dict(env)
         self._podman, self._runtime, self._endpoint = podman, runtime, endpoint
+        self._spawner = spawner
         self._folder = folder_of(id)
         make_folder(id)
         self._sessions: dict[str, Session] = {}
@@ -208,6 +212,7 @@ class Box:
         self._watch_init(int(found["State"].get("ConmonPid") or 0))
         bundle = Path(found["OCIConfigPath"]).parent
         self._execer = OciExec(self._runtime, self.container, bundle, self._folder / "x")
+        await self._execer.look(self._spawner, self._init)
         self._cgroup = BoxCgroup(self._init, self._runtime.starts_in_cgroup)
         self._oom_kills = self._cgroup.oom_kills()
         self.unenforced = profile.verify(self._init, self.config)

@@ -124,6 +124,8 @@ class Scope:
     """Value of MARK in their environment, where that is how they are found."""
     arguments: list[str] = []
     """For the OCI runtime's exec: starts the process in this scope."""
+    group: tuple[str, Path] | None = None
+    """The same for spawner.py: (controller, cgroup)."""
 
     def pids(self) -> list[int]:
         """All of them, but for those let go."""
@@ -157,6 +159,7 @@ class CgroupScope(Scope):
         self._outer = box.path
         self._path = box.path / name
         self.arguments = ["--cgroup", name if box.v2 else f"pids:{name}"]
+        self.group = ("unified" if box.v2 else "pids", self._path)
 
     def pids(self) -> list[int]:
         return _procs(self._path)
@@ -185,7 +188,8 @@ class TreeScope(Scope):
         self._begun = int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
 
     def started(self) -> list[int]:
-        # By age, because asking /proc after every command for what it left would cost more than the command.
+        # By age, because asking /proc after every command for what it left would cost more than the command. Age is
+        # known to a clock tick: a background job started within 10 ms before the command counts as the command's.
         return [pid for pid in self.pids() if _birth(pid) >= self._begun]
 
     def survivors(self) -> list[int]:

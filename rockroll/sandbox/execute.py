@@ -17,8 +17,9 @@ from typing import Protocol
 
 from rockroll.errors import UsageError
 from rockroll.sandbox import cgroup
-from rockroll.sandbox.cgroup import MARK, Scope
-from rockroll.sandbox.oci_exec import NotStarted, OciExec, Process
+from rockroll.sandbox.cgroup import Scope
+from rockroll.sandbox.oci_exec import NotStarted, OciExec
+from rockroll.sandbox.process import Process
 from rockroll.sandbox.session import Capture, Headed, settled
 from rockroll.sandbox.shell import READ, Sink
 from rockroll.sandbox.wire import Execute, Observation, Outcome
@@ -107,12 +108,12 @@ async def execute(home: Home, scope: Scope, body: Execute) -> Observation:
         try:
             process = await home.execer.spawn(
                 body.argv,
+                scope,
                 stdin=stdin,
                 stdout=pipes[0].writing,
                 stderr=pipes[1].writing,
-                env={**body.env, MARK: scope.mark} if scope.mark else body.env,
+                env=body.env,
                 cwd=body.cwd,
-                arguments=scope.arguments,
             )
         except NotStarted as error:
             captures = Capture(0, home.log), Capture(body.max_output, log)  # not what the runtime printed
@@ -123,7 +124,6 @@ async def execute(home: Home, scope: Scope, body: Execute) -> Observation:
             os.close(stdin)
         for pipe in pipes:
             pipe.started()
-        await asyncio.to_thread(scope.adopt, process.pid)
         in_time = await settled(process.ended, body.timeout)
         if in_time:
             code, outcome = _verdict(process.ended.result(), home)

@@ -27,11 +27,13 @@ from rockroll.errors import LimitNotEnforced, RockrollError, SandboxLost, Sandbo
 from rockroll.sandbox import files, runtime, wire
 from rockroll.sandbox.box import INSIDE, Box, Endpoint, make_folder
 from rockroll.sandbox.config import SandboxConfig
-from rockroll.sandbox.oci_exec import Runtime, become_subreaper
+from rockroll.sandbox.oci_exec import Runtime
 from rockroll.sandbox.podman import HOME_LABEL, Podman, PodmanService
+from rockroll.sandbox.process import become_subreaper
 from rockroll.sandbox.profile import create_body
 from rockroll.sandbox.reaper import Reaper
 from rockroll.sandbox.registry import Registry, Row
+from rockroll.sandbox.spawner import Spawner
 
 ID_LABEL = "rockroll.id"
 CREATES_AT_ONCE = 4
@@ -70,6 +72,7 @@ class SandboxHost:
         self._tasks: set[asyncio.Task[None]] = set()
         self._removing: dict[str, asyncio.Task[None]] = {}
         self._reaper = Reaper()
+        self._spawner = Spawner()
 
     def handlers(self) -> dict[str, Callable[..., Any]]:
         """Method name → handler, for rpc.Server(types=wire.BODIES)."""
@@ -151,6 +154,7 @@ class SandboxHost:
             env=self._env(row.id),
             podman=self._podman,
             runtime=self._runtime,
+            spawner=self._spawner,
             endpoint=self._endpoint,
         )
 
@@ -164,8 +168,10 @@ class SandboxHost:
             *(self._remove(box) if box.owner == "connection" else box.leave() for box in boxes), return_exceptions=True
         )
         self._reaper.close()
+        self._spawner.close()
         await self._service.close()
         self._registry.close()
+        become_subreaper(False)  # nobody here waits for orphans any more
 
     async def on_disconnect(self, peer: rpc.Peer) -> None:
         """The owner of connection boxes is gone: so are they."""

@@ -1,19 +1,21 @@
-"""Processes inside a container, started by its OCI runtime directly: `runc|crun exec --detach`, no Podman, no conmon.
+"""Processes inside a container, without Podman and conmon.
 
-In: a container's bundle and pid, an argv, three file descriptors. Out: a Process whose true exit status comes from a
+In: a container's bundle and init, an argv, three file descriptors. Out: a Process whose true exit status comes from a
 wait in this process. Same user, capabilities, seccomp, no-new-privileges and rlimits as the container's own first
 process: they are read from its bundle. Leaves what runs to session.py and box.py.
 
-The runtime leaves the new process an orphan; this process must be a child subreaper to become its parent
-(`become_subreaper`), else nobody here can wait for it.
+Two ways, one result: enter.py (spawner.py), some ms, where this host allows it; else the OCI runtime itself,
+`runc|crun exec --detach`, 25-30 ms. Either leaves the new process an orphan: this process must be a child subreaper
+(process.become_subreaper) to be able to wait for it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ctypes
+import errno
 import itertools
 import json
+import logging
 import os
 import signal
 from collections.abc import Mapping, Sequence
@@ -21,59 +23,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rockroll.errors import HostError, SandboxError, SandboxLost
+from rockroll.errors import SandboxError, SandboxLost
 from rockroll.sandbox import reaper
+from rockroll.sandbox.cgroup import MARK, Scope
+from rockroll.sandbox.process import Process
+from rockroll.sandbox.spawner import EnterFailed, Inside, Spawner
 
-PR_SET_CHILD_SUBREAPER = 36
 _DEFAULT_SIGNALS = [signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM]
 _ids = itertools.count(1)
-
-
-def become_subreaper() -> None:
-    """Makes orphans of this process's descendants its children. Raises HostError where the kernel refuses."""
-    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
-        raise HostError(f"this process cannot become a child subreaper: {os.strerror(ctypes.get_errno())}")
-
-
-class Process:
-    """A child of this process, known by pid and pidfd. `ended` becomes its wait status: >= 0 code, < 0 -signal.
-
-    None where it was not our child and only its end is known.
-    """
-
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
-        self._loop = asyncio.get_running_loop()
-        self.ended: asyncio.Future[int | None] = self._loop.create_future()
-        self._fd = os.pidfd_open(pid)
-        self._loop.add_reader(self._fd, self._reap)
-
-    def send(self, number: int) -> None:
-        """A signal; nothing when it has ended."""
-        if self._fd >= 0:
-            try:
-                signal.pidfd_send_signal(self._fd, number)
-            except ProcessLookupError:
-                return
-
-    def _reap(self) -> None:
-        status: int | None = None
-        try:
-            found = os.waitid(os.P_PIDFD, self._fd, os.WEXITED)
-            if found is not None:
-                status = found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
-        except ChildProcessError:
-            status = None
-        self.forget()
-        if not self.ended.done():
-            self.ended.set_result(status)
-
-    def forget(self) -> None:
-        """Stops watching."""
-        if self._fd >= 0:
-            self._loop.remove_reader(self._fd)
-            os.close(self._fd)
-            self._fd = -1
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -106,28 +64,37 @@ class OciExec:
         self.uid = int(self._process["user"]["uid"])
         self.gid = int(self._process["user"].get("gid", 0))
         self.cwd: str = self._process.get("cwd") or "/"
+        self._spawner: Spawner | None = None
+        self._inside: Inside | None = None
+
+    async def look(self, spawner: Spawner, init: int) -> None:
+        """Finds out whether processes can be started without the runtime."""
+        self._spawner = spawner
+        self._inside = await Inside.look(spawner, init, self._process)
 
     async def spawn(
         self,
         argv: Sequence[str],
+        scope: Scope,
         *,
         stdin: int,
         stdout: int,
         stderr: int,
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
-        arguments: Sequence[str] = (),
     ) -> Process:
-        """Starts argv; returns when it runs (25-30 ms). Cancelled, it ends what it may have started.
+        """Starts argv in the scope; returns when it runs. Cancelled, it ends what it may have started.
 
-        env: over the container's own. arguments: more of the runtime's own options. Raises NotStarted where the
-        program or the folder is missing, SandboxLost where the container is gone.
+        env: over the container's own. Raises NotStarted where the program or the folder is missing, SandboxLost where
+        the container is gone.
         """
-        starting = asyncio.ensure_future(self._spawn(argv, (stdin, stdout, stderr), env, cwd, arguments))
+        full = {**self.environment, **(env or {}), **({MARK: scope.mark} if scope.mark else {})}
+        work = self._spawn(list(argv), scope, (stdin, stdout, stderr), full, cwd or self.cwd)
+        starting = asyncio.ensure_future(work)
         try:
             return await asyncio.shield(starting)
         except asyncio.CancelledError:
-            # The runtime cannot be stopped half way without leaving a process that belongs to nobody.
+            # A start cannot be stopped half way without leaving a process that belongs to nobody.
             await asyncio.wait([starting])
             if starting.exception() is None:
                 process = starting.result()
@@ -136,34 +103,55 @@ class OciExec:
             raise
 
     async def _spawn(
-        self,
-        argv: Sequence[str],
-        fds: tuple[int, int, int],
-        env: Mapping[str, str] | None,
-        cwd: str | None,
-        arguments: Sequence[str],
+        self, argv: list[str], scope: Scope, fds: tuple[int, int, int], env: dict[str, str], cwd: str
     ) -> Process:
-        spec = {**self._process, "args": list(argv), "cwd": cwd or self.cwd}
-        spec["env"] = [f"{key}={value}" for key, value in {**self.environment, **(env or {})}.items()]
+        with reaper.starting():
+            process = await self._enter(argv, scope, fds, env, cwd)
+            if process is None:
+                process = await self._run_runtime(argv, scope, fds, env, cwd)
+        await asyncio.to_thread(scope.adopt, process.pid)
+        return process
+
+    async def _enter(
+        self, argv: list[str], scope: Scope, fds: tuple[int, int, int], env: dict[str, str], cwd: str
+    ) -> Process | None:
+        """None where it cannot be done this way and nothing was started."""
+        if self._inside is None or self._spawner is None:
+            return None
+        try:
+            return Process(await self._inside.spawn(self._spawner, argv, env, cwd, fds, scope.group))
+        except EnterFailed as error:
+            if error.step == "folder":
+                raise NotStarted(_no_folder(cwd), code=126) from None
+            if error.step == "exec" and error.code == errno.ENOENT:
+                raise NotStarted(f"{argv[0]}: not found in the sandbox; the image must have it", code=127) from None
+            if error.step == "exec":
+                raise NotStarted(f"{argv[0]}: the sandbox cannot run it: {os.strerror(error.code)}", code=126) from None
+            _log.warning("a process could not be started directly (%s); the runtime is asked instead", error)
+            return None
+
+    async def _run_runtime(
+        self, argv: list[str], scope: Scope, fds: tuple[int, int, int], env: dict[str, str], cwd: str
+    ) -> Process:
+        spec = {**self._process, "args": argv, "cwd": cwd, "env": [f"{key}={value}" for key, value in env.items()]}
         stem = self._scratch / f"exec-{next(_ids)}"
         spec_file, pid_file, log_file = (stem.with_suffix(suffix) for suffix in (".json", ".pid", ".log"))
         try:
             spec_file.write_text(json.dumps(spec))
-            with reaper.starting():
-                code = await self._run(
-                    [
-                        *(self._runtime.binary, "--root", self._runtime.state_root, "--log", str(log_file)),
-                        *("exec", "--detach", "--process", str(spec_file), "--pid-file", str(pid_file)),
-                        *(*arguments, self._container),
-                    ],
-                    fds,
-                )
-                if code != 0:
-                    raise self._explain(_read(log_file) or f"exit code {code}", argv[0], spec["cwd"])
-                try:
-                    return Process(int(pid_file.read_text()))
-                except (OSError, ValueError) as error:
-                    raise SandboxLost(f"{argv[0]} was started in the sandbox and is gone: {error}") from None
+            code = await self._run(
+                [
+                    *(self._runtime.binary, "--root", self._runtime.state_root, "--log", str(log_file)),
+                    *("exec", "--detach", "--process", str(spec_file), "--pid-file", str(pid_file)),
+                    *(*scope.arguments, self._container),
+                ],
+                fds,
+            )
+            if code != 0:
+                raise self._explain(_read(log_file) or f"exit code {code}", argv[0], cwd)
+            try:
+                return Process(int(pid_file.read_text()))
+            except (OSError, ValueError) as error:
+                raise SandboxLost(f"{argv[0]} was started in the sandbox and is gone: {error}") from None
         finally:
             for path in (spec_file, pid_file, log_file):
                 path.unlink(missing_ok=True)
@@ -185,7 +173,7 @@ class OciExec:
     def _explain(self, said: str, program: str, cwd: str) -> Exception:
         low = said.lower()
         if "chdir" in low or "cwd" in low or "working directory" in low:
-            return NotStarted(f"{cwd} is not a folder in the sandbox; make it first or leave cwd out", code=126)
+            return NotStarted(_no_folder(cwd), code=126)
         if "executable file not found" in low or "no such file or directory" in low:
             return NotStarted(f"{program}: not found in the sandbox; the image must have it", code=127)
         if "permission denied" in low or "exec format error" in low:
@@ -197,6 +185,10 @@ class OciExec:
 
 class NotStarted(SandboxError):
     """The program or its folder is missing or cannot be run. fields: code, what a shell would have returned."""
+
+
+def _no_folder(cwd: str) -> str:
+    return f"{cwd} is not a folder in the sandbox; make it first or leave cwd out"
 
 
 def _read(path: Path) -> str:

@@ -33,8 +33,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rockroll.errors import SessionError
-from rockroll.sandbox.cgroup import MARK, Scope
-from rockroll.sandbox.oci_exec import NotStarted, OciExec, Process
+from rockroll.sandbox.cgroup import Scope
+from rockroll.sandbox.oci_exec import NotStarted, OciExec
+from rockroll.sandbox.process import Process
 
 OPEN_TIMEOUT_S = 20.0
 READ = 1 << 18
@@ -222,22 +223,18 @@ class Shell:
         self, execer: OciExec, scope: Scope, *, env: Mapping[str, str], cwd: str | None, state: bytes = b""
     ) -> None:
         """Starts bash, with the state of an earlier shell if there is one. Raises SessionError; close() it then."""
-        marked = {**env, MARK: scope.mark} if scope.mark else dict(env)
         stdin, typing = os.pipe2(os.O_CLOEXEC)
         self._typing = self._keep_open(typing)
         os.set_blocking(typing, False)
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         try:
             argv = ["bash", "--noprofile", "--norc", "--noediting", "-i"]
-            self._process = await execer.spawn(
-                argv, stdin=stdin, stdout=null, stderr=null, env=marked, cwd=cwd, arguments=scope.arguments
-            )
+            self._process = await execer.spawn(argv, scope, stdin=stdin, stdout=null, stderr=null, env=env, cwd=cwd)
         except NotStarted as error:
             raise SessionError(f"no shell can be opened: {error.message}") from None
         finally:
             os.close(stdin)
             os.close(null)
-        await asyncio.to_thread(scope.adopt, self._process.pid)
         self._process.ended.add_done_callback(self._on_death)
         _write(self._prelude, _PRELUDE + state)
         silent = self.begin(b". " + os.fsencode(f"{self._place.inside}/prelude") + b" 2>/dev/null", _nowhere, _nowhere)

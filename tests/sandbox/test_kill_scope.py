@@ -93,6 +93,7 @@ async def test_without_cgroups_the_tree_and_the_mark_find_what_was_started(host:
         lab.box._cgroup = BoxCgroup(lab.box.init, lambda _: False)
         assert isinstance(lab.box._cgroup.scope(), TreeScope)
         await lab.run("sleep 555 & x=1")
+        await asyncio.sleep(0.03)  # age is known to a clock tick
         done = await lab.run("setsid -f sleep 333; (sleep 333 &); sleep 333", timeout=0.3)
         assert (done.outcome, done.session_restarted) == ("timeout", False)
         assert not lab.named("333")

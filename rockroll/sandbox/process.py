@@ -1,0 +1,63 @@
+"""A process that this one waits for: by pid and pidfd, so that it is never mistaken for another.
+
+In: a pid. Out: its end as a future, with the true wait status where it is a child; signals that reach it or nobody.
+Leaves orphans that nobody waits for to reaper.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+
+from rockroll.errors import HostError
+
+PR_SET_CHILD_SUBREAPER = 36
+
+
+def become_subreaper(on: bool = True) -> None:
+    """Makes orphans of this process's descendants its children, or no longer. HostError where the kernel refuses."""
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, int(on), 0, 0, 0) != 0:
+        raise HostError(f"this process cannot become a child subreaper: {os.strerror(ctypes.get_errno())}")
+
+
+class Process:
+    """A child of this process, known by pid and pidfd. `ended` becomes its wait status: >= 0 code, < 0 -signal.
+
+    None where it was not our child and only its end is known.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[int | None] = self._loop.create_future()
+        self._fd = os.pidfd_open(pid)
+        self._loop.add_reader(self._fd, self._reap)
+
+    def send(self, number: int) -> None:
+        """A signal; nothing when it has ended."""
+        if self._fd >= 0:
+            try:
+                signal.pidfd_send_signal(self._fd, number)
+            except ProcessLookupError:
+                return
+
+    def _reap(self) -> None:
+        status: int | None = None
+        try:
+            found = os.waitid(os.P_PIDFD, self._fd, os.WEXITED)
+            if found is not None:
+                status = found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+        except ChildProcessError:
+            status = None
+        self.forget()
+        if not self.ended.done():
+            self.ended.set_result(status)
+
+    def forget(self) -> None:
+        """Stops watching."""
+        if self._fd >= 0:
+            self._loop.remove_reader(self._fd)
+            os.close(self._fd)
+            self._fd = -1

@@ -1,0 +1,129 @@
+"""Processes started in a box without its OCI runtime are what the runtime would have started, and show no more."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import os
+import signal
+
+import pytest
+
+from rockroll.errors import SandboxLost
+from rockroll.sandbox.host import SandboxHost
+from tests.sandbox.conftest import Lab
+
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.skipif(os.getuid() != 0, reason="an ordinary user's processes are started by the runtime"),
+]
+
+DESCRIBE = """
+grep -vE '^(Name|.*[Pp]id|NS|Tgid|Vm|Rss|Hugetlb|SigQ|SigIgn|.*ctxt|FDSize|State)' /proc/self/status
+cd /proc/self; cat limits oom_score_adj cgroup uid_map mounts loginuid; cd - >/dev/null
+for n in /proc/self/ns/*; do echo "$n $(readlink $n)"; done
+cat /proc/self/environ | tr '\\0' '\\n' | sort
+umask; pwd; id; ls -l /proc/$$/fd | awk '{print $9}'; cat /proc/$$/stat | cut -d' ' -f18,19,40,41
+"""
+FORBIDDEN = """
+unshare -U true; unshare -n true; mount -t tmpfs x /mnt; mknod /srv/null c 1 3; chroot / true; hostname x; dmesg
+python3 -c '
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+for number in (101, 155, 165, 175, 246, 248, 250, 272, 298, 308, 321, 323, 425, 435, 440):
+    print(number, libc.syscall(number, 0, 0, 0, 0, 0, 0), ctypes.get_errno())
+'
+"""
+
+
+async def by_runtime(lab: Lab, script: str) -> bytes:
+    inside, lab.box.execer._inside = lab.box.execer._inside, None
+    try:
+        return await described(lab, script)
+    finally:
+        lab.box.execer._inside = inside
+
+
+async def described(lab: Lab, script: str) -> bytes:
+    done = await lab.execute("sh", "-c", script)
+    assert done.outcome == "ok"
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("config", [{}, {"user": "65534:65534"}, {"mounts": ["/tmp:/mnt"]}], ids=str)
+async def test_a_process_is_as_the_runtime_would_have_made_it(host: SandboxHost, config: dict[str, object]) -> None:
+    lab = await Lab(host, **config).up()
+    assert lab.box.execer._inside is not None, "this host does not allow what is tested here"
+    for script in (DESCRIBE, FORBIDDEN):
+        directly, runtime = await described(lab, script), await by_runtime(lab, script)
+        lines = directly.decode().splitlines(), runtime.decode().splitlines()
+        assert list(difflib.unified_diff(*lines, "directly", "runtime", lineterm="")) == []
+    assert await described(lab, "grep SigIgn /proc/self/status") == b"SigIgn:\t0000000000000000\n"
+
+
+async def test_the_runtime_way_keeps_the_promises_too(lab: Lab) -> None:
+    lab.box.execer._inside = None
+    assert (await lab.execute("sh", "-c", "exit 7")).exit_code == 7
+    assert (await lab.execute("nosuch")).exit_code == 127
+    assert (await lab.execute("true", cwd="/nowhere")).exit_code == 126
+    assert (await lab.execute("sh", "-c", "setsid -f sleep 77; sleep 77", timeout=0.5)).outcome == "timeout"
+    assert not lab.named("77")
+    assert await lab.out("x=5; echo $x") == "5"
+
+
+LOOK = """
+import os, time
+own, seen, end = os.getpid(), set(), time.time() + 1.5
+while time.time() < end:
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        for what in ("exe", "cwd", "root", *(f"fd/{n}" for n in range(12))):
+            try:
+                seen.add(os.readlink(f"/proc/{pid}/{what}"))
+            except OSError:
+                pass
+        try:
+            seen.add(open(f"/proc/{pid}/environ").read()[:300])
+        except OSError:
+            pass
+print(chr(10).join(sorted(seen)))
+"""
+
+
+async def test_nothing_of_the_host_can_be_seen_through_a_process_that_is_being_started(lab: Lab) -> None:
+    looking = asyncio.create_task(lab.execute("python3", "-c", LOOK))
+    await asyncio.sleep(0.2)
+    while not looking.done():
+        await asyncio.gather(*(lab.execute("true", cwd="/srv") for _ in range(4)))
+    seen = (await looking).stdout.decode()
+    assert "/usr/bin/" in seen
+    for trace in (
+        "enter.py",
+        "pyenv",
+        "/work",
+        ".venv",
+        "python3.11/site",
+        "socket:",
+        "cgroup.procs",
+    ):
+        assert trace not in seen, seen
+
+
+async def test_the_helper_is_started_again_when_it_dies(host: SandboxHost, lab: Lab) -> None:
+    helper = host._spawner._process
+    assert helper is not None
+    os.kill(helper.pid, signal.SIGKILL)
+    for _ in range(3):
+        assert (await lab.execute("echo", "on")).stdout == b"on\n"
+    assert host._spawner._process is not helper
+
+
+async def test_a_box_that_dies_meanwhile_is_lost(lab: Lab) -> None:
+    os.kill(lab.box.init, signal.SIGKILL)
+    for _ in range(20):
+        try:
+            done = await lab.execute("true")
+        except SandboxLost:
+            return
+        assert done.outcome in ("ok", "lost")
+        await asyncio.sleep(0.02)
+    raise AssertionError("a dead box went on taking programs")
