@@ -115,7 +115,6 @@ class Box:
         self._folder = folder_of(id)
         make_folder(id)
         self._sessions: dict[str, Session] = {}
-        self._calls: set[asyncio.Task[Observation]] = set()
         self._leaving: Outcome | None = None
         self._starts = 0
         self._oom_kills = 0
@@ -283,8 +282,6 @@ class Box:
     async def remove(self) -> None:
         """Deletes the container and every trace of it on this host. Never fails for what is gone already."""
         self._leaving = self._leaving or "killed"
-        for call in list(self._calls):
-            call.cancel()
         try:
             if self.container:
                 await self._podman.remove(self.container)

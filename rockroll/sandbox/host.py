@@ -23,7 +23,7 @@ from socket import socket as Socket
 from typing import Any
 
 from rockroll import home, rpc
-from rockroll.errors import LimitNotEnforced, RockrollError, SandboxLost, SandboxNotFound, UsageError
+from rockroll.errors import LimitNotEnforced, RockrollError, SandboxNotFound, UsageError
 from rockroll.sandbox import files, runtime, wire
 from rockroll.sandbox.box import INSIDE, Box, Endpoint, make_folder
 from rockroll.sandbox.config import SandboxConfig
@@ -66,7 +66,6 @@ class SandboxHost:
         self._rootless = False
         self._boxes: dict[str, Box] = {}
         self._owned: dict[str, set[str]] = {}
-        self._gone: set[str] = set()
         self._ttl: dict[str, asyncio.TimerHandle] = {}
         self._creating = asyncio.Semaphore(CREATES_AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -175,7 +174,6 @@ class SandboxHost:
 
     async def on_disconnect(self, peer: rpc.Peer) -> None:
         """The owner of connection boxes is gone: so are they."""
-        self._gone.add(peer.id)
         boxes = [self._boxes[id] for id in self._owned.pop(peer.id, ()) if id in self._boxes]
         done = await asyncio.gather(*(self._remove(box) for box in boxes), return_exceptions=True)
         for error in done:
@@ -215,8 +213,6 @@ class SandboxHost:
         try:
             async with self._creating:
                 await self._bring_up(box, row)
-            if peer.id in self._gone and body.owner == "connection":
-                raise SandboxLost("the caller is gone")
         except BaseException:
             # Whatever there is of it goes, also when this task is being cancelled.
             await asyncio.shield(self._spawn(self._remove(box)))

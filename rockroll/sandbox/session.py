@@ -125,7 +125,9 @@ class Session:
         if self._home.doomed():
             raise SandboxLost("the sandbox is not running; start it again or make a new one")
         had, self._had_shell = self._had_shell, True
-        self._drop_shell()
+        if self._shell:  # it died between two commands (TMOUT, a signal)
+            self._state = self._shell.state
+            self._drop_shell()
         self._shell = await self._home.new_shell(self.scope, self._env, self._cwd, self._state)
         return had
 
@@ -171,6 +173,7 @@ class Session:
         if outcome := self._home.doomed():
             return outcome, None
         code = verdict.code
+        self._drop_shell()
         if code is None or code >= 0:
             self._state = b""  # it ended because it was told to: the next one starts afresh
             return "closed", code

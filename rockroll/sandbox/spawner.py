@@ -193,7 +193,10 @@ class Inside:
             except (FileNotFoundError, ProcessLookupError):
                 raise SandboxLost("the sandbox is not running: no process can be started in it") from None
             lines = await spawner.order(order, fds)
-        return next(int(line[1]) for line in lines if line[0] == "pid")
+        for word, *rest in lines:
+            if word == "pid":
+                return int(rest[0])
+        raise EnterFailed("killed", 0)  # for memory, in the box's own cgroup
 
     def _joined(self, group: tuple[str, Path] | None) -> Iterator[Path]:
         if group and group[0] == "unified":  # cgroup v2: there is but one

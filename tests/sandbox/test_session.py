@@ -209,6 +209,13 @@ async def test_a_silenced_shell_is_replaced_at_the_timeout(s: Session) -> None:
     assert await s.out("echo $x") == "kept"
 
 
+async def test_a_shell_that_ended_while_idle_is_brought_back(s: Session) -> None:
+    await s.run("x=5; TMOUT=1")
+    await asyncio.sleep(1.3)
+    done = await s.run("echo $x")
+    assert (done.outcome, done.stdout, done.session_restarted) == ("ok", b"5\n", True)
+
+
 async def test_a_nul_byte_in_a_command_is_refused(s: Session) -> None:
     with pytest.raises(UsageError, match="NUL"):
         await s.run(b"echo a\0b")
