@@ -14,13 +14,16 @@ import asyncio
 import os
 import secrets
 import shutil
+import signal
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from socket import socket as Socket
 from typing import Literal
 
+import msgspec
+
 from rockroll import home
-from rockroll.errors import SandboxError, SandboxLost, SessionError
+from rockroll.errors import SandboxError, SandboxLost, SandboxNotFound, SessionError
 from rockroll.sandbox import cgroup, files, netns, profile, recycle
 from rockroll.sandbox.cgroup import BoxCgroup, Scope
 from rockroll.sandbox.config import SandboxConfig
@@ -37,6 +40,8 @@ from rockroll.sandbox.wire import Execute, Observation, Outcome, Owner, Run, San
 INSIDE = "/dev/rockroll"
 """Where a box sees the folder of its sessions, read-only. /dev is a tmpfs: the mount point leaves no file behind."""
 PF_EXITING = 0x4
+CONMON_S = 10.0
+"""Conmon ends some 0.1 s after the box's init; longer than this it hangs, and Podman is asked all the same."""
 
 Event = Literal["started", "stop", "start", "died", "pause", "unpause"]
 
@@ -127,6 +132,13 @@ class Box:
         self._cgroup: BoxCgroup | None = None
         self._execer: OciExec | None = None
         self._closing: asyncio.Task[None] | None = None
+        self._life = asyncio.Lock()
+        """Held by stop, start, recycle and remove: Podman does not bear two of them on one container."""
+        self._uses = 0
+        """How often the box has been recycled."""
+        self._busy: str = ""
+        """What is being done to it that bears no command meanwhile."""
+        self._removed = False
 
     # -- what sessions and executes ask
 
@@ -253,24 +265,31 @@ class Box:
 
     async def stop(self) -> None:
         """Ends everything in the box; its files stay."""
-        if self.state == "stopped":
-            return
-        self.state = after(self.state, "stop")
-        self._leaving = "killed"
-        await self._podman.stop(self.container)
-        await self._ended()
+        async with self._life:
+            self._need_container()
+            if self.state == "stopped":
+                return
+            self.state = after(self.state, "stop")
+            self._leaving = "killed"
+            await self._podman.stop(self.container)
+            await self._ended()
 
     async def start(self) -> None:
         """Again after stop or death; the endpoint is bound anew before any command runs."""
-        if self.state == "running":
-            return
-        self.state = after(self.state, "start")
-        try:
-            await self._ended()
-            await self.up(self.container)
-        except BaseException:
-            self.state = "exited"
-            raise
+        async with self._life:
+            self._need_container()
+            if self.state == "running":
+                return
+            self.state = after(self.state, "start")
+            try:
+                await self._ended()
+                if self._conmon:
+                    # Until conmon has told Podman of the death, Podman takes the box to run and starts nothing.
+                    await asyncio.wait([self._conmon.ended], timeout=CONMON_S)
+                await self.up(self.container)
+            except BaseException:
+                self.state = "exited"
+                raise
 
     async def _ended(self) -> None:
         """Init is dead, and so is every session."""
@@ -281,18 +300,24 @@ class Box:
 
     async def remove(self) -> None:
         """Deletes the container and every trace of it on this host. Never fails for what is gone already."""
-        self._leaving = self._leaving or "killed"
-        try:
-            if self.container:
-                await self._podman.remove(self.container)
-        finally:
-            if self._init_end and not self._init_end.ended.done():
-                await asyncio.wait([self._init_end.ended], timeout=5)
-            await self._close_sessions()
-            self._forget()
-            self._endpoint.gone(self.id)
-            self.log_file.close(remove=True)
-            shutil.rmtree(self._folder, ignore_errors=True)
+        async with self._life:
+            self._leaving = self._leaving or "killed"
+            try:
+                if self.container:
+                    await self._podman.remove(self.container)
+            finally:
+                if self._init_end and not self._init_end.ended.done():
+                    await asyncio.wait([self._init_end.ended], timeout=5)
+                await self._close_sessions()
+                self._forget()
+                self._endpoint.gone(self.id)
+                self.log_file.close(remove=True)
+                shutil.rmtree(self._folder, ignore_errors=True)
+                self._removed = True
+
+    def _need_container(self) -> None:
+        if self._removed:
+            raise SandboxNotFound(f"sandbox {self.id} has just been deleted")
 
     async def leave(self) -> None:
         """The node ends and the box goes on: its sessions end, init and files stay for the next node."""
@@ -333,7 +358,7 @@ class Box:
         return session
 
     def _need_running(self) -> None:
-        if self.state != "running" or self._leaving:
+        if self.state != "running" or self._leaving or self._busy:
             raise self._not_running()
 
     async def close_session(self, name: str) -> None:
@@ -360,9 +385,12 @@ class Box:
         """One program without a shell."""
         self._need_running()
         assert self._cgroup is not None
-        scope = self._cgroup.scope()
+        scope, use = self._cgroup.scope(), self._uses
         try:
-            return await execute(self, scope, body)
+            done = await execute(self, scope, body)
+            if use != self._uses and done.exit_code == 128 + signal.SIGKILL:
+                return msgspec.structs.replace(done, outcome="killed", exit_code=None)
+            return done
         finally:
             if self._cgroup:
                 self._cgroup.give_back(scope)
@@ -371,10 +399,20 @@ class Box:
 
     async def recycle(self) -> str | None:
         """Makes the box as it was before its first command; None, or the reason why that cannot be."""
-        self._need_running()
+        async with self._life:
+            self._need_container()
+            self._need_running()
+            self._busy = "being recycled"
+            try:
+                return await self._recycle()
+            finally:
+                self._busy = ""
+
+    async def _recycle(self) -> str | None:
         assert self._cgroup is not None
         if self._baseline is None:
             return self._not_recyclable
+        self._uses += 1
         await self._close_sessions()
         if not await cgroup.kill(self._cgroup.everything):
             return "a process outlived SIGKILL for 5 s"
@@ -425,7 +463,8 @@ class Box:
     def _not_running(self) -> Exception:
         if self.state in ("stopped", "exited"):
             return SandboxLost(f"sandbox {self.id} is {self.state}; start it again (`sandbox.start`) or make a new one")
-        return SandboxError(f"sandbox {self.id} is {self.state}: it takes commands only while it runs")
+        doing = self._busy or ("being deleted" if self._leaving and self.state == "running" else self.state)
+        return SandboxError(f"sandbox {self.id} is {doing}: it takes commands only while it runs")
 
 
 def spool_path(sandbox_id: str) -> Path:

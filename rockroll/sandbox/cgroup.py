@@ -48,14 +48,14 @@ class BoxCgroup:
         self._free: list[str] = []
         self._made = 0
 
-    @staticmethod
-    def _may_make(path: Path) -> bool:
+    def _may_make(self, path: Path) -> bool:
+        probe = path / f"rockroll-{self.init_pid}-0"
         try:
-            (path / "rockroll-0").mkdir(exist_ok=True)
+            probe.mkdir(exist_ok=True)
         except OSError:
             return False
         # Within a delegated tree the group can be made but a process of another subtree not be moved: prove a write.
-        return os.access(path / "rockroll-0" / "cgroup.procs", os.W_OK)
+        return os.access(probe / "cgroup.procs", os.W_OK)
 
     def scope(self) -> Scope:
         """A scope with no process in it. Groups are used again: making one is cheap, moving into it is not."""
@@ -63,7 +63,8 @@ class BoxCgroup:
             name = self._free.pop()
         else:
             self._made += 1
-            name = f"rockroll-{self._made}"
+            # Init's pid: after a restart nobody who still holds an old scope must meet a new one of its name.
+            name = f"rockroll-{self.init_pid}-{self._made}"
         if not self.enforced or self.path is None:
             return TreeScope(self, f"{self.init_pid}.{name}")
         (self.path / name).mkdir(exist_ok=True)
@@ -112,7 +113,7 @@ class BoxCgroup:
             return
         for number in range(self._made + 1):
             try:
-                (self.path / f"rockroll-{number}").rmdir()
+                (self.path / f"rockroll-{self.init_pid}-{number}").rmdir()
             except OSError:
                 continue  # gone with the box, or not empty
 

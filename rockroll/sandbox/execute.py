@@ -116,6 +116,9 @@ async def execute(home: Home, scope: Scope, body: Execute) -> Observation:
                 cwd=body.cwd,
             )
         except NotStarted as error:
+            if outcome := home.doomed():  # its file system goes before its processes
+                over = True
+                return _observation(captures, None, outcome, time.perf_counter() - begun)
             captures = Capture(0, home.log), Capture(body.max_output, log)  # not what the runtime printed
             captures[1](error.message.encode() + b"\n")
             over = True

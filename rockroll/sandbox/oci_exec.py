@@ -137,10 +137,14 @@ class OciExec:
         stem = self._scratch / f"exec-{next(_ids)}"
         spec_file, pid_file, log_file = (stem.with_suffix(suffix) for suffix in (".json", ".pid", ".log"))
         try:
-            spec_file.write_text(json.dumps(spec))
+            try:
+                spec_file.write_text(json.dumps(spec))
+            except FileNotFoundError:
+                raise SandboxLost("the sandbox has just been deleted") from None
             code = await self._run(
                 [
-                    *(self._runtime.binary, "--root", self._runtime.state_root, "--log", str(log_file)),
+                    *(self._runtime.binary, "--root", self._runtime.state_root),
+                    *("--log", str(log_file), "--log-format", "json"),
                     *("exec", "--detach", "--process", str(spec_file), "--pid-file", str(pid_file)),
                     *(*scope.arguments, self._container),
                 ],

@@ -20,7 +20,7 @@ import time
 from collections.abc import Coroutine, Mapping
 from typing import Any, Protocol
 
-from rockroll.errors import SandboxLost, SessionError, UsageError
+from rockroll.errors import SandboxError, SandboxLost, SessionError, UsageError
 from rockroll.sandbox import cgroup
 from rockroll.sandbox.cgroup import Scope
 from rockroll.sandbox.shell import Shell, Sink, Verdict
@@ -119,7 +119,7 @@ class Session:
         if self._mending:
             await asyncio.shield(self._mending)
         if self._closed:
-            raise SessionError(f"session {self.name!r} was closed; create it again")
+            raise self._was_closed()
         if self._shell and not self._shell.dead:
             return False
         if self._home.doomed():
@@ -128,8 +128,18 @@ class Session:
         if self._shell:  # it died between two commands (TMOUT, a signal)
             self._state = self._shell.state
             self._drop_shell()
-        self._shell = await self._home.new_shell(self.scope, self._env, self._cwd, self._state)
+        try:
+            self._shell = await self._home.new_shell(self.scope, self._env, self._cwd, self._state)
+        except SandboxError:
+            if self._closed:
+                raise self._was_closed() from None
+            if self._home.doomed():
+                raise SandboxLost("the sandbox ended while a shell was being opened in it") from None
+            raise
         return had
+
+    def _was_closed(self) -> SessionError:
+        return SessionError(f"session {self.name!r} was closed; create it again")
 
     async def _run(self, command: bytes, timeout: float | None, limit: int, label: str, new: bool) -> Observation:
         shell = self._shell
@@ -234,7 +244,10 @@ class Session:
         self._state = shell.state
         self._drop_shell()
         if not self._closed and not self._home.doomed():
-            self._shell = await self._home.new_shell(self.scope, self._env, self._cwd, self._state)
+            try:
+                self._shell = await self._home.new_shell(self.scope, self._env, self._cwd, self._state)
+            except SandboxError as error:  # the next command tries again, and tells
+                self._home.log(f"[{self.name}] {error}\n".encode())
         return True
 
     def _drop_shell(self) -> None:

@@ -258,12 +258,15 @@ class Shell:
         self._id = secrets.token_hex(12).encode()
         place = self._place.inside
         number = self._id.decode()
-        os.write(
-            self._typing,
+        typed = (
             f"\\builtin source {place}/cmd >|{self._out.path} 2>|{self._err.path} </dev/null\n"
             f"\\builtin printf '{number} %d\\n' \"$?\" >|{place}/ctl\n"
-            f"{self._save.replace('ID', number)}\n".encode(),
+            f"{self._save.replace('ID', number)}\n"
         )
+        try:
+            os.write(self._typing, typed.encode())
+        except BrokenPipeError:
+            return self.verdict  # it has just died; its pidfd will say so
         self._timer = self._loop.call_later(REGISTER_AFTER_S, self._watch)
         return self.verdict
 
