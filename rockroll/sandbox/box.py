@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import shutil
 import signal
 from collections.abc import Awaitable, Callable, Mapping
@@ -37,8 +36,9 @@ from rockroll.sandbox.spawner import Spawner
 from rockroll.sandbox.spool import Spool
 from rockroll.sandbox.wire import Execute, Observation, Outcome, Owner, Run, SandboxInfo, State, Stats
 
-INSIDE = "/dev/rockroll"
-"""Where a box sees the folder of its sessions, read-only. /dev is a tmpfs: the mount point leaves no file behind."""
+INSIDE = "/dev/rr"
+"""Where a box sees the folder of its sessions, read-only. /dev is a tmpfs: the mount point leaves no file behind.
+Short, because bash reads what is typed to it one byte at a time, and every command names it five times."""
 PF_EXITING = 0x4
 CONMON_S = 10.0
 """Conmon ends some 0.1 s after the box's init; longer than this it hangs, and Podman is asked all the same."""
@@ -134,6 +134,7 @@ class Box:
         self._closing: asyncio.Task[None] | None = None
         self._life = asyncio.Lock()
         """Held by stop, start, recycle and remove: Podman does not bear two of them on one container."""
+        self._shells = 0
         self._uses = 0
         """How often the box has been recycled."""
         self._busy: str = ""
@@ -182,7 +183,8 @@ class Box:
         return self._oom_kills > before
 
     async def new_shell(self, scope: Scope, env: Mapping[str, str], cwd: str | None, state: bytes) -> Shell:
-        name = secrets.token_hex(8)
+        self._shells += 1
+        name = str(self._shells)
         shell = Shell(Place(self._folder / "s" / name, f"{INSIDE}/{name}"), self.uid, self.log)
         try:
             await shell.open(self.execer, scope, env=env, cwd=cwd, state=state)
@@ -211,6 +213,8 @@ class Box:
         """A box that an earlier node left running: what that node's sessions ran is killed, init lives on."""
         self.container = container
         self._starts += 1
+        for left in (self._folder / "s").iterdir():
+            shutil.rmtree(left)
         await self._attach(fresh=False)
         assert self._cgroup is not None
         await cgroup.kill(self._cgroup.everything)

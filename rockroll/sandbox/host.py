@@ -38,6 +38,7 @@ from rockroll.sandbox.spawner import Spawner
 ID_LABEL = "rockroll.id"
 CREATES_AT_ONCE = 4
 """With more at once on two cores no box is ready sooner (22-25 a second at 4 and at 8)."""
+_VERSION = importlib.metadata.version("rockroll")
 _log = logging.getLogger(__name__)
 
 
@@ -364,7 +365,7 @@ class SandboxHost:
         return wire.NodeInfo(
             node=os.uname().nodename,
             pid=os.getpid(),
-            version=importlib.metadata.version("rockroll"),
+            version=_VERSION,
             sandboxes=self.count(),
             rootless=self._rootless,
         )

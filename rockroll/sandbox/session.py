@@ -90,6 +90,7 @@ class Session:
         self._had_shell = False
         self._closed = False
         self._mending: asyncio.Task[None] | None = None
+        self._unlooked: asyncio.Handle | None = None
 
     def info(self) -> SessionInfo:
         pid = self._shell.pid if self._shell and not self._shell.dead else 0
@@ -116,6 +117,10 @@ class Session:
 
     async def _ready(self) -> bool:
         """A living shell; whether it is a new one where there had been another."""
+        if self._unlooked:  # the next command came in the same turn of the loop
+            self._unlooked.cancel()
+            if self._shell:
+                self._let_go_of_survivors(self._shell.pid)
         if self._mending:
             await asyncio.shield(self._mending)
         if self._closed:
@@ -167,7 +172,8 @@ class Session:
             # 137: the command itself, or the last one of it, died of SIGKILL; whose, only the kernel's counter tells
             if code == 137 and self._home.oom_killed():
                 outcome = "oom"
-            self._let_go_of_survivors(shell.pid)
+            # After the answer: the caller need not wait for it, and the next command does.
+            self._unlooked = asyncio.get_running_loop().call_soon(self._let_go_of_survivors, shell.pid)
         log.end(None if outcome == "ok" else outcome)
         return Observation(
             stdout=out.data,
@@ -193,6 +199,7 @@ class Session:
 
     def _let_go_of_survivors(self, shell: int) -> None:
         """Background jobs leave the scope, so that a later command's timeout does not kill them."""
+        self._unlooked = None
         left = [pid for pid in self.scope.survivors() if pid != shell]
         if left:
             # Moving a process between cgroups blocks for some ms; the next command waits for it, this one does not.
@@ -258,6 +265,8 @@ class Session:
     async def close(self) -> None:
         """Kills the shell and everything in its scope. Calls under way get "killed" (or "lost", with the box)."""
         self._closed = True
+        if self._unlooked:
+            self._unlooked.cancel()
         if self._mending:
             await asyncio.gather(self._mending, return_exceptions=True)
         if self._shell:
