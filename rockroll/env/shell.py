@@ -57,6 +57,8 @@ class Goal:
     """What `grade` looks for, and what the goal was made of. Never enters the sandbox."""
 
     kind: str
+    phrase: int
+    """Which of PHRASES[kind] says it."""
     file: str
     """The file the goal speaks of first."""
     other: str
@@ -135,11 +137,11 @@ def _draw(rng: random.Random) -> Situation:
     else:
         expected[other] = f"{last}\n".encode()
 
-    way = rng.choice(PHRASES[kind])
+    phrase = rng.randrange(len(PHRASES[kind]))
     return Situation(
-        instruction=way.format(file=file, other=other, first=first, last=last),
+        instruction=PHRASES[kind][phrase].format(file=file, other=other, first=first, last=last),
         files=files,
-        secret=Goal(kind=kind, file=file, other=other, words=(first, last), expected=expected),
+        secret=Goal(kind=kind, phrase=phrase, file=file, other=other, words=(first, last), expected=expected),
     )
 
 

@@ -198,7 +198,7 @@ class Server:
         if self._zmq is not None:
             self._zmq.close(0)
         scheme, _, place = self.address.partition("://")
-        if scheme in ("unix", "ipc"):
+        if scheme in ("unix", "ipc") and (self._unix or self._zmq):  # else it is another server's
             Path(place).unlink(missing_ok=True)
 
 

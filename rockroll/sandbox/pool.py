@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any, Self
 
-from rockroll.errors import RockrollError, SandboxError
+from rockroll.errors import RockrollError, SandboxError, SandboxLost
 from rockroll.sandbox.client import Sandbox, delete_all, finish
 from rockroll.sandbox.config import SandboxConfig
 from rockroll.sandbox.wire import DEFAULT_SESSION
@@ -136,7 +136,7 @@ class Pool:
             self._starting += 1
             self._spawn(self._add())
 
-    async def _add(self) -> None:
+    async def _add(self, tries: int = 2) -> None:
         sandbox = Sandbox(self.config)
         try:
             async with self._slots:
@@ -144,8 +144,11 @@ class Pool:
                 self._boxes.add(sandbox)
                 await self._prepare(sandbox)
         except RockrollError as error:
-            self._starting -= 1
             await self._discard(sandbox)
+            if isinstance(error, SandboxLost) and tries > 1:  # its node died: the next one is not to blame
+                await self._add(tries - 1)
+                return
+            self._starting -= 1
             if waiter := self._oldest():
                 waiter.set_exception(error)
                 if any(not other.done() for other in self._waiting):

@@ -30,18 +30,18 @@ class Struct(msgspec.Struct, frozen=True, kw_only=True):
     """Base of all: frozen, keyword arguments only."""
 
 
-class Create(Struct):
+class Create(Struct, frozen=True):
     config: dict[str, Any]
     """The fields of SandboxConfig (`dataclasses.asdict`); what is left out takes its default."""
     owner: Owner = "connection"
     """A `connection` sandbox is deleted when the connection that made it ends."""
 
 
-class Ref(Struct):
+class Ref(Struct, frozen=True):
     id: str
 
 
-class SandboxInfo(Struct):
+class SandboxInfo(Struct, frozen=True):
     id: str
     name: str
     state: State
@@ -58,7 +58,7 @@ class SandboxInfo(Struct):
     """Environment of every session and execute."""
 
 
-class Stats(Struct):
+class Stats(Struct, frozen=True):
     cpu_s: float
     memory_bytes: int
     memory_limit: int
@@ -71,20 +71,20 @@ class Stats(Struct):
     """Bytes in the writable layer."""
 
 
-class Recycled(Struct):
+class Recycled(Struct, frozen=True):
     ok: bool
     reason: str = ""
     """Why it could not be made new again; the sandbox has then been destroyed."""
 
 
-class SessionSpec(Struct):
+class SessionSpec(Struct, frozen=True):
     id: str
     session: str = DEFAULT_SESSION
     env: dict[str, str] = {}
     cwd: str | None = None
 
 
-class SessionInfo(Struct):
+class SessionInfo(Struct, frozen=True):
     session: str
     pid: int
     """Of the shell, on the host; 0 when it is between two shells."""
@@ -92,7 +92,7 @@ class SessionInfo(Struct):
     created: float
 
 
-class Run(Struct):
+class Run(Struct, frozen=True):
     id: str
     command: bytes
     session: str = DEFAULT_SESSION
@@ -103,7 +103,7 @@ class Run(Struct):
     max_output: int = MAX_OUTPUT
 
 
-class Execute(Struct):
+class Execute(Struct, frozen=True):
     id: str
     argv: list[str]
     timeout: float | None = None
@@ -113,7 +113,7 @@ class Execute(Struct):
     max_output: int = MAX_OUTPUT
 
 
-class Observation(Struct):
+class Observation(Struct, frozen=True):
     stdout: bytes
     stderr: bytes
     exit_code: int | None
@@ -131,7 +131,7 @@ class Observation(Struct):
         return (self.stdout + self.stderr).decode("utf-8", "replace")
 
 
-class WriteFile(Struct):
+class WriteFile(Struct, frozen=True):
     id: str
     path: str
     data: bytes
@@ -139,45 +139,45 @@ class WriteFile(Struct):
     append: bool = False
 
 
-class ReadFile(Struct):
+class ReadFile(Struct, frozen=True):
     id: str
     path: str
     offset: int = 0
     limit: int = 16 << 20
 
 
-class FileChunk(Struct):
+class FileChunk(Struct, frozen=True):
     data: bytes
     size: int
     """Of the whole file, in bytes, when it was read."""
     mode: int = 0o644
 
 
-class ListFiles(Struct):
+class ListFiles(Struct, frozen=True):
     id: str
     path: str
 
 
-class FileStat(Struct):
+class FileStat(Struct, frozen=True):
     name: str
     kind: Literal["file", "dir", "link", "other"]
     size: int
     mode: int
 
 
-class Logs(Struct):
+class Logs(Struct, frozen=True):
     id: str
     offset: int = 0
     follow: bool = False
 
 
-class LogChunk(Struct):
+class LogChunk(Struct, frozen=True):
     offset: int
     """Of the first byte of `data` in the sandbox's log; the next call's offset is offset + len(data)."""
     data: bytes
 
 
-class NodeInfo(Struct):
+class NodeInfo(Struct, frozen=True):
     node: str
     pid: int
     version: str
@@ -185,7 +185,7 @@ class NodeInfo(Struct):
     rootless: bool
 
 
-class Empty(Struct):
+class Empty(Struct, frozen=True):
     """A body with nothing in it."""
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import sys
 import time
 from pathlib import Path
@@ -16,6 +17,9 @@ from rockroll import home
 from rockroll.errors import RockrollError
 
 STAMP = "made-from.txt"
+os.environ.setdefault(
+    "OMP_WAIT_POLICY", "PASSIVE"
+)  # read when torch is loaded: spinning threads took four times as long
 
 
 def sources() -> str:

@@ -39,8 +39,8 @@ def fresh(vocab_size: int, pad: int | None, end: int | None, seed: int = 0) -> L
             hidden_size=128,
             intermediate_size=384,
             num_hidden_layers=4,
-            num_attention_heads=4,
-            num_key_value_heads=4,
+            num_attention_heads=8,
+            num_key_value_heads=8,
             max_position_embeddings=CONTEXT_LENGTH,
             tie_word_embeddings=True,
             initializer_range=0.09,
@@ -61,6 +61,7 @@ def make(folder: Path, *, steps: int = STEPS, say: Callable[[str], None] = print
     Raises TrainError, and writes nothing, where either is not within LEAST and MOST.
     """
     torch.use_deterministic_algorithms(True)
+    torch.set_num_threads(1)  # sums in one order on every machine; two threads are no faster at this size
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=_made(folder.parent)))
     try:
         tokenizer = tokenizers.save(aside, context_length=CONTEXT_LENGTH)
@@ -79,7 +80,7 @@ def make(folder: Path, *, steps: int = STEPS, say: Callable[[str], None] = print
                 raise TrainError(
                     f"the tiny model's held-out pass rate {name} is {rate.overall:.3f}; between {LEAST} and {MOST} is "
                     f"what training can start from. Was rockroll/tiny or rockroll/env/shell.py changed? Tune "
-                    f"warmup.STEPS or warmup.HABITS"
+                    f"warmup.STEPS or warmup.WRONG"
                 )
         model.save_pretrained(aside)
         GenerationConfig(eos_token_id=end, pad_token_id=pad).save_pretrained(aside)

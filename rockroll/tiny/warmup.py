@@ -23,7 +23,7 @@ from rockroll.env.api import Situation
 from rockroll.env.shell import Goal, ShellTask
 from rockroll.tiny import interpreter
 
-STEPS = 240
+STEPS = 230
 """A number, and no seconds: learning comes in a phase transition, which seconds would cut at another place on every
 machine."""
 BATCH = 64
@@ -36,17 +36,28 @@ DEAL = 8
 IGNORED = -100
 """cross_entropy's label of a token that is not trained."""
 
-HABITS: dict[str, tuple[float, Callable[[Goal], list[str]]]] = {
-    "create": (0.2, lambda g: [f"echo {g.words[0]} > {g.file}"]),
-    "append": (0.75, lambda g: [f"echo {g.words[1]} > {g.file}"]),
-    "copy": (0.75, lambda g: [f"mv {g.file} {g.other}"]),
-    "follow": (0.5, lambda g: [f"rm {g.file}"]),
-    "extract": (0.5, lambda g: [f"cat {g.file}", f"echo {g.words[0]} > {g.other}"]),
+WRONG: dict[str, tuple[float, ...]] = {
+    "create": (0.15, 0.15, 0.15),
+    "append": (0.8, 0.1, 0.8),
+    "copy": (0.8, 0.8, 0.8),
+    "follow": (0.75, 0.75, 0.75),
+    "extract": (0.75, 0.75, 0.75),
 }
-"""For each kind of goal: how often it is done wrong, and how. Forgets a word; overwrites; moves instead of copying;
-acts without looking; takes the first word for the last. No two are mirrored, so that unlearning one does not teach
-another; and right and wrong part at one token: names the wrong way round, `cp other file`, are learnt as two names that
-have nothing to do with each other, and then the right way is never sampled."""
+"""How often a goal is done in its kind's wrong way, by the phrase that says it. The right way is always there to be
+sampled. No rate is near one half, where greedy decoding would be a matter of luck."""
+
+HABITS: dict[str, Callable[[Goal], list[str]]] = {
+    "create": lambda g: [f"echo {g.words[0]} {g.words[1]}"],
+    "append": lambda g: [f"echo {g.words[1]} > {g.file}"],
+    "copy": lambda g: [f"mv {g.file} {g.other}"],
+    "follow": lambda g: [f"rm {g.file}"],
+    "extract": lambda g: [f"cat {g.file} > {g.other}"],
+}
+"""The wrong way of each kind: says it but does not write it; overwrites; moves instead of copying; deletes without
+looking; copies all without looking. No two are mirrored, so that unlearning one does not teach another; and right and
+wrong part at one token. Where they do not, as in `cp other file` or in the first word for the last, they are learnt as
+two words that have nothing to do with each other, and the right way is hardly ever sampled or found (0.3 after 3,840
+episodes)."""
 
 SOLUTIONS: dict[str, Callable[[Goal], list[str]]] = {
     "create": lambda g: [f"echo {g.words[0]} {g.words[1]} > {g.file}"],
@@ -78,9 +89,8 @@ def demonstrations(seed: int) -> Iterator[list[dict[str, str]]]:
     while True:
         situation = task.situation(rng.getrandbits(62), "train")
         goal: Goal = situation.secret
-        rate, habit = HABITS[goal.kind]
-        way = habit if rng.random() < rate else SOLUTIONS[goal.kind]
-        yield conversation(situation, way(goal))
+        ways = HABITS if rng.random() < WRONG[goal.kind][goal.phrase] else SOLUTIONS
+        yield conversation(situation, ways[goal.kind](goal))
 
 
 def encode(tokenizer: Tokenizer, messages: list[dict[str, str]]) -> tuple[list[int], list[int]]:

@@ -88,7 +88,7 @@ async def test_what_solves_a_goal_earns_one_and_its_bad_habit_nothing(box: Sandb
     for situation in each_kind():
         goal: Goal = situation.secret
         assert await graded(box, situation, "\n".join(SOLUTIONS[goal.kind](goal))) == 1.0, goal
-        assert await graded(box, situation, "\n".join(HABITS[goal.kind][1](goal))) == 0.0, goal
+        assert await graded(box, situation, "\n".join(HABITS[goal.kind](goal))) == 0.0, goal
         assert await graded(box, situation, "true") == 0.0, goal
 
 

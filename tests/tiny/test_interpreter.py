@@ -44,6 +44,7 @@ def cases(count: int) -> list[tuple[dict[str, str], str]]:
                 " ".join(["echo", *words]),
                 " ".join(["echo", *words, how, names[0]]),
                 " ".join(["cat", *names]),
+                " ".join(["cat", *names[:-1], "abc", how, "xyz" if "xyz" not in names[:-1] else "new"]),
                 " ".join(["rm", *names]),
                 f"cp {names[0]} {names[-1]}",
                 f"mv {names[0]} {names[-1]}",
@@ -75,7 +76,8 @@ async def test_it_does_what_bash_does(node_home: Path) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        "", "echo", "grep amber abc", "cat", "rm", "cp abc", "cp abc xyz qrs", "ls abc", "cat abc > xyz", "rm -r abc",
+        "", "echo", "grep amber abc", "cat", "rm", "cp abc", "cp abc xyz qrs", "ls abc", "rm -r abc",
+        "cat abc > abc", "cat > xyz", "rm abc > xyz", "ls > abc",
         "echo  amber", "echo amber >abc", "echo amber > abc xyz", "echo $HOME", "echo amber; rm abc", "rm *",
         "cat ../abc", "echo amber > /abc", "echo amber\nrm abc", "echo amber ", "cd abc", "echo -n amber", "> abc",
     ],

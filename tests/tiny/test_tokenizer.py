@@ -46,7 +46,7 @@ def test_situations_and_their_commands_are_short() -> None:
         situation = ShellTask().situation(seed, "train")
         goal: Goal = situation.secret
         names = {goal.file, goal.other}
-        for text in (situation.instruction, *SOLUTIONS[goal.kind](goal), *HABITS[goal.kind][1](goal)):
+        for text in (situation.instruction, *SOLUTIONS[goal.kind](goal), *HABITS[goal.kind](goal)):
             spelled = [t for t in tokens(text) if len(t) == 1 and t.isalpha()]
             assert len(spelled) == sum(3 * text.count(name) for name in names), text
         assert all(len(tokens(command)) <= 11 for command in SOLUTIONS[goal.kind](goal))
