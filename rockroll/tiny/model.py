@@ -22,6 +22,8 @@ from rockroll.tiny.warmup import STEPS, warm_up
 CONTEXT_LENGTH = 512
 LEAST, MOST = 0.15, 0.40
 """Between these pass rates a training curve means something: the model knows the work and does most of it wrong."""
+LEAST_OF_A_KIND = 0.05
+"""At temperature 1, of every kind of goal: what is never sampled right can never be found to be right."""
 CHECKED = 256
 """Held-out situations it is measured on."""
 
@@ -80,6 +82,13 @@ def make(folder: Path, *, steps: int = STEPS, say: Callable[[str], None] = print
                 raise TrainError(
                     f"the tiny model's held-out pass rate {name} is {rate.overall:.3f}; between {LEAST} and {MOST} is "
                     f"what training can start from. Was rockroll/tiny or rockroll/env/shell.py changed? Tune "
+                    f"warmup.STEPS or warmup.WRONG"
+                )
+        for kind, n in sampled.tried.items():
+            if sampled.solved[kind] < LEAST_OF_A_KIND * n:
+                raise TrainError(
+                    f"the tiny model does {sampled.solved[kind]} of {n} goals of the kind {kind} right at "
+                    f"temperature 1; below {LEAST_OF_A_KIND:.0%} training finds nothing to reinforce. Tune "
                     f"warmup.STEPS or warmup.WRONG"
                 )
         model.save_pretrained(aside)
