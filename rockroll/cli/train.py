@@ -43,9 +43,9 @@ def train(
     from rockroll.observe.display import Display, Status, summary
     from rockroll.recipe.load import dump
 
-    config = _load(recipe, settings)
     if resume and run_dir is None:
         raise UsageError("--resume continues the run in --run-dir; name that directory")
+    config = _load(recipe, settings)
     with RunDir(run_dir or default_path(config.name), resume=resume) as run:
         _log_to(run.path / "rockroll.log")
         (run.path / "recipe.yaml").write_text(dump(config))
