@@ -9,27 +9,22 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import ctypes
 import logging
-import os
-import signal
-import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from rockroll import rpc
+from rockroll import child, rpc
 from rockroll.engine.api import EngineInfo, GenerateRequest, Generation, Loaded
 from rockroll.engine.config import EngineConfig
-from rockroll.errors import EngineError, RockrollError
+from rockroll.errors import EngineError
 
 if TYPE_CHECKING:
     from rockroll.engine.api import Engine
 
 _log = logging.getLogger("rockroll.engine")
-_PR_SET_PDEATHSIG = 1
 
 
 class _Load(msgspec.Struct):
@@ -39,16 +34,15 @@ class _Load(msgspec.Struct):
 
 async def serve(config: EngineConfig) -> None:
     """Load the model, answer calls until SIGTERM or the parent's death. Raises EngineError where it cannot start."""
+    if not config.address:
+        raise EngineError("engine address is empty; name one, such as ipc:///run/rockroll/engine-0")
     started = time.perf_counter()
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, stop.set)
-    loop.add_reader(os.pidfd_open(os.getppid()), stop.set)  # readable when the parent is gone
+    stop = child.end_asked()
     opening = asyncio.create_task(_open(config))
     ending = asyncio.create_task(stop.wait())
     await asyncio.wait([opening, ending], return_when=asyncio.FIRST_COMPLETED)
     if not opening.done():
-        _end(0)  # nothing is bound yet, and the loading thread cannot be stopped
+        child.leave(0)  # nothing is bound yet, and the loading thread cannot be stopped
     server = rpc.Server(config.address, _handlers(await opening), types={"generate": GenerateRequest, "load": _Load})
     await server.start()
     _log.info("ready at %s after %.1f s", config.address, time.perf_counter() - started)
@@ -56,14 +50,7 @@ async def serve(config: EngineConfig) -> None:
         await ending
     finally:
         await server.close()
-    _end(0)
-
-
-def _end(code: int) -> NoReturn:
-    """Not sys.exit, nor the end of asyncio.run: both would wait for a thread in the middle of a long step."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    child.leave(0)
 
 
 async def _open(config: EngineConfig) -> Engine:
@@ -88,34 +75,10 @@ def _handlers(engine: Engine) -> dict[str, rpc.Handler]:
     return {"generate": generate, "load": load, "logprobs": logprobs, "info": info}
 
 
-def _die_with_parent() -> None:
-    """SIGTERM when the parent dies, also before the loop listens to anything."""
-    parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it died before the call above
-        sys.exit(1)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="rockroll.engine.server", description="One engine.")
     parser.add_argument("--config", required=True, type=Path, help="EngineConfig as JSON")
-    arguments = parser.parse_args()
-    _die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the controller decides
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    code = 0
-    try:
-        config = msgspec.json.decode(arguments.config.read_bytes(), type=EngineConfig)
-        if not config.address:
-            raise EngineError("engine address is empty; name one, such as ipc:///run/rockroll/engine-0")
-        asyncio.run(serve(config))
-    except RockrollError as error:
-        print(error, file=sys.stderr)
-        code = error.exit_code
-    except (OSError, msgspec.MsgspecError) as error:
-        print(f"engine config {arguments.config}: {error}", file=sys.stderr)
-        code = 1
-    _end(code)
+    child.main("engine", parser.parse_args().config, EngineConfig, serve)
 
 
 if __name__ == "__main__":

@@ -11,21 +11,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import ctypes
 import logging
-import os
-import signal
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
-from rockroll import rpc
-from rockroll.errors import RockrollError, TrainError
+from rockroll import child, rpc
+from rockroll.errors import TrainError
 from rockroll.train.api import TrainBatch
 from rockroll.train.config import TrainConfig
 
@@ -33,16 +27,14 @@ if TYPE_CHECKING:
     from rockroll.train.trainer import RankTrainer
 
 _log = logging.getLogger("rockroll.train")
-_PR_SET_PDEATHSIG = 1
 
 
 async def serve(config: TrainConfig, rank: int) -> None:
     """Load the model, answer calls until SIGTERM or the parent's death. Raises TrainError where it cannot start."""
+    if not config.address:
+        raise TrainError("train address is empty; name one, such as ipc:///run/rockroll/trainer-{rank}")
     started = time.perf_counter()
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, stop.set)
-    loop.add_reader(os.pidfd_open(os.getppid()), stop.set)  # readable when the parent is gone
+    stop = child.end_asked()
     compute = ThreadPoolExecutor(1, thread_name_prefix="compute")
 
     def begin() -> RankTrainer:
@@ -51,10 +43,10 @@ async def serve(config: TrainConfig, rank: int) -> None:
         return RankTrainer(config, rank)
 
     ending = asyncio.create_task(stop.wait())
-    loading = asyncio.ensure_future(loop.run_in_executor(compute, begin))
+    loading = asyncio.ensure_future(asyncio.get_running_loop().run_in_executor(compute, begin))
     await asyncio.wait([loading, ending], return_when=asyncio.FIRST_COMPLETED)
     if stop.is_set():
-        return
+        child.leave(0)  # nothing is bound yet, and the loading thread cannot be stopped
     trainer = await loading
     address = config.rank_address(rank)
     server = rpc.Server(address, _handlers(trainer, compute), types={"step": TrainBatch})
@@ -64,6 +56,7 @@ async def serve(config: TrainConfig, rank: int) -> None:
         await ending
     finally:
         await server.close()
+    child.leave(0)
 
 
 def _handlers(trainer: RankTrainer, compute: ThreadPoolExecutor) -> dict[str, rpc.Handler]:
@@ -91,41 +84,12 @@ def _handlers(trainer: RankTrainer, compute: ThreadPoolExecutor) -> dict[str, rp
     return {"step": step, "export": export, "save": save, "load": load, "logprobs": logprobs, "info": info}
 
 
-def _die_with_parent() -> None:
-    """SIGTERM when the parent dies, also before the loop listens to anything."""
-    parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it died before the call above
-        sys.exit(1)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="rockroll.train.server", description="One rank of the trainer.")
     parser.add_argument("--config", required=True, type=Path, help="TrainConfig as JSON")
     parser.add_argument("--rank", required=True, type=int)
     arguments = parser.parse_args()
-    _die_with_parent()
-    # Threads that spin while they wait starve the engine on the same cores (a step took 100 s instead of 7 on a busy
-    # machine); read by OpenMP when torch is loaded, which is later.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the controller decides
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    code = 0
-    try:
-        config = msgspec.json.decode(arguments.config.read_bytes(), type=TrainConfig)
-        if not config.address:
-            raise TrainError("train address is empty; name one, such as ipc:///run/rockroll/trainer-{rank}")
-        asyncio.run(serve(config, arguments.rank))
-    except RockrollError as error:
-        print(error, file=sys.stderr)
-        code = error.exit_code
-    except (OSError, msgspec.MsgspecError) as error:
-        print(f"train config {arguments.config}: {error}", file=sys.stderr)
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # Not sys.exit: it would wait for a compute thread that may be in a collective with a rank that is dead.
-    os._exit(code)
+    child.main("train", arguments.config, TrainConfig, lambda config: serve(config, arguments.rank))
 
 
 if __name__ == "__main__":
