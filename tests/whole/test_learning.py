@@ -1,0 +1,23 @@
+"""The quick start's promise, at full length: three seeds of it learn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.whole.conftest import Command, rows
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("seed", [7, 8, 9])
+def test_the_quick_start_learns(rockroll: Command, tmp_path: Path, seed: int) -> None:
+    run_dir = tmp_path / "r"
+    recipe = ["train", "recipes/quickstart.yaml", "--run-dir", str(run_dir), "--set", f"model={rockroll.model}"]
+    done = rockroll(*recipe, "--set", f"seed={seed}", timeout=800)
+    assert done.returncode == 0, done.stderr
+    written = rows(run_dir)
+    first, last = written[0]["eval/pass_rate"], written[-1]["eval/pass_rate"]
+    assert first <= 0.40 and last >= 0.90, [(row["step"], row.get("reward/mean")) for row in written]
+    assert sum(row["episodes/ok"] + row["episodes/truncated"] for row in written[1:]) <= 4000
