@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from rockroll import home, rpc
-from rockroll.errors import PeerLost, SandboxNotFound
+from rockroll.errors import HostError, PeerLost, SandboxNotFound
 from rockroll.sandbox import image, node_client, wire
 from rockroll.sandbox.podman import HOME_LABEL, Podman, PodmanService
 
@@ -47,10 +47,13 @@ async def podman_service(node_home: Path) -> AsyncIterator[PodmanService]:
     service = PodmanService()
     await service.start()
     yield service
-    if service.pid is None:  # the test ended it
+    mine = {HOME_LABEL: home.home_id()}
+    try:
+        boxes = await service.podman.list(mine)
+    except HostError:  # the test killed it
         await service.close()
-        await service.start()
-    for box in await service.podman.list({HOME_LABEL: home.home_id()}):
+        boxes = await (await service.start()).list(mine)
+    for box in boxes:
         await service.podman.remove(box["Id"])
     await service.close()
 
