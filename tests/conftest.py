@@ -38,6 +38,7 @@ def node_home(tmp_path_factory: pytest.TempPathFactory, sandbox_image: str) -> I
         patch.setenv("ROCKROLL_HOME", str(path))
         yield path
         asyncio.run(_remove_node())
+        asyncio.run(_sweep())
         shutil.rmtree(home.runtime_dir())
 
 
@@ -69,6 +70,13 @@ async def node(node_home: Path) -> AsyncIterator[rpc.Client]:
     """This event loop's client of the node; closed at the end, and with it the boxes that the test made."""
     yield await node_client.connect_node()
     await node_client.close_node()
+
+
+async def _sweep() -> None:
+    """What the next node of this home would do: a box whose creation was under way when a test killed its node."""
+    async with PodmanService() as podman:
+        for box in await podman.list({HOME_LABEL: home.home_id()}):
+            await podman.remove(box["Id"])
 
 
 async def _remove_node() -> None:
