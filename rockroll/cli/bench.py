@@ -37,17 +37,16 @@ def relay(as_json: AsJson = False) -> None:
 def rollout(
     real: Annotated[
         bool,
-        typer.Option("--real/--no-real", help="Real sandboxes, agents and the tiny model: the quick start's episodes."),
+        typer.Option(
+            "--real", help="Real sandboxes, agents and the tiny model: the quick start's episodes; always so."
+        ),
     ] = True,
     episodes: Annotated[int, typer.Option(help="How many whole episodes.")] = 256,
     as_json: AsJson = False,
 ) -> None:
     """Whole episodes a second: sandbox, agent, model calls, grading, recycling. About a minute."""
     from rockroll.bench import rollout as bench
-    from rockroll.errors import UsageError
 
-    if not real:
-        raise UsageError("bench rollout measures real episodes only; leave --no-real out")
     _show(lambda: bench.run(episodes), as_json)
 
 

@@ -9,7 +9,7 @@ a Summary. Leaves every phase to its room: collecting to rollout/, learning to t
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,7 +202,7 @@ class _Phases:
         return {f"time/{k}_s": v for k, v in self._seconds.items()} | {"time/step_s": time.monotonic() - self._begun}
 
 
-def status_events(status: Status):
+def status_events(status: Status) -> Callable[[Event], None]:
     """What the rollout tells, counted into the status."""
 
     def on_event(event: Event) -> None:

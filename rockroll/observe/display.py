@@ -109,14 +109,15 @@ def _last(values: list[float]) -> str:
 
 
 def summary(rows: list[tuple[str, str]], title: str) -> Callable[[Console], None]:
-    """The panel at the end: what came out, where it lies, what to type next."""
+    """The end: what came out, where it lies, what to type next. `rows`: (name, value); "" goes on from the row above.
+
+    Values stand on one line whatever the terminal's width: they are paths and commands, to be copied.
+    """
 
     def show(console: Console) -> None:
-        table = Table.grid(padding=(0, 2))
-        table.add_column(style="bold")
-        table.add_column(overflow="fold")
+        console.rule(title, align="left")
         for name, value in rows:
-            table.add_row(name, Text(value))
-        console.print(Panel(table, title=title, title_align="left"))
+            console.print(Text.assemble((f"{name:20}", "bold"), value), soft_wrap=True)
+        console.rule()
 
     return show

@@ -233,8 +233,7 @@ class Box:
         self.unenforced = profile.verify(self._init, self.config)
         if not self._cgroup.enforced:
             self.unenforced.append("kill-scope")
-        if self.config.network == "none":
-            await self._endpoint.open(self.id, self._init)
+        await self._endpoint.open(self.id, self._init)
         graph = found.get("GraphDriver") or {}
         upper = (graph.get("Data") or {}).get("UpperDir")
         self._upper = Path(upper) if upper else None
@@ -358,7 +357,7 @@ class Box:
     def _make_session(self, name: str, env: Mapping[str, str], cwd: str | None) -> Session:
         self._need_running()
         assert self._cgroup is not None
-        session = self._sessions[name] = Session(self, name, self._cgroup.scope(), env=env, cwd=cwd)
+        session = self._sessions[name] = Session(self, name, self._cgroup.scope(keeps=True), env=env, cwd=cwd)
         return session
 
     def _need_running(self) -> None:

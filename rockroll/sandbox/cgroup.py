@@ -13,12 +13,15 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from rockroll.sandbox import profile
 
 MARK = "ROCKROLL_SCOPE"
 """Environment variable that names the scope, for hosts without cgroups."""
+
+BACKGROUND = "b"
+"""Ends the name of the group of what a scope has let go."""
 
 KILL_PAUSE_S = 0.001
 """A killed process needs a moment to leave; on v1 nothing tells when a group has become empty."""
@@ -57,8 +60,11 @@ class BoxCgroup:
         # Within a delegated tree the group can be made but a process of another subtree not be moved: prove a write.
         return os.access(probe / "cgroup.procs", os.W_OK)
 
-    def scope(self) -> Scope:
-        """A scope with no process in it. Groups are used again: making one is cheap, moving into it is not."""
+    def scope(self, *, keeps: bool = False) -> Scope:
+        """A scope with no process in it. Groups are used again: making one is cheap, moving into it is not.
+
+        keeps: what it lets go stays known to it (`Scope.everything`); else it is the box's own.
+        """
         if self._free:
             name = self._free.pop()
         else:
@@ -68,7 +74,7 @@ class BoxCgroup:
         if not self.enforced or self.path is None:
             return TreeScope(self, f"{self.init_pid}.{name}")
         (self.path / name).mkdir(exist_ok=True)
-        return CgroupScope(self, name)
+        return CgroupScope(self, name, keeps)
 
     def give_back(self, scope: Scope) -> None:
         """The scope is empty and no longer used."""
@@ -112,58 +118,75 @@ class BoxCgroup:
         if not self.enforced or self.path is None:
             return
         for number in range(self._made + 1):
-            try:
-                (self.path / f"rockroll-{self.init_pid}-{number}").rmdir()
-            except OSError:
-                continue  # gone with the box, or not empty
+            for suffix in ("", BACKGROUND):
+                try:
+                    (self.path / f"rockroll-{self.init_pid}-{number}{suffix}").rmdir()
+                except OSError:
+                    continue  # gone with the box, or not empty
 
 
-class Scope:
-    """The processes that one session or execute has started and not let go."""
+class Scope(Protocol):
+    """The processes that one session or execute has started."""
 
-    mark: str = ""
+    mark: str
     """Value of MARK in their environment, where that is how they are found."""
-    arguments: list[str] = []
+    arguments: list[str]
     """For the OCI runtime's exec: starts the process in this scope."""
-    group: tuple[str, Path] | None = None
+    group: tuple[str, Path] | None
     """The same for spawner.py: (controller, cgroup)."""
 
     def pids(self) -> list[int]:
         """All of them, but for those let go."""
-        raise NotImplementedError
+        ...
+
+    def everything(self) -> list[int]:
+        """All of them, also those let go: what must not outlive the session."""
+        ...
 
     def begin(self) -> None:
         """A command begins: `started` names what is started from now on."""
+        ...
 
     def started(self) -> list[int]:
         """What the command under way has started; the shell is among them."""
-        return self.pids()
+        ...
 
     def survivors(self) -> list[int]:
         """What must be let go after a command, so that the next one's end does not kill it."""
-        return self.pids()
+        ...
 
     def adopt(self, pid: int) -> None:
         """Puts a process that was just started into the scope, where its start did not."""
+        ...
 
     def release(self, pids: Iterable[int]) -> None:
         """Lets processes go: background jobs that a later command's end must not kill. May block some ms."""
-        raise NotImplementedError
+        ...
 
 
-class CgroupScope(Scope):
-    """A child group. Whatever a process does (setsid, double fork), its children stay in it."""
+class CgroupScope:
+    """A child group. Whatever a process does (setsid, double fork), its children stay in it. What is let go moves to a
+    second group beside it, so that it is still known whose it is, or to the box's own."""
 
-    def __init__(self, box: BoxCgroup, name: str) -> None:
+    def __init__(self, box: BoxCgroup, name: str, keeps: bool) -> None:
         assert box.path is not None
-        self.name = name
-        self._outer = box.path
+        self.name, self.mark = name, ""
         self._path = box.path / name
+        self._background = box.path / f"{name}{BACKGROUND}" if keeps else None
+        self._outer = box.path
         self.arguments = ["--cgroup", name if box.v2 else f"pids:{name}"]
-        self.group = ("unified" if box.v2 else "pids", self._path)
+        self.group: tuple[str, Path] | None = ("unified" if box.v2 else "pids", self._path)
 
     def pids(self) -> list[int]:
         return _procs(self._path)
+
+    started = survivors = pids
+
+    def everything(self) -> list[int]:
+        return _procs(self._path) + (_procs(self._background) if self._background else [])
+
+    def begin(self) -> None:
+        """The shell is alone in its group: whatever else is there belongs to this command."""
 
     def adopt(self, pid: int) -> None:
         # Moving costs 8-12 ms (an RCU grace period), so only where the runtime did not start it here.
@@ -171,16 +194,20 @@ class CgroupScope(Scope):
             _move(self._path, pid)
 
     def release(self, pids: Iterable[int]) -> None:
+        if self._background:
+            self._background.mkdir(exist_ok=True)
         for pid in pids:
-            _move(self._outer, pid)
+            _move(self._background or self._outer, pid)
 
 
-class TreeScope(Scope):
+class TreeScope:
     """Descendants of a process that was put in, and whatever carries the mark. A process that drops its environment
     and leaves its parents escapes: such a box says so in `unenforced` ("kill-scope")."""
 
     def __init__(self, box: BoxCgroup, mark: str) -> None:
         self._box, self.mark = box, mark
+        self.group: tuple[str, Path] | None = None
+        self.arguments: list[str] = []
         self._roots: set[tuple[int, int]] = set()
         self._released: set[tuple[int, int]] = set()
         self._begun = 0
@@ -200,6 +227,9 @@ class TreeScope(Scope):
         self._roots.add((pid, _birth(pid)))
 
     def pids(self) -> list[int]:
+        return [pid for pid in self.everything() if (pid, _birth(pid)) not in self._released]
+
+    def everything(self) -> list[int]:
         wanted = f"{MARK}={self.mark}".encode()
         parents: dict[int, int] = {}
         found: set[int] = set()
@@ -214,7 +244,7 @@ class TreeScope(Scope):
             children = {pid for pid, parent in parents.items() if parent in found and pid not in found}
             found |= children
             grown = bool(children)
-        return [pid for pid in found if (pid, _birth(pid)) not in self._released and _alive(pid)]
+        return [pid for pid in found if _alive(pid)]
 
     def release(self, pids: Iterable[int]) -> None:
         self._released = {known for known in self._released if _birth(known[0]) == known[1]}

@@ -201,7 +201,7 @@ class Session:
         """Background jobs leave the scope, so that a later command's timeout does not kill them."""
         self._unlooked = None
         left = [pid for pid in self.scope.survivors() if pid != shell]
-        if left:
+        if left and not self._closed:
             # Moving a process between cgroups blocks for some ms; the next command waits for it, this one does not.
             self._mend(asyncio.to_thread(self.scope.release, left))
 
@@ -273,7 +273,7 @@ class Session:
             self._shell.send(signal.SIGKILL)
             await self._shell.ended()
         if not self._home.doomed():
-            await cgroup.kill(self.scope.pids)
+            await cgroup.kill(self.scope.everything)
         async with self._turn:  # whoever was waiting on the shell has its answer
             self._drop_shell()
 

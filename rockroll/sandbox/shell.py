@@ -4,18 +4,20 @@ In: command text, of any length. Out: its exact bytes on two streams and its tru
 has died. Leaves turns, timeouts and new shells to session.py.
 
     host                                         sandbox
-    text ──► PLACE/cmd (read-only there) ──────► source PLACE/cmd >|PLACE/out 2>|PLACE/err </dev/null
-    typed lines ──► pipe ──────────────────────► stdin of `bash -i`
+    text ──► PLACE/cmd (read-only there) ──────► . PLACE/cmd >|PLACE/out 2>|PLACE/err </dev/null
+    typed lines ──► pipe ──────────────────────► stdin of `bash -i`: the line above, then `. PLACE/r <random id> $?`
     out, err ◄── FIFOs ◄─────────────────────── opened by the shell for this command alone
-    ctl ◄── FIFO ◄───────────────────────────── `<random id> $?`, on a line of its own, typed as a line of its own
-    state ◄── FIFO ◄─────────────────────────── declare -p and the like, after the report and off the caller's clock
+    ctl ◄── FIFO ◄───────────────────────────── PLACE/r: `<random id> $?`
+    state ◄── FIFO ◄─────────────────────────── PLACE/r: declare -p and the like, off the caller's clock
 
 Why it holds: the report is a second typed line, so whatever throws the shell back to its prompt (a syntax error,
-${x:?}, SIGINT) still reports. The FIFOs are opened by path, so no private descriptor is inherited by what the command
-starts, closed by `exec 200>&-` or lost under `ulimit -n`. Once the report is here, this command's output is in the
-pipes; a stream that then has no writer left is used again, and one that a background job still holds is drained into
-the log while the next command gets a new one: output is never given to the wrong command. Words are typed with a
-backslash, against aliases. A function named `builtin`, or `enable -n`, can silence a shell; then its timeout ends it.
+${x:?}, SIGINT) still reports; it returns the command's status, so that the next command finds its $?. bash reads typed
+lines one byte at a time, a system call each: what can be in a file is. The FIFOs are opened by path, so no private
+descriptor is inherited by what the command starts, closed by `exec 200>&-` or lost under `ulimit -n`. Once the report
+is here, this command's output is in the pipes; a stream that then has no writer left is used again, and one that a
+background job still holds is drained into the log while the next command gets a new one: output is never given to the
+wrong command. Words are typed with a backslash, against aliases. A function named `builtin`, or `enable -n`, can
+silence a shell; then its timeout ends it.
 """
 
 from __future__ import annotations
@@ -45,11 +47,19 @@ STATE_LIMIT = 8 << 20
 """Variables and functions over this are not carried into a shell that must be replaced."""
 
 _PRELUDE = importlib.resources.files("rockroll.sandbox").joinpath("prelude.sh").read_bytes()
-_SAVE = (
-    r"{ \builtin shopt -p; \builtin declare -p; \builtin declare -f; \builtin declare -F; \builtin alias -p; "
-    r"\builtin trap -p; \builtin umask -p; \builtin printf 'builtin cd -- %q\n' \"$PWD\"; \builtin set +o; "
-    r"\builtin printf '#%s\n' ID; } >|PLACE/state 2>/dev/null"
-).replace(r"\"", '"')
+_REPORT = r"""\builtin printf '%s %d\n' "$1" "$2" >|PLACE/ctl
+{
+\builtin printf '#%s %s\n' "$SHELLOPTS" "$BASHOPTS"
+\builtin declare -p
+\builtin declare -f
+\builtin declare -F
+\builtin alias -p
+\builtin trap -p
+\builtin umask -p
+\builtin printf 'builtin cd -- %q\n#%s\n' "$PWD" "$1"
+} >|PLACE/state 2>/dev/null
+\builtin return "$2"
+"""
 
 Sink = Callable[[bytes], None]
 
@@ -204,7 +214,7 @@ class Shell:
         self._state_watched = False
         self._timer: asyncio.TimerHandle | None = None
         self._state_timer: asyncio.TimerHandle | None = None
-        self._save = _SAVE.replace("PLACE", place.inside)
+        _write(self._file("r", uid), _REPORT.replace("PLACE", place.inside).encode())
         self.state = b""
         """Variables, functions, options and so on after the last command whose state has arrived."""
         self.verdict: asyncio.Future[Verdict] = self._loop.create_future()
@@ -236,7 +246,7 @@ class Shell:
             os.close(stdin)
             os.close(null)
         self._process.ended.add_done_callback(self._on_death)
-        _write(self._prelude, _PRELUDE + state)
+        _write(self._prelude, _PRELUDE + replay(state))
         silent = self.begin(b". " + os.fsencode(f"{self._place.inside}/prelude") + b" 2>/dev/null", _nowhere, _nowhere)
         try:
             async with asyncio.timeout(OPEN_TIMEOUT_S):
@@ -255,13 +265,11 @@ class Shell:
             return self.verdict
         self._collect_state()
         _write(self._command, command)
-        self._id = secrets.token_hex(12).encode()
+        self._id = secrets.token_urlsafe(12).encode()
         place = self._place.inside
-        number = self._id.decode()
         typed = (
-            f"\\builtin source {place}/cmd >|{self._out.path} 2>|{self._err.path} </dev/null\n"
-            f"\\builtin printf '{number} %d\\n' \"$?\" >|{place}/ctl\n"
-            f"{self._save.replace('ID', number)}\n"
+            f"\\builtin . {place}/cmd >|{self._out.path} 2>|{self._err.path} </dev/null\n"
+            f'\\builtin . {place}/r {self._id.decode()} "$?"\n'
         )
         try:
             os.write(self._typing, typed.encode())
@@ -365,6 +373,22 @@ class Shell:
     def _keep_open(self, fd: int) -> int:
         self._fds.append(fd)
         return fd
+
+
+def replay(state: bytes) -> bytes:
+    """Shell code that brings a saved state back. Options come from the variables that list them: printing them as
+    commands takes bash as long as all the rest."""
+    if not state.startswith(b"#"):
+        return state
+    options, _, rest = state[1:].partition(b"\n")
+    shell, _, shopts = options.partition(b" ")
+    names = b" ".join(shopts.split(b":"))
+    # What a new shell has set is unset first. `set -e` and its like come last: until then an assignment to a readonly
+    # variable may fail. By then the state's own functions and aliases are there: hence \builtin.
+    lines = [b"shopt -u ${BASHOPTS//:/ }", b"shopt -s " + names]
+    lines += [b"set +o braceexpand +o hashall +o interactive-comments", rest]
+    lines += [b"\\builtin set -o " + name for name in shell.split(b":")]
+    return b"\n".join(lines) + b"\n"
 
 
 def _nowhere(_: bytes) -> None:

@@ -57,6 +57,11 @@ async def test_a_box_lives_as_long_as_its_block(node: rpc.Client) -> None:
         await sandbox.arun("true")
 
 
+async def test_a_box_with_an_open_network_has_the_models_endpoint_too() -> None:
+    async with Sandbox(SandboxConfig(memory="128m", pids=64, network="open")) as sandbox:
+        assert "no_upstream" in (await sandbox.execute(["python3", "-c", MODELS])).output
+
+
 async def test_a_box_that_was_not_started_says_how_to_start_it() -> None:
     with pytest.raises(SandboxError, match="start"):
         await Sandbox(SMALL).arun("true")

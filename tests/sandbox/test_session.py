@@ -51,6 +51,11 @@ async def test_state_stays_for_the_next_command(s: Session) -> None:
     assert (await s.run("false | true")).exit_code == 1
 
 
+async def test_the_last_status_and_the_arguments_stay_for_the_next_command(s: Session) -> None:
+    await s.run("set -- one two; (exit 3)")
+    assert await s.out('echo $? "$@"') == "3 one two"
+
+
 async def test_sessions_do_not_share_state(shared: Lab) -> None:
     await shared.out("v=one", session="one")
     assert await shared.out("echo [$v]", session="two") == "[]"
@@ -299,6 +304,17 @@ async def test_closing_a_session_kills_what_it_runs(shared: Lab) -> None:
     await shared.call("session.close", wire.SessionSpec(id=shared.id, session="closing"))
     done = await running
     assert (done.outcome, shared.named("765")) == ("killed", [])
+
+
+async def test_closing_a_session_ends_its_background_jobs_and_no_other(shared: Lab) -> None:
+    await shared.run("sleep 7651 & setsid sleep 7652 &", session="closing")
+    await shared.run("sleep 7653 &", session="other")
+    await shared.run("true", session="closing")
+    await shared.call("session.close", wire.SessionSpec(id=shared.id, session="closing"))
+    assert (shared.named("7651"), shared.named("7652")) == ([], [])
+    assert shared.named("7653")
+    await shared.call("session.close", wire.SessionSpec(id=shared.id, session="other"))
+    assert not shared.named("7653")
 
 
 async def test_a_session_leaves_no_descriptor_and_no_folder(shared: Lab) -> None:

@@ -18,6 +18,7 @@ def test_the_quick_start_learns(rockroll: Command, tmp_path: Path, seed: int) ->
     done = rockroll(*recipe, "--set", f"seed={seed}", timeout=800)
     assert done.returncode == 0, done.stderr
     written = rows(run_dir)
+    print(f"seed {seed}:", " ".join(f"{row['reward/mean']:.2f}" for row in written if "reward/mean" in row))
     first, last = written[0]["eval/pass_rate"], written[-1]["eval/pass_rate"]
     assert first <= 0.40 and last >= 0.90, [(row["step"], row.get("reward/mean")) for row in written]
     assert sum(row["episodes/ok"] + row["episodes/truncated"] for row in written[1:]) <= 4000
