@@ -20,12 +20,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from rockroll.sandbox.client import Sandbox as AsyncSandbox
+from rockroll.sandbox.command import Command as AsyncCommand
 from rockroll.sandbox.config import SandboxConfig
 from rockroll.sandbox.node_client import close_node
 from rockroll.sandbox.pool import Pool as AsyncPool
 from rockroll.sandbox.wire import DEFAULT_SESSION, Observation, Owner, SandboxInfo
 
-__all__ = ["Observation", "Pool", "Sandbox", "SandboxConfig", "SandboxInfo"]
+__all__ = ["Command", "Observation", "Pool", "Sandbox", "SandboxConfig", "SandboxInfo"]
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -142,6 +143,8 @@ class Sandbox:
 
     arun = _blocking(AsyncSandbox.arun)
     execute = _blocking(AsyncSandbox.execute)
+    commands = _blocking(AsyncSandbox.commands)
+    _start_command = _blocking(AsyncSandbox.start_command)
     create_session = _blocking(AsyncSandbox.create_session)
     close_session = _blocking(AsyncSandbox.close_session)
     write_file = _blocking(AsyncSandbox.write_file)
@@ -159,6 +162,14 @@ class Sandbox:
     _enter = _blocking(AsyncSandbox.__aenter__)
     _exit = _blocking(AsyncSandbox.__aexit__)
 
+    @functools.wraps(AsyncSandbox.start_command)
+    def start_command(self, *args: Any, **kwargs: Any) -> Command:
+        return Command(self._start_command(*args, **kwargs))
+
+    def command(self, command_id: str) -> Command:
+        """As rockroll.Sandbox.command."""
+        return Command(self._wrapped.command(command_id))
+
     def start(self) -> Self:
         """As rockroll.Sandbox.start."""
         self._start()
@@ -170,6 +181,25 @@ class Sandbox:
 
     def __exit__(self, *error: object) -> None:
         self._exit(*error)
+
+    def __repr__(self) -> str:
+        return repr(self._wrapped)
+
+
+class Command:
+    """`rockroll.sandbox.command.Command`, blocking."""
+
+    def __init__(self, wrapped: AsyncCommand) -> None:
+        self._wrapped = wrapped
+
+    id = property(lambda self: self._wrapped.id)
+    output = _iterating(AsyncCommand.output)
+    wait = _blocking(AsyncCommand.wait)
+    cancel = _blocking(AsyncCommand.cancel)
+    send_input = _blocking(AsyncCommand.send_input)
+    close_input = _blocking(AsyncCommand.close_input)
+    send_signal = _blocking(AsyncCommand.send_signal)
+    info = _blocking(AsyncCommand.info)
 
     def __repr__(self) -> str:
         return repr(self._wrapped)

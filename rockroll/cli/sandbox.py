@@ -19,12 +19,10 @@ from rockroll.errors import RockrollError, UsageError
 if TYPE_CHECKING:
     from rockroll import rpc
     from rockroll.sandbox.client import Sandbox
-    from rockroll.sandbox.wire import Observation, SandboxInfo
+    from rockroll.sandbox.wire import SandboxInfo
 
 AT_ONCE = 8
 """Sandboxes started or removed at a time: Podman is fastest with 4 to 8 under way."""
-CODES = {"timeout": 124, "oom": 137, "killed": 137, "lost": 1, "closed": 1}
-"""Exit codes where the command gave none; 124 is what coreutils' timeout gives."""
 MARKUP = "rich"
 
 app = typer.Typer(
@@ -130,69 +128,6 @@ def ls(as_json: Json = False) -> None:
         for info in sorted(infos, key=lambda info: info.created)
     ]
     _print_table(["ID", "NAME", "STATE", "IMAGE", "AGE", "LABELS"], rows)
-
-
-@app.command("exec", context_settings={"ignore_unknown_options": False})
-def exec_(
-    id: Id,
-    command: Annotated[list[str], typer.Argument(metavar="-- CMD...", help="The program and its arguments.")],
-    session: Annotated[str | None, typer.Option(help="Run it in this Bash session, opened on first use.")] = None,
-    timeout: Annotated[str | None, typer.Option(help="Kill it after this time, as in 30 or 5m; exit code 124.")] = None,
-    stdin: Annotated[bool, typer.Option("--stdin", "-i", help="Give it this command's standard input.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Run a command in a sandbox; its output and exit code become this command's own.
-
-    Without --session: one program, no shell. With --session: a line for a Bash that stays, with its variables and its
-    folder, from one `exec` to the next, whoever runs it; one argument is taken as shell code, several as words.
-
-    Examples:
-
-      rockroll sandbox exec demo -- python3 -c 'print(6 * 7)'
-
-      rockroll sandbox exec demo --session s -- 'cd /srv && x=1'
-
-      rockroll sandbox exec demo --session s --timeout 30 -- 'pwd; echo $x'
-
-      tar c src | rockroll sandbox exec demo -i -- tar x -C /srv
-    """
-    limit = _seconds("--timeout", timeout)
-    if session is not None and stdin:
-        raise UsageError("--stdin goes with a program, not with --session: commands of a session read /dev/null")
-    data = sys.stdin.buffer.read() if stdin else b""
-
-    async def work() -> Observation:
-        async with _attached(id) as sandbox:
-            if session is None:
-                return await sandbox.execute(command, timeout=limit, stdin=data, max_output=MAX_OUTPUT)
-            line = command[0] if len(command) == 1 else _words(command)
-            return await sandbox.arun(line, session=session, timeout=limit, max_output=MAX_OUTPUT)
-
-    seen = _run(work())
-    if as_json:
-        _print_json(
-            {
-                "stdout": seen.stdout.decode("utf-8", "replace"),
-                "stderr": seen.stderr.decode("utf-8", "replace"),
-                "exit_code": seen.exit_code,
-                "outcome": seen.outcome,
-                "session_restarted": seen.session_restarted,
-                "truncated_bytes": seen.truncated_bytes,
-                "duration_s": round(seen.duration_s, 6),
-            }
-        )
-    else:
-        sys.stdout.buffer.write(seen.stdout)
-        sys.stdout.buffer.flush()
-        sys.stderr.buffer.write(seen.stderr)
-        sys.stderr.buffer.flush()
-        if said := _remark(seen, limit):
-            print(f"rockroll: {said}", file=sys.stderr)
-    raise typer.Exit(seen.exit_code if seen.exit_code is not None else CODES.get(seen.outcome, 1))
-
-
-MAX_OUTPUT = 64 << 20
-"""Bytes of each stream that `exec` passes on."""
 
 
 @app.command()
@@ -438,30 +373,6 @@ def _place(text: str) -> tuple[str | None, str]:
     if not box or not path:
         raise UsageError(f"cp: a place in a sandbox is ID:PATH, as in demo:/data; got {text!r}")
     return box, path
-
-
-def _words(command: list[str]) -> str:
-    import shlex
-
-    return shlex.join(command)
-
-
-def _remark(seen: Observation, limit: float | None) -> str:
-    """What the streams and the exit code do not say."""
-    said = []
-    if seen.outcome == "timeout":
-        said.append(f"killed after --timeout {limit:g} s")
-    elif seen.outcome == "oom":
-        said.append("killed by the kernel: the sandbox's memory limit was reached")
-    elif seen.outcome == "lost":
-        said.append("the sandbox died while the command ran")
-    elif seen.outcome == "closed" and seen.exit_code is None:
-        said.append("the shell ended")
-    if seen.session_restarted:
-        said.append("the session's shell was started anew")
-    if seen.truncated_bytes:
-        said.append(f"{seen.truncated_bytes} bytes of output over {MAX_OUTPUT} were dropped")
-    return "; ".join(said)
 
 
 def _public(info: SandboxInfo) -> dict[str, Any]:

@@ -25,8 +25,10 @@ from rockroll import home
 from rockroll.errors import SandboxError, SandboxLost, SandboxNotFound, SessionError
 from rockroll.sandbox import cgroup, files, netns, profile, recycle
 from rockroll.sandbox.cgroup import BoxCgroup, Scope
+from rockroll.sandbox.commands import Commands
 from rockroll.sandbox.config import SandboxConfig
 from rockroll.sandbox.execute import execute
+from rockroll.sandbox.feed import Tether
 from rockroll.sandbox.oci_exec import OciExec, Runtime
 from rockroll.sandbox.podman import Podman
 from rockroll.sandbox.process import Process
@@ -34,7 +36,7 @@ from rockroll.sandbox.session import Session
 from rockroll.sandbox.shell import Place, Shell
 from rockroll.sandbox.spawner import Spawner
 from rockroll.sandbox.spool import Spool
-from rockroll.sandbox.wire import Execute, Observation, Outcome, Owner, Run, SandboxInfo, State, Stats
+from rockroll.sandbox.wire import Execute, Observation, Outcome, Owner, Run, SandboxInfo, Start, State, Stats
 
 INSIDE = "/dev/rr"
 """Where a box sees the folder of its sessions, read-only. /dev is a tmpfs: the mount point leaves no file behind.
@@ -114,6 +116,7 @@ class Box:
         self.state: State = "starting"
         self.unenforced: list[str] = []
         self.log_file = Spool(spool_path(id))
+        self.commands = Commands(id, self._run_command)
         self._env = dict(env)
         self._podman, self._runtime, self._endpoint = podman, runtime, endpoint
         self._spawner = spawner
@@ -312,6 +315,7 @@ class Box:
                 if self._init_end and not self._init_end.ended.done():
                     await asyncio.wait([self._init_end.ended], timeout=5)
                 await self._close_sessions()
+                await self.commands.clear()
                 self._forget()
                 self._endpoint.gone(self.id)
                 self.log_file.close(remove=True)
@@ -325,6 +329,7 @@ class Box:
     async def leave(self) -> None:
         """The node ends and the box goes on: its sessions end, init and files stay for the next node."""
         await self._close_sessions()
+        await self.commands.close()
         self._forget()
         if self._conmon:
             self._conmon.forget()
@@ -378,19 +383,28 @@ class Box:
     def sessions(self) -> list[Session]:
         return list(self._sessions.values())
 
-    async def run(self, body: Run) -> Observation:
+    async def run(self, body: Run, label: str = "", tether: Tether | None = None) -> Observation:
         """One command in a session, which is made on first use."""
         self._need_running()
         session = self._sessions.get(body.session) or self._make_session(body.session, {}, None)
-        return await session.run(body.command, timeout=body.timeout, max_output=body.max_output, label=body.command_id)
+        return await session.run(
+            body.command, timeout=body.timeout, max_output=body.max_output, label=label, tether=tether
+        )
 
-    async def execute(self, body: Execute) -> Observation:
+    async def _run_command(self, body: Start, tether: Tether) -> Observation:
+        common = {"id": body.id, "timeout": body.timeout, "max_output": body.max_output}
+        if body.argv is not None:
+            return await self.execute(Execute(argv=body.argv, env=body.env, cwd=body.cwd, **common), tether)
+        run = Run(command=body.command or b"", session=body.session, **common)
+        return await self.run(run, body.command_id, tether)
+
+    async def execute(self, body: Execute, tether: Tether | None = None) -> Observation:
         """One program without a shell."""
         self._need_running()
         assert self._cgroup is not None
         scope, use = self._cgroup.scope(), self._uses
         try:
-            done = await execute(self, scope, body)
+            done = await execute(self, scope, body, tether)
             if use != self._uses and done.exit_code == 128 + signal.SIGKILL:
                 return msgspec.structs.replace(done, outcome="killed", exit_code=None)
             return done
@@ -417,6 +431,7 @@ class Box:
             return self._not_recyclable
         self._uses += 1
         await self._close_sessions()
+        await self.commands.clear()
         if not await cgroup.kill(self._cgroup.everything):
             return "a process outlived SIGKILL for 5 s"
         if self.doomed():

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+import secrets
 import stat
 from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -21,9 +22,19 @@ from typing import Any, Self, TypeVar
 from rockroll import rpc
 from rockroll.errors import FileError, PeerLost, SandboxError, SandboxLost, SandboxNotFound, UsageError
 from rockroll.sandbox import wire
+from rockroll.sandbox.command import Command
 from rockroll.sandbox.config import SandboxConfig
 from rockroll.sandbox.node_client import connect_node
-from rockroll.sandbox.wire import DEFAULT_SESSION, MAX_OUTPUT, Observation, Owner, Recycled, SandboxInfo, Stats
+from rockroll.sandbox.wire import (
+    DEFAULT_SESSION,
+    MAX_OUTPUT,
+    CommandInfo,
+    Observation,
+    Owner,
+    Recycled,
+    SandboxInfo,
+    Stats,
+)
 
 T = TypeVar("T")
 PART = 16 << 20
@@ -147,16 +158,69 @@ class Sandbox:
         session: str = DEFAULT_SESSION,
         timeout: float | None = None,
         max_output: int = MAX_OUTPUT,
+        command_id: str | None = None,
     ) -> Observation:
         """Runs a command in a persistent Bash session, which is opened on first use: variables, functions and the
         working directory stay for the next command.
 
         timeout: seconds; then everything that the command started is killed and the outcome is "timeout"; the session
         stays usable. max_output: bytes kept of each stream. Cancelling the call kills the command.
+        command_id: a name for it; then it goes on should this process die, and the same call, made again by whomever,
+        finds it instead of running it twice.
         """
+        if command_id is not None:
+            begun = await self.start_command(
+                command, session=session, timeout=timeout, max_output=max_output, command_id=command_id
+            )
+            return await begun._wait_or_cancel()
         code = command.encode("utf-8", "surrogateescape") if isinstance(command, str) else command
         body = wire.Run(id=self.id, command=code, session=session, timeout=timeout, max_output=max_output)
         return await self._call("session.run", body, Observation)
+
+    async def start_command(
+        self,
+        command: str | bytes | Sequence[str],
+        *,
+        session: str = DEFAULT_SESSION,
+        stdin: bool = False,
+        timeout: float | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        max_output: int = MAX_OUTPUT,
+        command_id: str | None = None,
+    ) -> Command:
+        """Begins a command and returns: a string is a line for the session, a list is a program without a shell.
+
+        stdin: whether `Command.send_input` will be used; else it reads /dev/null. env, cwd: of a program (a session has
+        its own). command_id: a name for it, made up if left out; one that is known finds that command, and is refused
+        with UsageError where it stands for another one. The command goes on if this process dies.
+        """
+        line = isinstance(command, str | bytes)
+        if line and (env or cwd):
+            raise UsageError("env and cwd go with a program, given as a list; a session has its own (create_session)")
+        code = command.encode("utf-8", "surrogateescape") if isinstance(command, str) else command
+        body = wire.Start(
+            id=self.id,
+            command_id=command_id or secrets.token_hex(8),
+            command=code if isinstance(code, bytes) else None,
+            argv=None if isinstance(code, bytes) else list(code),
+            session=session,
+            env=dict(env or {}),
+            cwd=cwd,
+            stdin=stdin,
+            timeout=timeout,
+            max_output=max_output,
+        )
+        await self._call("command.start", body)
+        return Command(self, body.command_id)
+
+    def command(self, command_id: str) -> Command:
+        """The command of that id, started by whomever."""
+        return Command(self, command_id)
+
+    async def commands(self) -> list[CommandInfo]:
+        """Those under way and the last 256 that ended, of `start_command` and of `arun` with a command_id."""
+        return await self._call("command.list", self._ref, list[CommandInfo])
 
     async def execute(
         self,

@@ -13,14 +13,16 @@ import os
 import signal
 import termios
 import time
+from functools import partial
 from typing import Protocol
 
 from rockroll.errors import UsageError
 from rockroll.sandbox import cgroup
 from rockroll.sandbox.cgroup import Scope
+from rockroll.sandbox.feed import Feed, Tether
 from rockroll.sandbox.oci_exec import NotStarted, OciExec
 from rockroll.sandbox.process import Process
-from rockroll.sandbox.session import Capture, Headed, settled
+from rockroll.sandbox.session import Capture, Headed, captures, settled
 from rockroll.sandbox.shell import READ, Sink
 from rockroll.sandbox.wire import Execute, Observation, Outcome
 
@@ -86,7 +88,7 @@ class _Pipe:
             self._fd = -1
 
 
-async def execute(home: Home, scope: Scope, body: Execute) -> Observation:
+async def execute(home: Home, scope: Scope, body: Execute, tether: Tether | None = None) -> Observation:
     """Runs the program to its end. Cancelling kills it and all it started. Background processes live on.
 
     A program that is missing gives 127 and one that cannot run 126, as in a shell, with a sentence on stderr.
@@ -98,13 +100,13 @@ async def execute(home: Home, scope: Scope, body: Execute) -> Observation:
     if body.timeout is not None and body.timeout <= 0:
         raise UsageError(f"timeout: seconds above zero, or none at all; got {body.timeout:g}")
     log = Headed(home.log, "execute", "", os.fsencode(" ".join(body.argv)))
-    captures = Capture(body.max_output, log), Capture(body.max_output, log)
-    pipes = [_Pipe(home.uid, capture, home.log) for capture in captures]
+    caught = captures(body.max_output, log, tether)
+    pipes = [_Pipe(home.uid, capture, home.log) for capture in caught]
     begun = time.perf_counter()
     process: Process | None = None
     over = False
     try:
-        stdin = _stdin(body.stdin, home.uid)
+        stdin = _piped(tether.feed, home.uid) if tether and tether.feed else _stdin(body.stdin, home.uid)
         try:
             process = await home.execer.spawn(
                 body.argv,
@@ -118,15 +120,18 @@ async def execute(home: Home, scope: Scope, body: Execute) -> Observation:
         except NotStarted as error:
             if outcome := home.doomed():  # its file system goes before its processes
                 over = True
-                return _observation(captures, None, outcome, time.perf_counter() - begun)
-            captures = Capture(0, home.log), Capture(body.max_output, log)  # not what the runtime printed
-            captures[1](error.message.encode() + b"\n")
+                return _observation(caught, None, outcome, time.perf_counter() - begun)
+            for pipe in pipes:  # not what the runtime printed
+                pipe.close()
+            caught[1](error.message.encode() + b"\n")
             over = True
-            return _observation(captures, error.fields["code"], "ok", time.perf_counter() - begun)
+            return _observation(caught, error.fields["code"], "ok", time.perf_counter() - begun)
         finally:
             os.close(stdin)
         for pipe in pipes:
             pipe.started()
+        if tether:
+            tether.send = partial(_send, scope)
         in_time = await settled(process.ended, body.timeout)
         if in_time:
             code, outcome = _verdict(process.ended.result(), home)
@@ -138,7 +143,7 @@ async def execute(home: Home, scope: Scope, body: Execute) -> Observation:
             pipe.finish()
         log.end(None if outcome == "ok" else outcome)
         over = True
-        return _observation(captures, code, outcome, time.perf_counter() - begun)
+        return _observation(caught, code, outcome, time.perf_counter() - begun)
     finally:
         if not over:
             await _end(process, scope)
@@ -155,6 +160,10 @@ async def _end(process: Process | None, scope: Scope) -> None:
     await cgroup.kill(scope.pids)
 
 
+def _send(scope: Scope, number: int) -> None:
+    cgroup.send(scope.pids, (), number)
+
+
 def _verdict(status: int | None, home: Home) -> tuple[int | None, Outcome]:
     if outcome := home.doomed() if status is None or status < 0 else None:
         return None, outcome
@@ -165,8 +174,8 @@ def _verdict(status: int | None, home: Home) -> tuple[int | None, Outcome]:
     return (status if status >= 0 else 128 - status), "ok"
 
 
-def _observation(captures: tuple[Capture, Capture], code: int | None, outcome: Outcome, seconds: float) -> Observation:
-    out, err = captures
+def _observation(caught: tuple[Capture, Capture], code: int | None, outcome: Outcome, seconds: float) -> Observation:
+    out, err = caught
     return Observation(
         stdout=out.data,
         stderr=err.data,
@@ -175,6 +184,14 @@ def _observation(captures: tuple[Capture, Capture], code: int | None, outcome: O
         truncated_bytes=out.dropped + err.dropped,
         duration_s=seconds,
     )
+
+
+def _piped(feed: Feed, uid: int) -> int:
+    """The reading end of a pipe that the feed writes to."""
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    os.fchown(reading, uid, -1)
+    feed.through(writing)
+    return reading
 
 
 def _stdin(data: bytes, uid: int) -> int:

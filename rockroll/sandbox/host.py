@@ -90,6 +90,13 @@ class SandboxHost:
             "session.list": self._list_sessions,
             "session.run": self._run,
             "execute": self._execute,
+            "command.start": self._start_command,
+            "command.list": self._list_commands,
+            "command.wait": self._wait_command,
+            "command.cancel": self._cancel_command,
+            "command.output": self._command_output,
+            "command.input": self._command_input,
+            "command.signal": self._command_signal,
             "file.write": self._write_file,
             "file.read": self._read_file,
             "file.list": self._list_files,
@@ -126,6 +133,9 @@ class SandboxHost:
         for folder in (home.runtime_dir() / "b").glob("*"):
             if folder.name not in self._boxes:
                 await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        for folder in (home.node_dir() / "commands").glob("*"):
+            if folder.name not in self._boxes:
+                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         for spool in (home.node_dir() / "spool").glob("*.log"):
             if spool.stem not in self._boxes:
                 spool.unlink(missing_ok=True)
@@ -133,6 +143,7 @@ class SandboxHost:
     async def _adopt(self, row: Row, entry: Mapping[str, Any]) -> None:
         box = self._make_box(row)
         self._boxes[row.id] = box
+        box.commands.load()
         try:
             if entry.get("State") == "running":
                 await box.adopt(row.container)
@@ -339,6 +350,30 @@ class SandboxHost:
 
     async def _execute(self, body: wire.Execute, _peer: rpc.Peer) -> wire.Observation:
         return await self._box(body.id).execute(body)
+
+    async def _start_command(self, body: wire.Start, _peer: rpc.Peer) -> wire.CommandInfo:
+        return self._box(body.id).commands.start(body)
+
+    async def _list_commands(self, body: wire.Ref, _peer: rpc.Peer) -> list[wire.CommandInfo]:
+        return self._box(body.id).commands.list()
+
+    async def _wait_command(self, body: wire.CommandRef, _peer: rpc.Peer) -> wire.Observation:
+        return await self._box(body.id).commands.wait(body.command_id)
+
+    async def _cancel_command(self, body: wire.CommandRef, _peer: rpc.Peer) -> wire.Observation:
+        return await self._box(body.id).commands.cancel(body.command_id)
+
+    async def _command_output(self, body: wire.ReadOutput, _peer: rpc.Peer) -> AsyncIterator[wire.OutputChunk]:
+        async for part in self._box(body.id).commands.output(body.command_id, body.offset, body.follow):
+            yield wire.OutputChunk(
+                offset=part.offset, stream="stdout" if part.stream == 1 else "stderr", data=part.data
+            )
+
+    async def _command_input(self, body: wire.SendInput, _peer: rpc.Peer) -> None:
+        await self._box(body.id).commands.send_input(body.command_id, body.data, body.end)
+
+    async def _command_signal(self, body: wire.SendSignal, _peer: rpc.Peer) -> None:
+        self._box(body.id).commands.send_signal(body.command_id, body.signal)
 
     async def _write_file(self, body: wire.WriteFile, _peer: rpc.Peer) -> None:
         box = self._box(body.id)

@@ -18,11 +18,13 @@ import asyncio
 import signal
 import time
 from collections.abc import Coroutine, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 from rockroll.errors import SandboxError, SandboxLost, SessionError, UsageError
 from rockroll.sandbox import cgroup
 from rockroll.sandbox.cgroup import Scope
+from rockroll.sandbox.feed import Tether
 from rockroll.sandbox.shell import Shell, Sink, Verdict
 from rockroll.sandbox.wire import Observation, Outcome, SessionInfo
 
@@ -35,10 +37,13 @@ STEP_S = 0.005
 
 
 class Capture:
-    """One stream of one command: the first `limit` bytes kept, the rest counted; all of it goes to the log."""
+    """One stream of one command: the first `limit` bytes kept, the rest counted; all of it goes to the log.
 
-    def __init__(self, limit: int, log: Sink) -> None:
-        self._left, self._log = limit, log
+    tap: is handed what is kept, as it comes.
+    """
+
+    def __init__(self, limit: int, log: Sink, tap: Sink | None = None) -> None:
+        self._left, self._log, self._tap = limit, log, tap
         self._parts: list[bytes] = []
         self.dropped = 0
 
@@ -50,10 +55,19 @@ class Capture:
         if data:
             self._left -= len(data)
             self._parts.append(data)
+            if self._tap:
+                self._tap(data)
 
     @property
     def data(self) -> bytes:
         return b"".join(self._parts)
+
+
+def captures(limit: int, log: Sink, tether: Tether | None) -> tuple[Capture, Capture]:
+    """For stdout and stderr."""
+    if tether is None:
+        return Capture(limit, log), Capture(limit, log)
+    return Capture(limit, log, partial(tether.tap, 1)), Capture(limit, log, partial(tether.tap, 2))
 
 
 class Home(Protocol):
@@ -101,7 +115,9 @@ class Session:
         async with self._turn:
             await self._ready()
 
-    async def run(self, command: bytes, *, timeout: float | None, max_output: int, label: str) -> Observation:
+    async def run(
+        self, command: bytes, *, timeout: float | None, max_output: int, label: str = "", tether: Tether | None = None
+    ) -> Observation:
         """Runs one command when its turn comes. Cancelling it kills what the command has started.
 
         timeout: seconds from the start of the command. Raises SessionError where no shell can be opened or the session
@@ -113,7 +129,7 @@ class Session:
             raise UsageError(f"timeout: seconds above zero, or none at all; got {timeout:g}")
         async with self._turn:
             restarted = await self._ready()
-            return await self._run(command, timeout, max_output, label, restarted)
+            return await self._run(command, timeout, max_output, label, restarted, tether)
 
     async def _ready(self) -> bool:
         """A living shell; whether it is a new one where there had been another."""
@@ -146,14 +162,18 @@ class Session:
     def _was_closed(self) -> SessionError:
         return SessionError(f"session {self.name!r} was closed; create it again")
 
-    async def _run(self, command: bytes, timeout: float | None, limit: int, label: str, new: bool) -> Observation:
+    async def _run(
+        self, command: bytes, timeout: float | None, limit: int, label: str, new: bool, tether: Tether | None
+    ) -> Observation:
         shell = self._shell
         assert shell is not None
         log = Headed(self._home.log, self.name, label, command)
-        out, err = Capture(limit, log), Capture(limit, log)
+        out, err = captures(limit, log, tether)
         begun = time.perf_counter()
         self.scope.begin()
-        verdict = shell.begin(command, out, err)
+        verdict = shell.begin(command, out, err, tether.feed if tether else None)
+        if tether:
+            tether.send = partial(self._send, shell)
         try:
             ended = await settled(verdict, timeout)
         except asyncio.CancelledError:
@@ -184,6 +204,12 @@ class Session:
             truncated_bytes=out.dropped + err.dropped,
             duration_s=time.perf_counter() - begun,
         )
+
+    def _send(self, shell: Shell, number: int) -> None:
+        """A signal to what the command under way has started; Ctrl-C's is for bash as well, as on a terminal."""
+        if number == signal.SIGINT:
+            shell.send(number)
+        cgroup.send(self.scope.started, (shell.pid,), number)
 
     def _after_death(self, shell: Shell, verdict: Verdict) -> tuple[Outcome, int | None]:
         if outcome := self._home.doomed():

@@ -36,6 +36,7 @@ from typing import NamedTuple
 
 from rockroll.errors import SessionError
 from rockroll.sandbox.cgroup import Scope
+from rockroll.sandbox.feed import Feed
 from rockroll.sandbox.oci_exec import NotStarted, OciExec
 from rockroll.sandbox.process import Process
 
@@ -192,7 +193,7 @@ class Shell:
     def __init__(self, place: Place, uid: int, log: Sink) -> None:
         """place: an empty folder of its own. uid: the shell's user as this host numbers it. log: background output."""
         self._loop = asyncio.get_running_loop()
-        self._place = place
+        self._place, self._uid = place, uid
         place.host.mkdir(mode=0o700)
         self._process: Process | None = None
         self._fds: list[int] = []
@@ -256,8 +257,11 @@ class Shell:
         if verdict.died:
             raise SessionError(f"bash ended at its start with {verdict.code}; is the image's bash whole?")
 
-    def begin(self, command: bytes, out: Sink, err: Sink) -> asyncio.Future[Verdict]:
-        """Gives the shell a command. The future is this object's `verdict`: await it shielded, or not cancelled."""
+    def begin(self, command: bytes, out: Sink, err: Sink, feed: Feed | None = None) -> asyncio.Future[Verdict]:
+        """Gives the shell a command. The future is this object's `verdict`: await it shielded, or not cancelled.
+
+        feed: what will write its standard input; without, it reads /dev/null.
+        """
         self.verdict = self._loop.create_future()
         self._out.sink, self._err.sink = out, err
         if self.dead:
@@ -267,8 +271,9 @@ class Shell:
         _write(self._command, command)
         self._id = secrets.token_urlsafe(12).encode()
         place = self._place.inside
+        stdin = self._input(feed) if feed else "/dev/null"
         typed = (
-            f"\\builtin . {place}/cmd >|{self._out.path} 2>|{self._err.path} </dev/null\n"
+            f"\\builtin . {place}/cmd >|{self._out.path} 2>|{self._err.path} <{stdin}\n"
             f'\\builtin . {place}/r {self._id.decode()} "$?"\n'
         )
         try:
@@ -277,6 +282,13 @@ class Shell:
             return self.verdict  # it has just died; its pidfd will say so
         self._timer = self._loop.call_later(REGISTER_AFTER_S, self._watch)
         return self.verdict
+
+    def _input(self, feed: Feed) -> str:
+        """A FIFO of this command's own, as the shell opens it."""
+        name = f"i{self._id.decode()}"
+        _fifo(self._place.host / name, self._uid, 0o600)
+        feed.through_fifo(self._place.host / name)
+        return f"{self._place.inside}/{name}"
 
     def _watch(self) -> None:
         self._out.watch()

@@ -98,8 +98,6 @@ class Run(Struct, frozen=True):
     session: str = DEFAULT_SESSION
     timeout: float | None = None
     """Seconds from the moment the shell is given the command; waiting for the session's turn does not count."""
-    command_id: str = ""
-    """The caller's name for this command in the sandbox's log; made up where empty."""
     max_output: int = MAX_OUTPUT
 
 
@@ -129,6 +127,72 @@ class Observation(Struct, frozen=True):
     def output(self) -> str:
         """Both streams as text: stdout, then stderr."""
         return (self.stdout + self.stderr).decode("utf-8", "replace")
+
+
+class Start(Struct, frozen=True):
+    """A command that goes on whatever becomes of who started it: a line for a session, or a program."""
+
+    id: str
+    command_id: str
+    """Names it. Sent twice, it is run once."""
+    command: bytes | None = None
+    session: str = DEFAULT_SESSION
+    argv: list[str] | None = None
+    env: dict[str, str] = {}
+    """Of a program; a session's is its own."""
+    cwd: str | None = None
+    stdin: bool = False
+    """Whether it will be sent input; else it reads /dev/null."""
+    timeout: float | None = None
+    max_output: int = MAX_OUTPUT
+
+
+class CommandRef(Struct, frozen=True):
+    id: str
+    command_id: str
+
+
+class CommandInfo(Struct, frozen=True):
+    command_id: str
+    session: str | None
+    """None: a program without a shell."""
+    text: str
+    """The beginning of its first line."""
+    state: Literal["queued", "running", "done"]
+    begun: float
+    """Unix time in seconds."""
+    output_bytes: int
+    """Kept of both streams so far."""
+    outcome: Outcome | None = None
+    exit_code: int | None = None
+
+
+class ReadOutput(Struct, frozen=True):
+    id: str
+    command_id: str
+    offset: int = 0
+    follow: bool = True
+
+
+class OutputChunk(Struct, frozen=True):
+    offset: int
+    """Of its first byte in the output of both streams, in order of arrival."""
+    stream: Literal["stdout", "stderr"]
+    data: bytes
+
+
+class SendInput(Struct, frozen=True):
+    id: str
+    command_id: str
+    data: bytes = b""
+    end: bool = False
+    """Closes the input after `data`."""
+
+
+class SendSignal(Struct, frozen=True):
+    id: str
+    command_id: str
+    signal: int
 
 
 class WriteFile(Struct, frozen=True):
@@ -203,6 +267,13 @@ BODIES: dict[str, type[Struct]] = {
     "session.list": Ref,
     "session.run": Run,
     "execute": Execute,
+    "command.start": Start,
+    "command.list": Ref,
+    "command.wait": CommandRef,
+    "command.cancel": CommandRef,
+    "command.output": ReadOutput,
+    "command.input": SendInput,
+    "command.signal": SendSignal,
     "file.write": WriteFile,
     "file.read": ReadFile,
     "file.list": ListFiles,

@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -115,7 +116,38 @@ def test_a_timeout_is_exit_code_124(box: str) -> None:
 
 def test_exec_reads_standard_input_when_asked(box: str) -> None:
     assert sandbox("exec", "demo", "-i", "--", "cat", stdin=b"through\0").stdout == b"through\0"
-    sandbox("exec", "demo", "-i", "--session", "s", "--", "cat", code=2)
+    assert sandbox("exec", "demo", "-i", "--session", "s", "--", "cat", stdin=b"line\n").stdout == b"line\n"
+
+
+def test_exec_prints_what_comes_as_it_comes(box: str) -> None:
+    argv = [*ROCKROLL, "sandbox", "exec", "demo", "-i", "--", "sh", "-c", "echo ready; read x; echo got $x"]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as running:
+        assert running.stdin and running.stdout
+        assert running.stdout.readline() == b"ready\n"
+        running.stdin.write(b"it\n")
+        running.stdin.close()
+        assert running.stdout.readline() == b"got it\n"
+
+
+def test_a_detached_command_is_followed_by_its_name(box: str) -> None:
+    sandbox("exec", "demo", "-d", "--id", "slow", "--session", "s", "--", "echo one; sleep 0.3; echo two; (exit 4)")
+    assert sandbox("follow", "demo", "slow", code=4).stdout == b"one\ntwo\n"
+    assert sandbox("follow", "demo", "slow", "--offset", "4", code=4).stdout == b"two\n"
+    (info,) = [
+        each for each in json.loads(sandbox("commands", "demo", "--json").stdout) if each["command_id"] == "slow"
+    ]
+    assert (info["state"], info["exit_code"], info["output_bytes"]) == ("done", 4, 8)
+    sandbox("exec", "demo", "-d", "--id", "slow", "--session", "s", "--", "another", code=2)
+    assert b"no command" in sandbox("follow", "demo", "never", code=1).stderr
+
+
+def test_ctrl_c_kills_the_command(box: str) -> None:
+    argv = [*ROCKROLL, "sandbox", "exec", "demo", "--", "sh", "-c", "echo ready; sleep 98765"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as running:
+        assert running.stdout and running.stdout.readline() == b"ready\n"
+        running.send_signal(signal.SIGINT)
+        assert running.wait(20) == 130
+    assert b"98765" not in sandbox("exec", "demo", "--", "ps", "axo", "args").stdout
 
 
 def test_exec_as_json(box: str) -> None:
