@@ -79,6 +79,7 @@ class BoxCgroup:
     def give_back(self, scope: Scope) -> None:
         """The scope is empty and no longer used."""
         if isinstance(scope, CgroupScope):
+            scope.close()
             self._free.append(scope.name)
 
     def everything(self) -> list[int]:
@@ -174,19 +175,34 @@ class CgroupScope:
         self._path = box.path / name
         self._background = box.path / f"{name}{BACKGROUND}" if keeps else None
         self._outer = box.path
+        try:
+            self._count = os.open(self._path / "pids.current", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            self._count = -1  # v2 without the pids controller below the box's group
         self.arguments = ["--cgroup", name if box.v2 else f"pids:{name}"]
         self.group: tuple[str, Path] | None = ("unified" if box.v2 else "pids", self._path)
 
     def pids(self) -> list[int]:
         return _procs(self._path)
 
-    started = survivors = pids
+    started = pids
+
+    def survivors(self) -> list[int]:
+        # The number is read in a tenth of the time of the list, and mostly it is one: the shell is alone.
+        if self._count >= 0 and os.pread(self._count, 16, 0) == b"1\n":
+            return []
+        return self.pids()
 
     def everything(self) -> list[int]:
         return _procs(self._path) + (_procs(self._background) if self._background else [])
 
     def begin(self) -> None:
         """The shell is alone in its group: whatever else is there belongs to this command."""
+
+    def close(self) -> None:
+        if self._count >= 0:
+            os.close(self._count)
+            self._count = -1
 
     def adopt(self, pid: int) -> None:
         # Moving costs 8-12 ms (an RCU grace period), so only where the runtime did not start it here.

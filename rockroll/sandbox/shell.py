@@ -39,6 +39,7 @@ from rockroll.sandbox.cgroup import Scope
 from rockroll.sandbox.feed import Feed
 from rockroll.sandbox.oci_exec import NotStarted, OciExec
 from rockroll.sandbox.process import Process
+from rockroll.sandbox.stateless import Surroundings
 
 OPEN_TIMEOUT_S = 20.0
 READ = 1 << 18
@@ -49,7 +50,8 @@ STATE_LIMIT = 8 << 20
 
 _PRELUDE = importlib.resources.files("rockroll.sandbox").joinpath("prelude.sh").read_bytes()
 _REPORT = r"""\builtin printf '%s %d\n' "$1" "$2" >|PLACE/ctl
-{
+"""
+_SAVE = r"""{
 \builtin printf '#%s %s\n' "$SHELLOPTS" "$BASHOPTS"
 \builtin declare -p
 \builtin declare -f
@@ -59,7 +61,8 @@ _REPORT = r"""\builtin printf '%s %d\n' "$1" "$2" >|PLACE/ctl
 \builtin umask -p
 \builtin printf 'builtin cd -- %q\n#%s\n' "$PWD" "$1"
 } >|PLACE/state 2>/dev/null
-\builtin return "$2"
+"""
+_RETURN = r"""\builtin return "$2"
 """
 
 Sink = Callable[[bytes], None]
@@ -130,11 +133,14 @@ class _Stream:
             self._watched = False
 
     def finish(self) -> None:
-        """At the report: takes exactly what is in the pipe, and leaves the pipe to a background job that holds it."""
-        if waiting := _waiting(self._fd):
-            self._take(waiting)
+        """At the report: takes what is in the pipe, and leaves the pipe to a background job that holds it."""
+        late: bytes | None = b""
         try:
-            late = os.read(self._fd, READ)
+            if data := os.read(self._fd, READ):
+                self.sink(data)
+                if len(data) == READ:  # somebody has made the pipe larger
+                    self._take(_waiting(self._fd))
+                late = os.read(self._fd, READ)
         except BlockingIOError:
             late = None
         if late == b"":
@@ -211,11 +217,15 @@ class Shell:
         self._id = b""
         self._partial = b""
         self._saving = bytearray()
+        self._written = 0
+        self._saves = True
         self._unsaved = b""  # the line at the end of the state that is still to come
         self._state_watched = False
         self._timer: asyncio.TimerHandle | None = None
         self._state_timer: asyncio.TimerHandle | None = None
-        _write(self._file("r", uid), _REPORT.replace("PLACE", place.inside).encode())
+        for name, script in (("r", _REPORT + _SAVE + _RETURN), ("q", _REPORT + _RETURN)):
+            _write(self._file(name, uid), script.replace("PLACE", place.inside).encode())
+        self._surroundings: tuple[bytes, Surroundings] = b"", Surroundings(b"")
         self.state = b""
         """Variables, functions, options and so on after the last command whose state has arrived."""
         self.verdict: asyncio.Future[Verdict] = self._loop.create_future()
@@ -267,14 +277,17 @@ class Shell:
         if self.dead:
             self.verdict.set_result(self._death())
             return self.verdict
-        self._collect_state()
-        _write(self._command, command)
+        if self._unsaved:
+            self._collect_state()
+        _write(self._command, command, self._written)
+        self._written = len(command)
+        self._saves = bool(self._unsaved) or not self._unchanged_by(command)
         self._id = secrets.token_urlsafe(12).encode()
         place = self._place.inside
         stdin = self._input(feed) if feed else "/dev/null"
         typed = (
             f"\\builtin . {place}/cmd >|{self._out.path} 2>|{self._err.path} <{stdin}\n"
-            f'\\builtin . {place}/r {self._id.decode()} "$?"\n'
+            f'\\builtin . {place}/{"r" if self._saves else "q"} {self._id.decode()} "$?"\n'
         )
         try:
             os.write(self._typing, typed.encode())
@@ -282,6 +295,11 @@ class Shell:
             return self.verdict  # it has just died; its pidfd will say so
         self._timer = self._loop.call_later(REGISTER_AFTER_S, self._watch)
         return self.verdict
+
+    def _unchanged_by(self, command: bytes) -> bool:
+        if self._surroundings[0] is not self.state:
+            self._surroundings = self.state, Surroundings(self.state)
+        return self._surroundings[1].unchanged_by(command)
 
     def _input(self, feed: Feed) -> str:
         """A FIFO of this command's own, as the shell opens it."""
@@ -308,13 +326,14 @@ class Shell:
                 self._finish(Verdict(False, int(code)))
 
     def _finish(self, verdict: Verdict) -> None:
-        self._unsaved = b"#" + self._id + b"\n"
+        if self._saves:
+            self._unsaved = b"#" + self._id + b"\n"
+            self._state_timer = self._loop.call_later(REGISTER_AFTER_S, self._collect_state)
         self._id = b""
         if self._timer:
             self._timer.cancel()
         self._out.finish()
         self._err.finish()
-        self._state_timer = self._loop.call_later(REGISTER_AFTER_S, self._collect_state)
         self.verdict.set_result(verdict)
 
     def _on_death(self, _: asyncio.Future[int | None]) -> None:
@@ -413,11 +432,13 @@ def _fifo(path: Path, uid: int, mode: int) -> None:
     os.chown(path, uid, -1)
 
 
-def _write(fd: int, data: bytes) -> None:
+def _write(fd: int, data: bytes, before: int = 0) -> None:
+    """Makes `data` the file's content; it had `before` bytes."""
     written = 0
     while written < len(data):
         written += os.pwrite(fd, data[written:], written)
-    os.ftruncate(fd, len(data))
+    if len(data) < before:
+        os.ftruncate(fd, len(data))
 
 
 def _waiting(fd: int) -> int:

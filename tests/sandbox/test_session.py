@@ -336,3 +336,10 @@ async def test_a_box_without_bash_says_so_and_execute_still_works(host: SandboxH
     with pytest.raises(SessionError, match="bash: not found"):
         await lab.run("true")
     assert (await lab.execute("echo", "fine")).stdout == b"fine\n"
+
+
+async def test_a_function_hidden_behind_a_plain_word_is_saved_all_the_same(s: Session) -> None:
+    await asyncio.gather(s.run("ls() { x=$((x+1)); }"), s.run("ls"))  # the second comes before the first's state
+    await s.run("ls")
+    await s.run("kill -STOP $$", timeout=0.4)
+    assert await s.out("echo $x; true; ls; echo $x") == "2\n3"
