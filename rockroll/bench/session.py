@@ -16,16 +16,23 @@ from typing import Any
 from rockroll import home
 from rockroll.errors import SandboxError
 from rockroll.sandbox import runtime, wire
-from rockroll.sandbox.client import Sandbox
+from rockroll.sandbox.client import Sandbox, delete_all
+from rockroll.sandbox.config import SandboxConfig
 from rockroll.sandbox.node_client import connect_node
 
 BACK_TO_BACK, SPACED, EXECS, EPISODES = 2000, 50, 20, 20
 SPACE_S = 0.1
+STORM_BOXES, STORM_TRUE, STORM_LS = 64, 200, 30
+STARTED = "for i in 1 2 3 4; do sleep 1000 & setsid sleep 1000 & (setsid sleep 1000 &) done; echo ready; wait"
+"""Twelve processes, eight of them in sessions of their own, four with no parent left."""
 _STEP = "ls /srv >/dev/null; echo line >>/srv/notes; cat /srv/notes"
 
 
 async def run() -> dict[str, Any]:
-    """About 20 s. Latencies in ms, as the Python client sees them; `episode_*`: 8 commands in a recycled box."""
+    """About a minute. Latencies in ms, as the Python client sees them; `episode_*`: 8 commands in a recycled box;
+    `kill`: from the cancellation of a command with twelve processes to the news that all are dead; `storm`: 64 boxes at
+    once, each with one caller.
+    """
     async with Sandbox() as box:
         await box.arun("true")
         back_to_back = await _times(BACK_TO_BACK, lambda: box.arun("true"))
@@ -34,8 +41,10 @@ async def run() -> dict[str, Any]:
         execute = await _times(EXECS, lambda: box.execute(["true"]))
         opened = await _times(EXECS, lambda: _session(box))
         podman = await _times(EXECS, lambda: _podman_exec(box.id))
+        killed = [await _kill(box) for _ in range(EXECS)]
         await box.recycle()
         episodes, recycled, cpu_s = await _episodes(box)
+    true_per_s, ls_per_s = await _storm()
     arun, baseline = statistics.median(back_to_back), statistics.median(podman)
     return {
         "figures": {
@@ -45,6 +54,9 @@ async def run() -> dict[str, Any]:
             "arun_ls_p50_ms": statistics.median(listing),
             "execute_true_p50_ms": statistics.median(execute),
             "session_open_p50_ms": statistics.median(opened),
+            "kill_p50_ms": statistics.median(killed),
+            "storm64_true_per_s": true_per_s,
+            "storm64_ls_per_s": ls_per_s,
             "recycle_p50_ms": statistics.median(recycled),
             "episode_p50_ms": statistics.median(episodes),
             "episode_cpu_ms": cpu_s * 1000,
@@ -69,6 +81,37 @@ async def _times(count: int, call: Callable[[], Awaitable[Any]], space_s: float 
 async def _session(box: Sandbox) -> None:
     await box.create_session("bench")
     await box.close_session("bench")
+
+
+async def _kill(box: Sandbox) -> float:
+    command = await box.start_command(STARTED)
+    async for chunk in command.output():
+        if b"ready" in chunk.data:
+            break
+    begun = time.perf_counter()
+    await command.cancel()
+    return (time.perf_counter() - begun) * 1000
+
+
+async def _storm() -> tuple[float, float]:
+    """`true` and `ls /` a second, of 64 boxes."""
+    boxes = [Sandbox(SandboxConfig(memory="64m", pids=32)) for _ in range(STORM_BOXES)]
+    try:
+        await asyncio.gather(*(box.start() for box in boxes))
+        await asyncio.gather(*(box.arun("true") for box in boxes))
+        return await _rate(boxes, "true", STORM_TRUE), await _rate(boxes, "ls /", STORM_LS)
+    finally:
+        await delete_all(boxes)
+
+
+async def _rate(boxes: list[Sandbox], command: str, each: int) -> float:
+    async def drive(box: Sandbox) -> None:
+        for _ in range(each):
+            await box.arun(command)
+
+    begun = time.perf_counter()
+    await asyncio.gather(*(drive(box) for box in boxes))
+    return len(boxes) * each / (time.perf_counter() - begun)
 
 
 async def _episodes(box: Sandbox) -> tuple[list[float], list[float], float]:

@@ -172,7 +172,7 @@ class Commands:
     async def output(self, command_id: str, offset: int, follow: bool) -> AsyncIterator[Part]:
         """What it printed from `offset` on, in order of arrival; with follow, as it comes, to its end."""
         journal = self._get(command_id).journal
-        if not 0 <= offset <= journal.size:
+        if offset < 0 or (offset > journal.size and (journal.end is not None or not follow)):
             raise UsageError(f"offset: from 0 to the {journal.size} bytes that there are; got {offset}")
         if follow:
             async for part in journal.follow(offset):

@@ -391,7 +391,7 @@ class SandboxHost:
             async for offset, data in spool.follow(body.offset):
                 yield wire.LogChunk(offset=offset, data=data)
             return
-        offset = body.offset
+        offset = max(body.offset, spool.start)
         while data := spool.read(offset):
             yield wire.LogChunk(offset=offset, data=data)
             offset += len(data)

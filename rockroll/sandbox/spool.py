@@ -1,18 +1,24 @@
 """The log of one sandbox: everything its sessions and executes printed, in the order in which it came.
 
-In: bytes. Out: a file that is read by offset, from several readers at once, and followed. Bounded: past `limit` it
-says so once and keeps the beginning. Leaves who printed what to the headers that the writers put in.
+In: bytes. Out: a file that is read by offset, from several readers at once, and followed. Bounded: past `limit` bytes
+on disk the oldest half is given back; offsets stay what they were. Leaves who printed what to the headers that the
+writers put in.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 CHUNK = 64 * 1024
 LIMIT = 64 * 2**20
+BLOCK = 4096
+PUNCH_HOLE, KEEP_SIZE = 0x02, 0x01
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 
 
 class Spool:
@@ -23,26 +29,34 @@ class Spool:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._limit = limit
         self.size = os.lseek(self._fd, 0, os.SEEK_END)
+        """Bytes ever written: the offset of the next."""
+        self.start = os.lseek(self._fd, 0, os.SEEK_DATA) if self.size else 0
+        """The offset of the oldest byte that is kept."""
         self._followers: set[asyncio.Future[None]] = set()
 
     def write(self, data: bytes) -> None:
-        """Appends; nothing once it is full or closed."""
-        if self._fd < 0 or self.size >= self._limit or not data:
+        """Appends; nothing once it is closed."""
+        if self._fd < 0 or not data:
             return
-        if self.size + len(data) > self._limit:
-            note = f"\n[rockroll: the log is full at {self._limit} bytes; later output is not kept]\n".encode()
-            data = data[: max(0, self._limit - self.size)] + note
         self.size += os.pwrite(self._fd, data, self.size)
+        if self.size - self.start > self._limit:
+            self._give_back(self.size - self._limit // 2)
         self._wake()
 
+    def _give_back(self, end: int) -> None:
+        """Frees what lies before `end`; where the file system cannot, it is only no longer shown."""
+        self.start = end // BLOCK * BLOCK
+        _libc.fallocate(self._fd, PUNCH_HOLE | KEEP_SIZE, 0, self.start)
+
     def read(self, offset: int, size: int = CHUNK) -> bytes:
-        """At most `size` bytes from offset; b"" at the end."""
+        """At most `size` bytes from offset, which is not before `start`; b"" at the end."""
         return os.pread(self._fd, size, offset) if self._fd >= 0 else b""
 
     async def follow(self, offset: int) -> AsyncIterator[tuple[int, bytes]]:
-        """(offset, bytes) as they come, until the spool is closed. A reset goes on from its new beginning."""
+        """(offset, bytes) as they come, until the spool is closed. What is no more kept is passed over; a reset goes
+        on from its new beginning."""
         while self._fd >= 0:
-            offset = min(offset, self.size)
+            offset = max(self.start, min(offset, self.size))
             if data := self.read(offset):
                 yield offset, data
                 offset += len(data)
@@ -58,7 +72,7 @@ class Spool:
         """Empties it: the box's next user must not see what the last one printed."""
         if self._fd >= 0:
             os.ftruncate(self._fd, 0)
-            self.size = 0
+            self.size = self.start = 0
             self._wake()
 
     def close(self, *, remove: bool) -> None:
