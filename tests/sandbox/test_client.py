@@ -195,6 +195,36 @@ async def test_stats_count_what_the_box_uses() -> None:
         assert seen.memory_bytes > 0
 
 
+STARTER = """
+import asyncio, sys
+from rockroll import Sandbox
+async def main():
+    sandbox = await Sandbox.attach(sys.argv[1])
+    command = await sandbox.start_command("echo one; sleep 0.7; echo two; (exit 9)", command_id="orphan")
+    async for chunk in command.output():
+        print(chunk.data, flush=True)
+asyncio.run(main())
+"""
+
+
+async def test_a_command_whose_client_is_killed_goes_on_for_the_next_client() -> None:
+    sandbox = Sandbox(SMALL, owner="detached")
+    await sandbox.start()
+    try:
+        argv = [sys.executable, "-c", STARTER, sandbox.id]
+        client = await asyncio.create_subprocess_exec(*argv, stdout=asyncio.subprocess.PIPE)
+        assert client.stdout and await client.stdout.readline() == b"b'one\\n'\n"
+        client.kill()
+        await client.wait()
+        command = sandbox.command("orphan")
+        assert (await command.info()).state == "running"
+        assert b"".join([chunk.data async for chunk in command.output(4)]) == b"two\n"
+        assert (await command.wait()).exit_code == 9
+        assert (await sandbox.arun("echo one; sleep 0.7; echo two; (exit 9)", command_id="orphan")).exit_code == 9
+    finally:
+        await sandbox.delete()
+
+
 # ---- files ---------------------------------------------------------------------------------------------------------
 
 
