@@ -46,6 +46,10 @@ class SandboxNotFound(SandboxError):
     """No sandbox has that id, id prefix or name."""
 
 
+class SnapshotNotFound(SandboxError):
+    """No snapshot has that name."""
+
+
 class ImageMissing(SandboxError):
     """The image is not in the local store and could not be pulled."""
 

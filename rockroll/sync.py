@@ -19,14 +19,25 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
+from rockroll.sandbox import client
 from rockroll.sandbox.client import Sandbox as AsyncSandbox
 from rockroll.sandbox.command import Command as AsyncCommand
 from rockroll.sandbox.config import SandboxConfig
 from rockroll.sandbox.node_client import close_node
 from rockroll.sandbox.pool import Pool as AsyncPool
-from rockroll.sandbox.wire import DEFAULT_SESSION, Observation, Owner, SandboxInfo
+from rockroll.sandbox.wire import DEFAULT_SESSION, Observation, Owner, SandboxInfo, SnapshotInfo
 
-__all__ = ["Command", "Observation", "Pool", "Sandbox", "SandboxConfig", "SandboxInfo"]
+__all__ = [
+    "Command",
+    "Observation",
+    "Pool",
+    "Sandbox",
+    "SandboxConfig",
+    "SandboxInfo",
+    "SnapshotInfo",
+    "delete_snapshot",
+    "snapshots",
+]
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -156,6 +167,8 @@ class Sandbox:
     stats = _blocking(AsyncSandbox.stats)
     refresh = _blocking(AsyncSandbox.refresh)
     recycle = _blocking(AsyncSandbox.recycle)
+    snapshot = _blocking(AsyncSandbox.snapshot)
+    _fork = _blocking(AsyncSandbox.fork)
     stop = _blocking(AsyncSandbox.stop)
     delete = _blocking(AsyncSandbox.delete)
     _start = _blocking(AsyncSandbox.start)
@@ -175,6 +188,10 @@ class Sandbox:
         self._start()
         return self
 
+    def fork(self, *, name: str | None = None, owner: Owner | None = None) -> Self:
+        """As rockroll.Sandbox.fork."""
+        return self._of(self._fork(name=name, owner=owner))
+
     def __enter__(self) -> Self:
         self._enter()
         return self
@@ -184,6 +201,16 @@ class Sandbox:
 
     def __repr__(self) -> str:
         return repr(self._wrapped)
+
+
+def snapshots() -> list[SnapshotInfo]:
+    """As rockroll.sandbox.client.snapshots."""
+    return _background.run(client.snapshots())
+
+
+def delete_snapshot(name: str) -> SnapshotInfo:
+    """As rockroll.sandbox.client.delete_snapshot."""
+    return _background.run(client.delete_snapshot(name))
 
 
 class Command:

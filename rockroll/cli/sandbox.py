@@ -19,7 +19,7 @@ from rockroll.errors import RockrollError, UsageError
 if TYPE_CHECKING:
     from rockroll import rpc
     from rockroll.sandbox.client import Sandbox
-    from rockroll.sandbox.wire import SandboxInfo
+    from rockroll.sandbox.wire import SandboxInfo, SnapshotInfo
 
 AT_ONCE = 8
 """Sandboxes started or removed at a time: Podman is fastest with 4 to 8 under way."""
@@ -50,6 +50,10 @@ def up(
     cpus: Annotated[float, typer.Option(help="CPU seconds a second; 0.5 is half a core.")] = 1.0,
     memory: Annotated[str, typer.Option(help="Memory and swap together, as in 512m or 2g.")] = "512m",
     pids: Annotated[int, typer.Option(help="Most processes and threads at one time.")] = 256,
+    disk: Annotated[
+        str | None, typer.Option(help="Most bytes of files it may write, as in 2g; no limit if left out.")
+    ] = None,
+    snapshot: Annotated[str | None, typer.Option(help="Begin with the files of this snapshot, and its image.")] = None,
     network: Annotated[str, typer.Option(help="none: sealed. open: Podman's default network.")] = "none",
     ttl: Annotated[str | None, typer.Option(help="Removed after this time, as in 30m or 1h.")] = None,
     env: Annotated[list[str] | None, typer.Option(metavar="K=V", help="A variable of every process inside.")] = None,
@@ -69,6 +73,8 @@ def up(
       rockroll sandbox up --name build --cpus 2 --memory 2g --mount $PWD:/src:ro
 
       rockroll sandbox up --count 16 --ttl 1h --label job=eval --json
+
+      rockroll sandbox up --disk 2g --snapshot ready
     """
     from rockroll.sandbox.config import SandboxConfig
 
@@ -78,6 +84,8 @@ def up(
             cpus=cpus,
             memory=memory,
             pids=pids,
+            disk=disk,
+            snapshot=snapshot,
             network=network,  # type: ignore[arg-type]  # checked by SandboxConfig, whose sentence says how to write it
             ttl=ttl,
             env=_pairs("--env", env),
@@ -207,9 +215,103 @@ def stats(id: Id, as_json: Json = False) -> None:
         ["memory", f"{show_size(seen['memory_bytes'])} of {show_size(memory) if memory else 'no limit'}"],
         ["processes", f"{seen['pids']} of {processes or 'no limit'}"],
         ["killed for memory", str(seen["oom_kills"])],
-        ["disk", show_size(seen["disk_bytes"])],
+        [
+            "disk",
+            show_size(seen["disk_bytes"]) + (f" of {show_size(seen['disk_limit'])}" if seen["disk_limit"] else ""),
+        ],
     ]
     _print_table(None, rows)
+
+
+@app.command("snapshot")
+def snapshot_(
+    id: Id, name: Annotated[str, typer.Argument(metavar="NAME", help="What to call it.")], as_json: Json = False
+) -> None:
+    """Keep what a sandbox has written so far, under a name, to start others from. The sandbox goes on.
+
+    Files only: no processes, no sessions. A running sandbox is held still while its files are copied.
+
+    Examples:
+
+      rockroll sandbox snapshot demo ready
+
+      rockroll sandbox up --snapshot ready --count 4
+    """
+
+    async def work() -> SnapshotInfo:
+        async with _attached(id) as sandbox:
+            return await sandbox.snapshot(name)
+
+    info = _run(work())
+    if as_json:
+        _print_json(_public_snapshot(info))
+    else:
+        print(_safe(info.name))
+
+
+@app.command("snapshots")
+def snapshots_(
+    remove: Annotated[
+        list[str] | None, typer.Option("--rm", metavar="NAME", help="Remove this one; may be given again.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the snapshots of this user, or remove some.
+
+    Examples:
+
+      rockroll sandbox snapshots
+
+      rockroll sandbox snapshots --rm ready
+    """
+
+    async def work() -> list[SnapshotInfo]:
+        from rockroll.sandbox.client import delete_snapshot, snapshots
+
+        async with _node():
+            if remove:
+                return [await delete_snapshot(name) for name in dict.fromkeys(remove)]
+            return await snapshots()
+
+    infos = _run(work())
+    if as_json:
+        _print_json([_public_snapshot(info) for info in infos])
+    elif remove:
+        for info in infos:
+            print(_safe(info.name))
+    else:
+        from rockroll.units import show_size
+
+        rows = [[info.name, show_size(info.size_bytes), info.image, _age(info.created)] for info in infos]
+        _print_table(["NAME", "SIZE", "IMAGE", "AGE"], rows)
+
+
+@app.command()
+def fork(
+    id: Id,
+    name: Annotated[str | None, typer.Option(help="A name for the new one.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Start another sandbox of the same settings with a copy of this one's files. It lives until `down`.
+
+    Neither sees what the other writes later. Files only: no processes, no sessions.
+
+    Examples:
+
+      rockroll sandbox fork demo --name try-1
+
+      rockroll sandbox fork demo --json
+    """
+
+    async def work() -> SandboxInfo:
+        async with _attached(id) as sandbox:
+            return (await sandbox.fork(name=name, owner="detached")).info
+
+    info = _run(work())
+    if as_json:
+        _print_json([_public(info)])
+    else:
+        print(_safe(info.id))
 
 
 @app.command()
@@ -381,6 +483,15 @@ def _public(info: SandboxInfo) -> dict[str, Any]:
 
     fields = msgspec.structs.asdict(info)
     del fields["env"]
+    return fields
+
+
+def _public_snapshot(info: SnapshotInfo) -> dict[str, Any]:
+    """As _public."""
+    import msgspec
+
+    fields = msgspec.structs.asdict(info)
+    fields["config"] = {key: value for key, value in info.config.items() if key != "env"}
     return fields
 
 

@@ -11,19 +11,28 @@ Leaves the registry, owners and names to host.py, Podman's API to podman.py.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from socket import socket as Socket
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 from rockroll import home
-from rockroll.errors import SandboxError, SandboxLost, SandboxNotFound, SessionError
-from rockroll.sandbox import cgroup, files, netns, profile, recycle
+from rockroll.errors import (
+    HostError,
+    LimitNotEnforced,
+    SandboxError,
+    SandboxLost,
+    SandboxNotFound,
+    SessionError,
+    UsageError,
+)
+from rockroll.sandbox import cgroup, disk, files, freezer, layer, netns, profile, recycle
 from rockroll.sandbox.cgroup import BoxCgroup, Scope
 from rockroll.sandbox.commands import Commands
 from rockroll.sandbox.config import SandboxConfig
@@ -34,6 +43,7 @@ from rockroll.sandbox.podman import Podman
 from rockroll.sandbox.process import Process
 from rockroll.sandbox.session import Session
 from rockroll.sandbox.shell import Place, Shell
+from rockroll.sandbox.snapshot import Fill
 from rockroll.sandbox.spawner import Spawner
 from rockroll.sandbox.spool import Spool
 from rockroll.sandbox.wire import Execute, Observation, Outcome, Owner, Run, SandboxInfo, Start, State, Stats
@@ -122,6 +132,7 @@ class Box:
         self._spawner = spawner
         self._folder = folder_of(id)
         make_folder(id)
+        self._disk = disk.Disk(id)
         self._sessions: dict[str, Session] = {}
         self._leaving: Outcome | None = None
         self._starts = 0
@@ -201,16 +212,74 @@ class Box:
 
     # -- life
 
-    async def up(self, container: str) -> None:
+    async def up(self, container: str, fill: Fill | None = None) -> None:
         """Starts the container and makes it ready: limits read back, endpoint open, baseline taken.
 
+        fill: puts files into its writable layer before the first start.
         Raises HostError, SandboxLost; the caller removes the box then.
         """
         self.container = container
         self._leaving = None
+        if fill or self.config.disk:
+            upper = await self._layer()
+            if fill:
+                await self._fill(upper, fill)
         await self._podman.start(container)
         self._starts += 1
         await self._attach(fresh=self._starts == 1)
+
+    async def make_disk(self) -> list[dict[str, Any]]:
+        """The disk that its config asks for, if it does; the OCI mounts that the container then needs, [] without one.
+
+        Raises LimitNotEnforced.
+        """
+        size, owner = self.config.disk_bytes, profile.first_id(self.config)
+        if size is None:
+            return []
+        try:
+            return await disk.whole(lambda: self._disk.make(size, owner, resolvers=self.config.network != "none"))
+        except disk.NoDisk as error:
+            if self.config.allow_unenforced:
+                return []
+            raise LimitNotEnforced(
+                f"this host does not enforce disk: {error}; set allow_unenforced to run without"
+            ) from None
+
+    async def _layer(self) -> Path:
+        """The writable layer on the host, its own disk mounted where it has one."""
+        found = await self._podman.inspect(self.container)
+        upper = ((found.get("GraphDriver") or {}).get("Data") or {}).get("UpperDir")
+        if not upper:
+            raise HostError("Podman's storage driver here has no writable layer to copy; use overlay (storage.conf)")
+        if found["Config"]["Labels"].get(disk.LABEL):
+            await disk.whole(lambda: self._disk.attach(Path(upper).parent))
+        return Path(upper)
+
+    async def _fill(self, upper: Path, fill: Fill) -> None:
+        try:
+            await fill(upper)
+        except layer.NoSpace:
+            if self.config.disk is None:
+                raise
+            raise UsageError(
+                f"disk: {self.config.disk} has no room for the files that the sandbox should begin with; ask for more"
+            ) from None
+
+    async def copy_files(self, target: Path) -> None:
+        """Copies what the box has written into an empty folder; a running box is held still meanwhile."""
+        async with self._life:
+            self._need_container()
+            if self.state not in ("running", "stopped", "exited"):
+                raise self._not_running()
+            upper = await self._layer()
+            async with freezer.frozen(self._init) if self.state == "running" else contextlib.nullcontext():
+                await layer.copy(upper, target)
+
+    async def image_id(self) -> str:
+        """The image that the box stands on, however its name has moved since."""
+        if not self.container:
+            raise self._not_running()
+        return str((await self._podman.inspect(self.container))["Image"])
 
     async def adopt(self, container: str) -> None:
         """A box that an earlier node left running: what that node's sessions ran is killed, init lives on."""
@@ -228,12 +297,13 @@ class Box:
         if not self._init:
             raise SandboxLost(f"the sandbox's init ended at its start with {found['State']['ExitCode']}")
         self._watch_init(int(found["State"].get("ConmonPid") or 0))
+        freezer.thaw(self._init)  # a node that was killed while it copied the box has left it frozen
         bundle = Path(found["OCIConfigPath"]).parent
         self._execer = OciExec(self._runtime, self.container, bundle, self._folder / "x")
         await self._execer.look(self._spawner, self._init)
         self._cgroup = BoxCgroup(self._init, self._runtime.starts_in_cgroup)
         self._oom_kills = self._cgroup.oom_kills()
-        self.unenforced = profile.verify(self._init, self.config)
+        self.unenforced = profile.verify(self._init, self.config) + disk.unenforced(self._init, self.config)
         if not self._cgroup.enforced:
             self.unenforced.append("kill-scope")
         await self._endpoint.open(self.id, self._init)
@@ -311,6 +381,8 @@ class Box:
             try:
                 if self.container:
                     await self._podman.remove(self.container)
+                if self._disk.exists():
+                    await disk.whole(self._disk.remove)
             finally:
                 if self._init_end and not self._init_end.ended.done():
                     await asyncio.wait([self._init_end.ended], timeout=5)
@@ -468,6 +540,7 @@ class Box:
         limits = profile.enforced(self.init)
         assert self._cgroup is not None
         usage = self._cgroup.usage()
+        used, limit = disk.usage(self.init) if self._disk.exists() else (0, 0)
         return Stats(
             cpu_s=usage.cpu_s,
             memory_bytes=usage.memory_bytes,
@@ -475,7 +548,8 @@ class Box:
             pids=usage.pids,
             pids_limit=int(limits["pids"] or 0),
             oom_kills=self._cgroup.oom_kills(),
-            disk_bytes=recycle.disk_bytes(self._upper) if self._upper else 0,
+            disk_bytes=used if limit else recycle.disk_bytes(self._upper) if self._upper else 0,
+            disk_limit=limit,
         )
 
     def _not_running(self) -> Exception:

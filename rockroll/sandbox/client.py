@@ -33,6 +33,7 @@ from rockroll.sandbox.wire import (
     Owner,
     Recycled,
     SandboxInfo,
+    SnapshotInfo,
     Stats,
 )
 
@@ -132,6 +133,26 @@ class Sandbox:
         Not ok: the box could not be made new and was deleted. Sessions are gone either way.
         """
         return await self._call("sandbox.recycle", self._ref, Recycled)
+
+    async def snapshot(self, name: str) -> SnapshotInfo:
+        """Keeps what the box has written so far under `name`, for `SandboxConfig(snapshot=name)`; the box goes on.
+
+        Files only: no processes, no sessions, nothing of /dev/shm and mounts. A running box is held still meanwhile.
+        UsageError where a snapshot has that name.
+        """
+        return await self._call("sandbox.snapshot", wire.Snapshot(id=self.id, name=name), SnapshotInfo)
+
+    async def fork(self, *, name: str | None = None, owner: Owner | None = None) -> Self:
+        """Another box of the same config that begins with a copy of this one's files, as `snapshot` sees them; neither
+        sees what the other writes later. Use it with `async with`, or `delete` it.
+
+        owner: as this one's where None.
+        """
+        other = type(self)(dataclasses.replace(self.config, name=name, snapshot=None), owner=owner or self.owner)
+        body = wire.Fork(id=self.id, name=name, owner=owner)
+        other._info = await self._call("sandbox.fork", body, SandboxInfo)
+        other._node = self._node
+        return other
 
     async def refresh(self) -> SandboxInfo:
         """Asks the node for the state of this box."""
@@ -396,6 +417,16 @@ class Sandbox:
             return await node.call(method, body, type=type)
         except PeerLost as error:
             raise SandboxLost(f"the node died while {method} was under way: {error}") from error
+
+
+async def snapshots() -> list[SnapshotInfo]:
+    """Every snapshot of this home, the oldest first."""
+    return await (await connect_node()).call("snapshot.list", wire.Empty(), type=list[SnapshotInfo])
+
+
+async def delete_snapshot(name: str) -> SnapshotInfo:
+    """Removes a snapshot; boxes that were started from it keep their files. SnapshotNotFound."""
+    return await (await connect_node()).call("snapshot.delete", wire.SnapshotRef(name=name), type=SnapshotInfo)
 
 
 async def finish(work: Coroutine[Any, Any, T]) -> T:

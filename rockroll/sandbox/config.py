@@ -15,6 +15,7 @@ from rockroll import units
 
 DEFAULT_IMAGE = "localhost/rockroll-base:1"
 MIN_MEMORY = 6 * 2**20
+MIN_DISK = 16 * 2**20
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
 ENV_KEY = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 
@@ -31,6 +32,8 @@ class Mount(NamedTuple):
 class SandboxConfig:
     """A sandbox with no network, no capability and no host path that is not named here."""
 
+    snapshot: str | None = None
+    """A snapshot whose files the box begins with, and whose image it stands on; None: the image alone."""
     image: str | None = None
     """An image in the local Podman store, or None for rockroll's own (see `rockroll image build`)."""
     name: str | None = None
@@ -41,6 +44,8 @@ class SandboxConfig:
     """Memory and swap together; what goes over is killed by the kernel."""
     pids: int = 256
     """Most processes and threads at one time."""
+    disk: str | int | None = None
+    """Most bytes that all files the box writes may take, its tables of files (3 %) included; None: no limit."""
     network: Literal["none", "open"] = "none"
     """"none": only a loopback of its own. "open": Podman's default network."""
     ttl: str | float | None = None
@@ -63,6 +68,10 @@ class SandboxConfig:
             raise ValueError(f"cpus: from 0.01 to 4096; got {self.cpus}; try cpus: 1")
         if self.memory_bytes < MIN_MEMORY:
             raise ValueError(f"memory: {self.memory} is under the 6 MB that a shell needs; try memory: 64m")
+        if self.disk_bytes is not None and self.disk_bytes < MIN_DISK:
+            raise ValueError(f"disk: {self.disk} is under the 16 MB that a file system needs; try disk: 1g")
+        if self.snapshot is not None and not NAME.fullmatch(self.snapshot):
+            raise ValueError(f"snapshot: the name of a snapshot (`rockroll sandbox snapshots`); got {self.snapshot!r}")
         if not 4 <= self.pids <= 4_194_304:
             raise ValueError(f"pids: from 4 (init, a shell and what it starts) to 4194304; got {self.pids}")
         if self.network not in ("none", "open"):
@@ -91,6 +100,16 @@ class SandboxConfig:
             return units.size(self.memory) // 4096 * 4096
         except ValueError as error:
             raise ValueError(f"memory: {error}") from None
+
+    @property
+    def disk_bytes(self) -> int | None:
+        """Disk limit in bytes, rounded down to a block of the file system; None: no limit."""
+        if self.disk is None:
+            return None
+        try:
+            return units.size(self.disk) // 4096 * 4096
+        except ValueError as error:
+            raise ValueError(f"disk: {error}") from None
 
     @property
     def ttl_s(self) -> float | None:

@@ -23,16 +23,17 @@ from socket import socket as Socket
 from typing import Any
 
 from rockroll import home, rpc
-from rockroll.errors import LimitNotEnforced, RockrollError, SandboxNotFound, UsageError
-from rockroll.sandbox import files, runtime, wire
+from rockroll.errors import ImageMissing, LimitNotEnforced, RockrollError, SandboxNotFound, UsageError
+from rockroll.sandbox import disk, files, layer, runtime, wire
 from rockroll.sandbox.box import INSIDE, Box, Endpoint, make_folder
 from rockroll.sandbox.config import SandboxConfig
 from rockroll.sandbox.oci_exec import Runtime
 from rockroll.sandbox.podman import HOME_LABEL, Podman, PodmanService
 from rockroll.sandbox.process import become_subreaper
-from rockroll.sandbox.profile import create_body
+from rockroll.sandbox.profile import create_body, first_id
 from rockroll.sandbox.reaper import Reaper
 from rockroll.sandbox.registry import Registry, Row
+from rockroll.sandbox.snapshot import Fill, Snapshots
 from rockroll.sandbox.spawner import Spawner
 
 ID_LABEL = "rockroll.id"
@@ -64,6 +65,7 @@ class SandboxHost:
         self._podman: Podman
         self._runtime: Runtime
         self._registry: Registry
+        self._snapshots: Snapshots
         self._rootless = False
         self._boxes: dict[str, Box] = {}
         self._owned: dict[str, set[str]] = {}
@@ -85,6 +87,10 @@ class SandboxHost:
             "sandbox.delete": self._delete,
             "sandbox.stats": self._stats,
             "sandbox.recycle": self._recycle,
+            "sandbox.snapshot": self._snapshot,
+            "sandbox.fork": self._fork,
+            "snapshot.list": self._list_snapshots,
+            "snapshot.delete": self._delete_snapshot,
             "session.create": self._create_session,
             "session.close": self._close_session,
             "session.list": self._list_sessions,
@@ -117,6 +123,7 @@ class SandboxHost:
         self._podman = await self._service.start()
         self._reaper.start()
         self._registry = Registry(home.node_dir() / "registry.sqlite")
+        self._snapshots = Snapshots()
         await self._take_over()
 
     async def _take_over(self) -> None:
@@ -124,7 +131,8 @@ class SandboxHost:
         containers = {str(entry["Labels"].get(ID_LABEL, "")): entry for entry in found}
         for row in self._registry.rows():
             entry = containers.get(row.id)
-            if row.owner == "detached" and entry is not None:
+            # Without a container in its row its creation was cut short: its files may be half there.
+            if row.owner == "detached" and entry is not None and row.container:
                 del containers[row.id]
                 await self._adopt(row, entry)
             else:
@@ -136,6 +144,8 @@ class SandboxHost:
         for folder in (home.node_dir() / "commands").glob("*"):
             if folder.name not in self._boxes:
                 await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        await disk.whole(lambda: disk.sweep(self._boxes))
+        await asyncio.to_thread(self._snapshots.sweep)
         for spool in (home.node_dir() / "spool").glob("*.log"):
             if spool.stem not in self._boxes:
                 spool.unlink(missing_ok=True)
@@ -215,35 +225,68 @@ class SandboxHost:
 
     async def _create(self, body: wire.Create, peer: rpc.Peer) -> wire.SandboxInfo:
         config = _config(body.config)
+        if config.snapshot is None:
+            return await self._make(config, body.owner, peer)
+        async with self._snapshots.files(config.snapshot) as files:
+            image = await self._image_under(self._snapshots.get(config.snapshot), config)
+            config = dataclasses.replace(config, image=self._snapshots.get(config.snapshot).image)
+            return await self._make(config, body.owner, peer, image, lambda upper: layer.copy(files, upper))
+
+    async def _image_under(self, snapshot: wire.SnapshotInfo, config: SandboxConfig) -> str:
+        """The id of the image that a box with this config and these files stands on. UsageError, ImageMissing."""
+        if not await self._podman.image_exists(snapshot.image_id):
+            raise ImageMissing(
+                f"snapshot {snapshot.name!r} stands on {snapshot.image} ({snapshot.image_id[:12]}), which is no longer"
+                " in the local store; bring that very image back, or remove the snapshot"
+            )
+        if config.image and (await self._podman.image_inspect(config.image))["Id"] != snapshot.image_id:
+            raise UsageError(
+                f"image: snapshot {snapshot.name!r} stands on {snapshot.image} ({snapshot.image_id[:12]}), not on"
+                f" {config.image}; leave the image out"
+            )
+        if first_id(config) != snapshot.first_id:
+            raise UsageError(
+                f"mounts: snapshot {snapshot.name!r} was taken {'with' if snapshot.first_id else 'without'} a user"
+                " namespace, and a sandbox has one only where none of its mounts is writable: its files would belong to"
+                " nobody; use mounts of the same kind"
+            )
+        return snapshot.image_id
+
+    async def _make(
+        self, config: SandboxConfig, owner: wire.Owner, peer: rpc.Peer, image: str = "", fill: Fill | None = None
+    ) -> wire.SandboxInfo:
+        """image, fill: an image in place of the config's, and what copies the first files."""
         id = secrets.token_hex(6)
         name = config.name or f"box-{id}"
         if any(box.name == name for box in self._boxes.values()):
             raise UsageError(f"name: a sandbox named {name!r} exists; delete it or choose another name")
-        row = Row(id, name, dataclasses.asdict(config), body.owner, "", time.time())
+        row = Row(id, name, dataclasses.asdict(config), owner, "", time.time())
         box = self._boxes[id] = self._make_box(row)
         self._registry.put(row)
         try:
             async with self._creating:
-                await self._bring_up(box, row)
+                await self._bring_up(box, row, image, fill)
         except BaseException:
             # Whatever there is of it goes, also when this task is being cancelled.
             await asyncio.shield(self._spawn(self._remove(box)))
             raise
-        if body.owner == "connection":
+        if owner == "connection":
             self._owned.setdefault(peer.id, set()).add(id)
         self._watch_ttl(box)
         return box.info()
 
-    async def _bring_up(self, box: Box, row: Row) -> None:
+    async def _bring_up(self, box: Box, row: Row, image: str, fill: Fill | None) -> None:
         folder = make_folder(box.id)
+        mounts = await box.make_disk()
         options = ["bind", "ro", "nosuid", "nodev", "noexec"]
         request = create_body(
             box.config,
             name=f"rockroll-{home.home_id()}-{box.id}",
             env=self._env(box.id),
-            labels={ID_LABEL: box.id},
-            mounts=[{"type": "bind", "source": str(folder), "destination": INSIDE, "options": options}],
+            labels={ID_LABEL: box.id, **({disk.LABEL: "1"} if mounts else {})},
+            mounts=[{"type": "bind", "source": str(folder), "destination": INSIDE, "options": options}, *mounts],
         )
+        request["image"] = image or request["image"]
         # Shielded: a create that Podman has begun must be known by its id, else nobody could remove it.
         creating = asyncio.ensure_future(self._podman.create(request))
         try:
@@ -253,8 +296,8 @@ class SandboxHost:
             if creating.exception() is None:
                 box.container = creating.result()
             raise
+        await box.up(box.container, fill)
         self._registry.put(row._replace(container=box.container))
-        await box.up(box.container)
         unenforced = [limit for limit in box.unenforced if limit != "kill-scope"]
         if unenforced and not box.config.allow_unenforced:
             raise LimitNotEnforced(
@@ -333,6 +376,32 @@ class SandboxHost:
             return wire.Recycled(ok=True)
         await self._remove(box)
         return wire.Recycled(ok=False, reason=reason)
+
+    # -- copies of files
+
+    async def _snapshot(self, body: wire.Snapshot, _peer: rpc.Peer) -> wire.SnapshotInfo:
+        box = self._box(body.id)
+        info = wire.SnapshotInfo(
+            name=body.name,
+            image=box.config.image_name,
+            image_id=await box.image_id(),
+            created=time.time(),
+            sandbox=box.id,
+            config=dataclasses.asdict(box.config),
+            first_id=first_id(box.config),
+        )
+        return await self._snapshots.take(info, box.copy_files)
+
+    async def _fork(self, body: wire.Fork, peer: rpc.Peer) -> wire.SandboxInfo:
+        box = self._box(body.id)
+        config = _config({**dataclasses.asdict(box.config), "name": body.name, "snapshot": None})
+        return await self._make(config, body.owner or box.owner, peer, await box.image_id(), box.copy_files)
+
+    async def _list_snapshots(self, _body: wire.Empty, _peer: rpc.Peer) -> list[wire.SnapshotInfo]:
+        return self._snapshots.all()
+
+    async def _delete_snapshot(self, body: wire.SnapshotRef, _peer: rpc.Peer) -> wire.SnapshotInfo:
+        return await self._snapshots.delete(body.name)
 
     # -- commands, files, logs
 

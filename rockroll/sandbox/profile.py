@@ -52,6 +52,8 @@ def create_body(
         "cap_add": [f"CAP_{name}" for name in CAPABILITIES],
         "no_new_privileges": True,
         "log_configuration": {"driver": "none"},
+        # A volume that the image declares would lie outside the writable layer: no limit, no snapshot, no recycling.
+        "image_volume_mode": "ignore",
         "systemd": "false",
         "oom_score_adj": 500,  # when the host itself runs out, a box goes before the trainer
         "resource_limits": {
@@ -73,14 +75,21 @@ def _user_namespace(config: SandboxConfig) -> dict[str, Any]:
     """Root of the box is nobody on the host. One mapping for all boxes: where the kernel cannot map ids at the mount,
     Podman copies the image once for it, not once a box. Not with a writable mount, whose files no mapped id could
     write, nor for an ordinary user, whose Podman lives in a user namespace already."""
-    host = runtime.detect()
-    if host.rootless or not host.user_namespaces or any(not mount.read_only for mount in config.parsed_mounts):
+    if not first_id(config):
         return {}
     mapping = [{"container_id": 0, "host_id": runtime.MAPPED_FIRST_ID, "size": runtime.MAPPED_IDS}]
     return {
         "userns": {"nsmode": "private"},
         "idmappings": {"UIDMap": mapping, "GIDMap": mapping, "HostUIDMapping": False, "HostGIDMapping": False},
     }
+
+
+def first_id(config: SandboxConfig) -> int:
+    """What root of such a box is called on the host; 0 where it has no user namespace of its own."""
+    host = runtime.detect()
+    if host.rootless or not host.user_namespaces or any(not mount.read_only for mount in config.parsed_mounts):
+        return 0
+    return runtime.MAPPED_FIRST_ID
 
 
 def host_root(pid: int) -> tuple[int, int]:

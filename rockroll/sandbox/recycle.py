@@ -44,6 +44,8 @@ class Mark(NamedTuple):
     rdev: int
     size: int
     mtime_ns: int
+    ctime_ns: int
+    """Which no process can set: a file of a snapshot that was written again and given its old time is changed."""
 
 
 Ids = tuple[tuple[int, int, int], ...]
@@ -60,7 +62,9 @@ class Baseline:
     lowers: tuple[Path, ...]
     """The image's layers, the topmost first."""
     written: dict[str, Mark]
-    """What Podman and the runtime put into the writable layer."""
+    """What Podman, the runtime or a snapshot put into the writable layer."""
+    attributes: dict[str, dict[str, bytes]]
+    """The extended attributes of those folders of it that have some."""
     memory: dict[str, dict[str, Mark]]
     """What is on each writable tmpfs."""
     bound: dict[str, bytes]
@@ -99,7 +103,9 @@ def baseline(pid: int, graph_driver: dict[str, object]) -> Baseline:
     lowers = tuple(Path(part) for part in str(data["LowerDir"]).split(":"))
     written: dict[str, Mark] = {}
     _walk(upper, written)
-    return Baseline(mounts, upper, lowers, written, memory, bound, _layer_ids(pid, lowers))
+    folders = (path for path, mark in written.items() if stat.S_ISDIR(mark.mode))
+    attributes = {path: found for path in folders if (found := _attributes(upper / path))}
+    return Baseline(mounts, upper, lowers, written, attributes, memory, bound, _layer_ids(pid, lowers))
 
 
 def _layer_ids(pid: int, lowers: tuple[Path, ...]) -> Ids | None:
@@ -177,6 +183,8 @@ def _changes(before: Baseline) -> list[str]:
                     if _mark(status) != known:
                         raise NotRecyclable(f"/{path} was changed")
                     if stat.S_ISDIR(status.st_mode):
+                        if _attributes(before.upper / path) != before.attributes.get(path, {}):
+                            raise NotRecyclable(f"the extended attributes of /{path} were changed")
                         todo.append((path, below))
                 elif stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:
                     raise NotRecyclable(f"/{path} of the image was deleted")
@@ -345,8 +353,8 @@ def _remove(parent: int, name: str, device: int, budget: _Budget, depth: int) ->
 
 def _mark(status: os.stat_result) -> Mark:
     has_content = stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)
-    size, mtime = (status.st_size, status.st_mtime_ns) if has_content else (0, 0)
-    return Mark(status.st_mode, status.st_uid, status.st_gid, status.st_rdev, size, mtime)
+    content = (status.st_size, status.st_mtime_ns, status.st_ctime_ns) if has_content else (0, 0, 0)
+    return Mark(status.st_mode, status.st_uid, status.st_gid, status.st_rdev, *content)
 
 
 def _digest(root: int, path: str) -> bytes:

@@ -58,6 +58,39 @@ class SandboxInfo(Struct, frozen=True):
     """Environment of every session and execute."""
 
 
+class Snapshot(Struct, frozen=True):
+    id: str
+    name: str
+
+
+class SnapshotRef(Struct, frozen=True):
+    name: str
+
+
+class SnapshotInfo(Struct, frozen=True):
+    name: str
+    image: str
+    image_id: str
+    """What the files stand on, however its name moves."""
+    created: float
+    """Unix time in seconds."""
+    sandbox: str
+    """The id of the box that it was taken of."""
+    config: dict[str, Any]
+    """That box's SandboxConfig."""
+    first_id: int
+    """The host's id of the box's root: on disk, all owners are counted from it."""
+    size_bytes: int = 0
+
+
+class Fork(Struct, frozen=True):
+    id: str
+    name: str | None = None
+    """None draws one."""
+    owner: Owner | None = None
+    """None: as the origin's."""
+
+
 class Stats(Struct, frozen=True):
     cpu_s: float
     memory_bytes: int
@@ -69,6 +102,8 @@ class Stats(Struct, frozen=True):
     oom_kills: int
     disk_bytes: int
     """Bytes in the writable layer."""
+    disk_limit: int = 0
+    """0: none."""
 
 
 class Recycled(Struct, frozen=True):
@@ -262,6 +297,10 @@ BODIES: dict[str, type[Struct]] = {
     "sandbox.delete": Ref,
     "sandbox.stats": Ref,
     "sandbox.recycle": Ref,
+    "sandbox.snapshot": Snapshot,
+    "sandbox.fork": Fork,
+    "snapshot.list": Empty,
+    "snapshot.delete": SnapshotRef,
     "session.create": SessionSpec,
     "session.close": SessionSpec,
     "session.list": Ref,

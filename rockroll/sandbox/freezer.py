@@ -1,0 +1,86 @@
+"""A box held still: no process of it runs while its files are copied, and none of them can tell.
+
+In: the pid of the box's init. Out: a context in which every process of the box is frozen by its cgroup (v1 and v2).
+Leaves what is done meanwhile to the caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from rockroll.errors import HostError, SandboxError, SandboxLost
+from rockroll.sandbox import profile
+
+WITHIN_S = 5.0
+"""A process that waits for a dead disk or network file system cannot be frozen."""
+PAUSE_S = 0.001
+"""v1 has no event for "all are frozen now": reading the file is what completes it."""
+_WORDS = {"freezer.state": ("FROZEN", "THAWED"), "cgroup.freeze": ("1", "0")}
+
+
+@asynccontextmanager
+async def frozen(init: int) -> AsyncIterator[None]:
+    """Raises HostError where this host gives no freezer, SandboxError where a process does not stop within WITHIN_S.
+
+    A process that is started in the box meanwhile freezes as it joins.
+    """
+    switch = _switch(init)
+    if switch is None:
+        raise HostError(
+            "this host has no freezer for a running sandbox; stop it first (`rockroll sandbox stop ID`): "
+            "the files of a stopped one can be copied"
+        )
+    try:
+        await _freeze(switch)
+        yield
+    finally:
+        _thaw(switch)
+
+
+def thaw(init: int) -> None:
+    """Lets a box go on that somebody left frozen; nothing where it is not, cannot be, or is gone."""
+    try:
+        switch = _switch(init)
+    except SandboxLost:
+        return
+    if switch is not None:
+        _thaw(switch)
+
+
+async def _freeze(switch: Path) -> None:
+    try:
+        switch.write_text(_WORDS[switch.name][0])
+        async with asyncio.timeout(WITHIN_S):
+            while not _is_frozen(switch):
+                await asyncio.sleep(PAUSE_S)
+    except OSError as error:
+        if isinstance(error, TimeoutError):
+            raise SandboxError(
+                f"a process of the sandbox did not stop within {WITHIN_S:g} s, so its files cannot be copied: "
+                "it waits for a disk; try again, or stop the sandbox first"
+            ) from None
+        raise SandboxLost("the sandbox died before its files could be copied") from None
+
+
+def _thaw(switch: Path) -> None:
+    try:
+        switch.write_text(_WORDS[switch.name][1])
+    except OSError:
+        return  # the box has died, and its cgroup with it
+
+
+def _switch(init: int) -> Path | None:
+    groups = profile.cgroups(init)
+    for name, file in (("freezer", "freezer.state"), ("unified", "cgroup.freeze")):
+        if name in groups and (groups[name] / file).exists():
+            return groups[name] / file
+    return None
+
+
+def _is_frozen(switch: Path) -> bool:
+    if switch.name == "freezer.state":
+        return switch.read_text().strip() == "FROZEN"
+    return "frozen 1" in (switch.parent / "cgroup.events").read_text()

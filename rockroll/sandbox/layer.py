@@ -1,0 +1,47 @@
+"""What a box has written: its writable layer, copied as it is.
+
+In: overlay's upper folders. Out: a copy with the same modes, owners, times, links, hard links, holes, extended
+attributes and overlay marks (whiteouts, opaque folders). Leaves holding the box still to freezer.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+from rockroll.errors import HostError, SandboxError
+from rockroll.sandbox import reaper
+
+_EXACT = ("-dR", "--preserve=mode,ownership,timestamps,links,xattr", "--sparse=auto", "--reflink=auto")
+"""Not -a: that keeps silent where an extended attribute, and with it an overlay mark, cannot be written."""
+
+
+class NoSpace(HostError):
+    """The copy does not fit where it should go."""
+
+
+async def copy(source: Path, target: Path) -> None:
+    """Everything in source, and the folder's own mode and owner, into the folder target. Nothing may write to either.
+
+    Raises NoSpace, SandboxError with what cp said; then target is half full.
+    """
+    with reaper.starting():
+        process = await asyncio.create_subprocess_exec(
+            *("cp", *_EXACT, "--", f"{source}/.", f"{target}/"),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+        try:
+            _, said = await process.communicate()
+        except BaseException:
+            process.kill()
+            await process.wait()
+            raise
+    if process.returncode:
+        lines = said.decode(errors="replace").strip().splitlines() or [f"cp ended with {process.returncode}"]
+        if any("No space left" in line for line in lines):
+            raise NoSpace(f"{target} has no space left for a copy of {source}; free some and try again")
+        raise SandboxError(f"the files of a sandbox could not be copied: {lines[0]}")
