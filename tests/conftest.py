@@ -15,7 +15,7 @@ import pytest
 
 from rockroll import home, rpc
 from rockroll.errors import HostError, PeerLost, SandboxNotFound
-from rockroll.sandbox import image, node_client, wire
+from rockroll.sandbox import disk, image, node_client, wire
 from rockroll.sandbox.podman import HOME_LABEL, Podman, PodmanService
 
 
@@ -77,6 +77,7 @@ async def _sweep() -> None:
     async with PodmanService() as podman:
         for box in await podman.list({HOME_LABEL: home.home_id()}):
             await podman.remove(box["Id"])
+    disk.sweep(())
 
 
 async def _remove_node() -> None:

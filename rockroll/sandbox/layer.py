@@ -28,7 +28,8 @@ async def copy(source: Path, target: Path) -> None:
     """
     with reaper.starting():
         process = await asyncio.create_subprocess_exec(
-            *("cp", *_EXACT, "--", f"{source}/.", f"{target}/"),
+            # It ends with the node: what a killed one was copying is removed by the next, which must have it alone.
+            *("setpriv", "--pdeathsig", "KILL", "cp", *_EXACT, "--", f"{source}/.", f"{target}/"),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -24,6 +25,7 @@ from rockroll.sandbox import recycle
 from rockroll.sandbox.config import NAME
 from rockroll.sandbox.wire import SnapshotInfo
 
+_log = logging.getLogger(__name__)
 Fill = Callable[[Path], Awaitable[None]]
 """Copies a box's files into an empty folder."""
 
@@ -39,7 +41,10 @@ class Snapshots:
     def sweep(self) -> None:
         """Removes what an earlier node had not finished making or removing. Blocks."""
         for path in self._folder.glob(".*"):
-            shutil.rmtree(path)
+            try:
+                shutil.rmtree(path)
+            except OSError as error:
+                _log.error("%s of an earlier node stays: %s", path, error)
 
     async def take(self, info: SnapshotInfo, fill: Fill) -> SnapshotInfo:
         """A snapshot as `info` says, whose size is still to be found. Raises UsageError where the name is taken."""

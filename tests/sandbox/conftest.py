@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, cast
@@ -75,6 +77,27 @@ class Lab:
                 await asyncio.sleep(0.001)
 
 
+def left_mounted(word: str) -> list[str]:
+    """Mounts and loop devices on this host that have the word (a box's id, a home) in a path.
+
+    The kernel frees a box's mounts a moment after its last process has been waited for.
+    """
+    end = time.monotonic() + 2
+    while found := [line for line in _mounts_and_loops() if word in line]:
+        if time.monotonic() > end:
+            break
+        time.sleep(0.01)
+    return found
+
+
+def _mounts_and_loops() -> list[str]:
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    for path in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):  # freed meanwhile
+            lines.append(path.read_text())
+    return lines
+
+
 def _command_line(pid: int) -> bytes:
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -92,6 +115,7 @@ async def host(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Sandbo
         yield host
         await host.close()
         assert not any((home.runtime_dir() / "b").iterdir()), "a box left its folder behind"
+        assert not left_mounted(str(home.home())), "a box left its disk behind"
         shutil.rmtree(home.runtime_dir())
 
 
