@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from rockroll import home
+from rockroll.bench import copies
 from rockroll.errors import SandboxError
 from rockroll.sandbox import runtime, wire
 from rockroll.sandbox.client import Sandbox, delete_all
@@ -61,6 +62,7 @@ async def run() -> dict[str, Any]:
             "episode_p50_ms": statistics.median(episodes),
             "episode_cpu_ms": cpu_s * 1000,
             "times_faster_than_podman_exec": baseline / arun,
+            **await copies.figures(),
         },
         "baselines": {"podman_exec_p50_ms": baseline},
     }
