@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 from rockroll import home
 from rockroll.errors import HostError, SandboxLost
 from rockroll.sandbox import reaper, runtime
-from rockroll.sandbox.config import SandboxConfig
+from rockroll.sandbox.config import MIN_DISK, SandboxConfig
 
 T = TypeVar("T")
 LABEL = "rockroll.disk"
@@ -187,6 +187,17 @@ def usage(pid: int) -> tuple[int, int]:
     except OSError:
         raise SandboxLost(f"the sandbox's first process {pid} is gone") from None
     return (seen.f_blocks - seen.f_bfree) * seen.f_frsize, seen.f_blocks * seen.f_frsize
+
+
+def probe() -> str | None:
+    """Why this host cannot limit a disk; None where one was made, mounted and removed."""
+    disk = Disk(f"doctor-{os.getpid()}")
+    try:
+        disk.make(MIN_DISK, os.getuid(), resolvers=False)
+    except NoDisk as error:
+        return str(error)
+    disk.remove()
+    return None
 
 
 def sweep(keep: Collection[str]) -> None:

@@ -23,7 +23,7 @@ import msgspec
 
 from rockroll import home, units
 from rockroll.errors import HostError, RockrollError
-from rockroll.sandbox import netns, profile, runtime
+from rockroll.sandbox import disk, netns, profile, runtime
 from rockroll.sandbox.config import DEFAULT_IMAGE, SandboxConfig
 from rockroll.sandbox.podman import Podman, PodmanService
 
@@ -33,6 +33,12 @@ LIMITS = SandboxConfig(cpus=0.5, memory="64m", pids=32)
 CGROUP_CURE = (
     "as root every limit holds; an ordinary user needs cgroup v2 and a systemd login session (loginctl enable-linger); "
     "until then start sandboxes with allow_unenforced"
+)
+
+
+DISK_CURE = (
+    "as root, with loop devices and mke2fs (apt-get install e2fsprogs), a disk limit holds; until then start sandboxes "
+    "that ask for one with allow_unenforced"
 )
 
 
@@ -162,6 +168,8 @@ async def _containers() -> AsyncIterator[Check]:
     cure = "" if host.user_namespaces else "allow them: sysctl user.max_user_namespaces=65536; sandboxes run without"
     detail = "each sandbox gets one of its own" if host.user_namespaces else "none could be made for a container"
     yield Check("user namespaces", host.user_namespaces, detail, cure)
+    refusal = await asyncio.to_thread(disk.probe)
+    yield Check("disk limits", not refusal, refusal or "a disk was mounted and removed", DISK_CURE if refusal else "")
     service = PodmanService(host)
     try:
         podman = await service.start()

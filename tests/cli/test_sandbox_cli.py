@@ -183,6 +183,34 @@ def test_cp_copies_files_and_folders_both_ways(box: str, tmp_path: Path) -> None
     assert (tmp_path / "a:b").read_bytes() == b"\0bytes"
 
 
+# ---- snapshots and forks -------------------------------------------------------------------------------------------
+
+
+def test_a_box_is_prepared_once_and_started_many_times(box: str) -> None:
+    sandbox("exec", box, "--", "sh", "-c", "echo ready >/srv/file")
+    taken = json.loads(sandbox("snapshot", box, "cli", "--json").stdout)
+    assert (taken["name"], taken["sandbox"], "env" in taken["config"]) == ("cli", box, False)
+    assert b"'cli' exists; take another name" in sandbox("snapshot", box, "cli", code=2).stderr
+    made = json.loads(sandbox("up", "--snapshot", "cli", "--count", "2", "--memory", "64m", "--json").stdout)
+    (forked,) = json.loads(sandbox("fork", made[0]["id"], "--name", "cli-fork", "--json").stdout)
+    assert (forked["name"], forked["owner"]) == ("cli-fork", "detached")
+    for each in [*made, forked]:
+        assert sandbox("exec", each["id"], "--", "cat", "/srv/file").stdout == b"ready\n"
+    sandbox("down", *(each["id"] for each in [*made, forked]))
+    assert re.search(rb"^cli  +[\d.]+k? +localhost/rockroll-base:1 +\d+s$", sandbox("snapshots").stdout, re.MULTILINE)
+    assert sandbox("snapshots", "--rm", "cli").stdout == b"cli\n"
+    assert json.loads(sandbox("snapshots", "--json").stdout) == []
+    assert b"no snapshot 'cli'; there are: none" in sandbox("up", "--snapshot", "cli", code=1).stderr
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="a disk limit needs root")
+def test_a_disk_limit_is_shown(box: str) -> None:
+    (made,) = json.loads(sandbox("up", "--disk", "32m", "--memory", "64m", "--json").stdout)
+    assert b"No space left" in sandbox("exec", made["id"], "--", "sh", "-c", "yes >/srv/x", code=1).stderr
+    assert re.search(rb"^disk +3\d.*m of 3\d.*m$", sandbox("stats", made["id"]).stdout, re.MULTILINE)
+    sandbox("down", made["id"])
+
+
 # ---- debug ---------------------------------------------------------------------------------------------------------
 
 

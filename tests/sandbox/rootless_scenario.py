@@ -15,6 +15,7 @@ import sys
 from rockroll import Sandbox, SandboxConfig
 from rockroll.errors import LimitNotEnforced
 from rockroll.sandbox import runtime
+from rockroll.sandbox.client import delete_snapshot
 from rockroll.sandbox.config import DEFAULT_IMAGE
 from rockroll.sandbox.node_client import close_node, connect_node
 from rockroll.sandbox.wire import Empty, NodeInfo
@@ -60,6 +61,20 @@ async def walk() -> dict:
         recycled = await sandbox.recycle()
         seen["recycled"] = [recycled.ok, recycled.reason]
         seen["left_behind"] = (await sandbox.arun("ls -A /srv")).output if recycled.ok else ""
+    try:
+        async with Sandbox(SandboxConfig(memory="128m", disk="32m")):
+            seen["disk_refusal"] = ""
+    except LimitNotEnforced as error:
+        seen["disk_refusal"] = str(error)
+    config = SandboxConfig(memory="128m", disk="32m", allow_unenforced=True)
+    async with Sandbox(config) as sandbox:
+        seen["disk_unenforced"] = "disk" in sandbox.info.unenforced
+        await sandbox.arun("echo kept >/srv/file; rm /etc/issue; chown 33:33 /srv/file; ln /srv/file /srv/link")
+        await sandbox.stop()
+        await sandbox.snapshot("user")
+        async with Sandbox(dataclasses.replace(CONFIG, snapshot="user", allow_unenforced=True)) as other:
+            seen["snapshot"] = (await other.arun("cat /srv/link; stat -c '%u %h' /srv/file; ls /etc/issue")).output
+        await delete_snapshot("user")
     info = await (await connect_node()).call("node.info", Empty(), type=NodeInfo)
     seen["rootless"] = info.rootless
     await close_node()

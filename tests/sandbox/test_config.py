@@ -17,6 +17,7 @@ def test_the_default_is_a_small_box_without_network() -> None:
 
 
 def test_values_are_written_as_people_write_them() -> None:
+    assert (SandboxConfig(disk="2g").disk_bytes, SandboxConfig().disk_bytes) == (2 * 2**30, None)
     config = SandboxConfig(memory="1.5g", ttl="1h", mounts=("/data:/mnt/data:ro", "/out:/out"))
     assert (config.memory_bytes, config.ttl_s) == (1536 * 2**20, 3600.0)
     assert config.parsed_mounts == [Mount("/data", "/mnt/data", True), Mount("/out", "/out", False)]
@@ -35,6 +36,9 @@ def test_it_cannot_change_after_it_was_checked() -> None:
         ("cpus", 0, "cpus: from 0.01"),
         ("cpus", float("nan"), "cpus: from 0.01"),
         ("pids", 1, "pids: from 4"),
+        ("disk", "1m", "disk: 1m is under the 16 MB that a file system needs; try disk: 1g"),
+        ("disk", "much", "disk: a size is digits and one of k, m, g, t, as in 512m; got 'much'"),
+        ("snapshot", "a/b", "snapshot: the name of a snapshot"),
         ("ttl", "soon", "ttl: a duration is digits"),
         ("ttl", -1, "ttl: a duration above zero"),
         ("network", "host", 'network: "none" or "open"'),

@@ -37,6 +37,7 @@ def test_it_tries_a_sandbox_and_reads_the_limits_back(node_home: Path) -> None:
     assert all(check["ok"] == (check["cure"] == "") for check in report["checks"])
     if os.getuid() == 0:
         assert "enforced: memory, swap, pids, cpus" in checks["limits"]["detail"]
+        assert "mounted and removed" in checks["disk limits"]["detail"]
     label = f"label=rockroll.home={home.home_id()}"
     left = subprocess.run(["podman", "ps", "--all", "--quiet", "--filter", label], capture_output=True, check=True)
     assert left.stdout == b""

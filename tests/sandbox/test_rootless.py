@@ -161,6 +161,15 @@ def test_a_box_can_be_recycled(seen: dict[str, Any]) -> None:
     assert seen["left_behind"] == ""
 
 
+def test_a_disk_limit_is_refused_or_named(seen: dict[str, Any]) -> None:
+    assert "disk: an ordinary user cannot mount" in seen["disk_refusal"] and "allow_unenforced" in seen["disk_refusal"]
+    assert seen["disk_unenforced"] is True
+
+
+def test_a_snapshot_of_a_stopped_box_keeps_its_files(seen: dict[str, Any]) -> None:
+    assert seen["snapshot"].startswith("kept\n33 2\n") and "No such file" in seen["snapshot"]
+
+
 def test_nothing_is_left(seen: dict[str, Any]) -> None:
     assert seen["containers_left"] == ""
     assert seen["node_left"] is False

@@ -13,7 +13,7 @@ import pytest
 
 from rockroll.errors import FileError, SandboxNotFound
 from rockroll.sandbox.client import Sandbox as AsyncSandbox
-from rockroll.sync import Pool, Sandbox, SandboxConfig
+from rockroll.sync import Pool, Sandbox, SandboxConfig, delete_snapshot, snapshots
 
 SMALL = SandboxConfig(memory="128m", pids=64)
 
@@ -36,6 +36,21 @@ def test_commands_files_logs_and_errors(node_home: Path) -> None:
         assert b"5\n" in b"".join(sandbox.logs())
         with pytest.raises(FileError):
             sandbox.read_file("/nothing")
+
+
+def test_snapshots_and_forks(node_home: Path) -> None:
+    with Sandbox(SMALL) as sandbox:
+        sandbox.write_file("/srv/a", b"first")
+        sandbox.snapshot("sync")
+        with sandbox.fork(name="apart") as other:
+            assert (other.name, other.owner) == ("apart", "connection")
+            other.write_file("/srv/a", b"second")
+        assert sandbox.read_file("/srv/a") == b"first"
+    with Sandbox(SandboxConfig(memory="128m", snapshot="sync")) as sandbox:
+        assert sandbox.read_file("/srv/a") == b"first"
+    assert [info.name for info in snapshots()] == ["sync"]
+    delete_snapshot("sync")
+    assert snapshots() == []
 
 
 def test_a_pool_serves_threads(node_home: Path) -> None:
