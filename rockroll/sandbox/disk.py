@@ -16,6 +16,7 @@ import contextlib
 import ctypes
 import logging
 import os
+import re
 import subprocess
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -33,6 +34,8 @@ BYTES_PER_INODE = 8192
 """One file for each 8 KiB of the limit: node_modules and a Python environment are near that. Its tables take 3 %."""
 MNT_DETACH = 2
 TIMEOUT_S = 60
+_OCTAL = re.compile(rb"\\([0-7]{3})")
+"""How /proc writes a space and the like in a path."""
 _log = logging.getLogger(__name__)
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -123,15 +126,15 @@ class Disk:
         devices = set()
         for loop in Path("/sys/block").glob("loop*/loop/backing_file"):
             try:
-                if loop.read_text().strip().removesuffix(" (deleted)") == str(self.image):
-                    devices.add((loop.parent.parent / "dev").read_text().strip())
+                if loop.read_bytes().strip().removesuffix(b" (deleted)") == os.fsencode(self.image):
+                    devices.add((loop.parent.parent / "dev").read_bytes().strip())
             except OSError:
                 continue  # freed meanwhile
         points = []
-        for line in Path("/proc/self/mountinfo").read_text().splitlines() if devices else ():
-            fields = line.split(" ")
+        for line in Path("/proc/self/mountinfo").read_bytes().splitlines() if devices else ():
+            fields = line.split(b" ")
             if fields[2] in devices:
-                points.append(fields[4].encode().decode("unicode_escape"))
+                points.append(os.fsdecode(_OCTAL.sub(lambda found: bytes([int(found[1], 8)]), fields[4])))
         return points
 
     def _own_files(self, owner: int, resolvers: bool) -> list[dict[str, Any]]:
@@ -169,6 +172,8 @@ async def whole(work: Callable[[], T]) -> T:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             await asyncio.wait([task])
+            if error := task.exception():
+                _log.warning("a disk, after its caller had gone: %s", error)
             raise
 
 

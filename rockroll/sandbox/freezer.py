@@ -7,6 +7,7 @@ Leaves what is done meanwhile to the caller.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -73,9 +74,10 @@ def _thaw(switch: Path) -> None:
 
 
 def _switch(init: int) -> Path | None:
-    groups = profile.cgroups(init)
+    groups, ours = profile.cgroups(init), profile.cgroups(os.getpid())
     for name, file in (("freezer", "freezer.state"), ("unified", "cgroup.freeze")):
-        if name in groups and (groups[name] / file).exists():
+        # A box without a group of its own (an ordinary user's, on v1) shares this process's: it would freeze itself.
+        if name in groups and groups[name] != ours.get(name) and os.access(groups[name] / file, os.W_OK):
             return groups[name] / file
     return None
 

@@ -145,7 +145,7 @@ class SandboxHost:
             if folder.name not in self._boxes:
                 await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         await disk.whole(lambda: disk.sweep(self._boxes))
-        await asyncio.to_thread(self._snapshots.sweep)
+        await self._snapshots.sweep()
         for spool in (home.node_dir() / "spool").glob("*.log"):
             if spool.stem not in self._boxes:
                 spool.unlink(missing_ok=True)

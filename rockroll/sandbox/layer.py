@@ -26,10 +26,26 @@ async def copy(source: Path, target: Path) -> None:
 
     Raises NoSpace, SandboxError with what cp said; then target is half full.
     """
+    code, said = await _run("cp", *_EXACT, "--", f"{source}/.", f"{target}/")
+    if code and any("No space left" in line for line in said):
+        raise NoSpace(f"{target} has no space left for a copy of {source}; free some and try again")
+    if code:
+        raise SandboxError(f"the files of a sandbox could not be copied: {said[0]}")
+
+
+async def remove(copy: Path) -> None:
+    """Removes a copy, folders of any depth in it (shutil.rmtree ends at a thousand). Raises SandboxError."""
+    code, said = await _run("rm", "-rf", "--one-file-system", "--", str(copy))
+    if code:
+        raise SandboxError(f"a copy of a sandbox's files could not be removed: {said[0]}")
+
+
+async def _run(*argv: str) -> tuple[int, list[str]]:
+    """The exit code and the lines on stderr, of which there is at least one."""
     with reaper.starting():
         process = await asyncio.create_subprocess_exec(
             # It ends with the node: what a killed one was copying is removed by the next, which must have it alone.
-            *("setpriv", "--pdeathsig", "KILL", "cp", *_EXACT, "--", f"{source}/.", f"{target}/"),
+            *("setpriv", "--pdeathsig", "KILL", *argv),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
@@ -41,8 +57,5 @@ async def copy(source: Path, target: Path) -> None:
             process.kill()
             await process.wait()
             raise
-    if process.returncode:
-        lines = said.decode(errors="replace").strip().splitlines() or [f"cp ended with {process.returncode}"]
-        if any("No space left" in line for line in lines):
-            raise NoSpace(f"{target} has no space left for a copy of {source}; free some and try again")
-        raise SandboxError(f"the files of a sandbox could not be copied: {lines[0]}")
+    lines = said.decode(errors="replace").strip().splitlines()
+    return process.returncode or 0, lines or [f"{argv[0]} ended with {process.returncode}"]

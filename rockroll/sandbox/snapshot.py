@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import logging
 import secrets
-import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -21,7 +20,7 @@ import msgspec
 
 from rockroll import home
 from rockroll.errors import SandboxError, SnapshotNotFound, UsageError
-from rockroll.sandbox import recycle
+from rockroll.sandbox import layer, recycle
 from rockroll.sandbox.config import NAME
 from rockroll.sandbox.wire import SnapshotInfo
 
@@ -38,12 +37,12 @@ class Snapshots:
         self._folder.mkdir(mode=0o700, exist_ok=True)
         self._used: dict[str, int] = {}
 
-    def sweep(self) -> None:
-        """Removes what an earlier node had not finished making or removing. Blocks."""
+    async def sweep(self) -> None:
+        """Removes what an earlier node had not finished making or removing."""
         for path in self._folder.glob(".*"):
             try:
-                shutil.rmtree(path)
-            except OSError as error:
+                await layer.remove(path)
+            except SandboxError as error:
                 _log.error("%s of an earlier node stays: %s", path, error)
 
     async def take(self, info: SnapshotInfo, fill: Fill) -> SnapshotInfo:
@@ -59,7 +58,7 @@ class Snapshots:
             self._check_new(info.name)
             made.rename(self._folder / info.name)
         except BaseException:
-            await asyncio.shield(asyncio.to_thread(shutil.rmtree, made))
+            await asyncio.shield(layer.remove(made))
             raise
         return info
 
@@ -105,7 +104,7 @@ class Snapshots:
             raise SandboxError(f"a sandbox is being started from snapshot {name!r}; remove it when that is done")
         gone = self._folder / f".gone-{name}-{secrets.token_hex(4)}"
         (self._folder / name).rename(gone)
-        await asyncio.shield(asyncio.to_thread(shutil.rmtree, gone))
+        await asyncio.shield(layer.remove(gone))
         return info
 
 

@@ -123,6 +123,19 @@ async def test_neither_sees_what_the_other_writes_later(lab: Lab) -> None:
     await delete(other, third)
 
 
+async def test_folders_may_be_as_deep_as_a_path_can_name(lab: Lab) -> None:
+    dig = 'python3 -c \'import os\nfor _ in range({}): os.mkdir("d"); os.chdir("d")\nopen("end", "w")\''
+    await lab.run(f"cd /srv; {dig.format(1500)}")
+    assert (await snapshot(lab, "deep")).size_bytes < 1 << 20
+    other = await fork(lab)
+    assert await other.out("find /srv -name end | wc -c") == str(len("/srv" + "/d" * 1500 + "/end\n"))
+    await delete(other)
+    await lab.run(f"cd /srv; {dig.format(3000)}".replace('"d"', '"e"'))
+    with pytest.raises(SandboxError, match=r"could not be copied: .*File name too long"):
+        await snapshot(lab, "deeper")
+    assert (await lab.call("sandbox.stats", Ref(id=lab.id))).disk_bytes >= 0
+
+
 async def test_a_busy_box_is_held_still_and_goes_on(lab: Lab) -> None:
     """Two files that are always written one after the other are never seen the wrong way round."""
     write = "for i in $(seq 100000); do echo $i >>/srv/a; echo $i >>/srv/b; done"
