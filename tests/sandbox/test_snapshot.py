@@ -123,6 +123,7 @@ async def test_neither_sees_what_the_other_writes_later(lab: Lab) -> None:
     await delete(other, third)
 
 
+@pytest.mark.slow
 async def test_folders_may_be_as_deep_as_a_path_can_name(lab: Lab) -> None:
     dig = 'python3 -c \'import os\nfor _ in range({}): os.mkdir("d"); os.chdir("d")\nopen("end", "w")\''
     await lab.run(f"cd /srv; {dig.format(1500)}")
