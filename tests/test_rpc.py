@@ -13,6 +13,8 @@ import pytest
 
 from rockroll import rpc
 from rockroll.errors import ModelServiceError, PeerLost, RemoteError, RockrollError
+from rockroll.rpc.frame import WINDOW
+from rockroll.rpc.stream import RECEIVE
 
 
 class Point(msgspec.Struct, frozen=True):
@@ -25,6 +27,8 @@ class Service:
         self.started = asyncio.Event()
         self.cancelled = asyncio.Event()
         self.gone: list[rpc.Peer] = []
+        self.go = asyncio.Event()
+        self.made = 0
 
     async def echo(self, body: Any, peer: rpc.Peer) -> Any:
         return body
@@ -53,6 +57,31 @@ class Service:
         finally:
             self.cancelled.set()
 
+    async def endless(self, body: Any, peer: rpc.Peer) -> AsyncIterator[int]:
+        while True:
+            yield self.made
+            self.made += 1
+
+    async def add_up(self, body: Any, peer: rpc.Peer, parts: rpc.Parts) -> Any:
+        try:
+            return [body, sum([part async for part in parts.of(int)])]
+        finally:
+            self.cancelled.set()
+
+    async def take_three(self, body: Any, peer: rpc.Peer, parts: rpc.Parts) -> int:
+        taken = 0
+        async for _ in parts.of(bytes):
+            taken += 1
+            self.started.set()
+            await self.go.wait()
+            if taken == 3:
+                break
+        return taken
+
+    async def refuse_parts(self, body: Any, peer: rpc.Peer, parts: rpc.Parts) -> None:
+        async for _ in parts.of(int):
+            await self.refuse(body, peer)
+
     async def whoami(self, body: Any, peer: rpc.Peer) -> int | None:
         return peer.pid
 
@@ -61,6 +90,7 @@ class Service:
 async def link(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[tuple[Service, rpc.Client, rpc.Server]]:
     service = Service()
     names = ["echo", "point", "refuse", "bug", "hang", "count", "whoami"]
+    names += ["endless", "add_up", "take_three", "refuse_parts"]
     server = rpc.Server(
         f"{request.param}://{tmp_path}/s",
         {name: getattr(service, name) for name in names},
@@ -193,3 +223,83 @@ async def test_an_address_where_nothing_listens_says_so(tmp_path: Path) -> None:
 async def test_an_address_of_no_known_kind_is_refused() -> None:
     with pytest.raises(RockrollError, match="an rpc address is unix://PATH"):
         await rpc.connect("nonsense")
+
+
+# ---- parts: what a caller sends after the body ---------------------------------------------------------------------
+
+
+async def test_parts_come_in_order_and_the_reply_after_them(link: Any) -> None:
+    _, client, _ = link
+
+    async def numbers() -> AsyncIterator[int]:
+        for i in range(1000):
+            yield i
+
+    assert await client.call("add_up", "start", parts=numbers()) == ["start", sum(range(1000))]
+    assert await client.call("echo", 1) == 1
+
+
+async def test_a_slow_taker_holds_the_sender_of_parts(link: Any) -> None:
+    service, client, _ = link
+    made = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal made
+        while True:
+            made += 1
+            yield b"x" * 1000
+
+    call = asyncio.ensure_future(client.call("take_three", parts=endless()))
+    await service.started.wait()
+    assert await client.call("echo", "others are not held") == "others are not held"
+    await asyncio.sleep(0.05)  # time in which a sender that is not held would send thousands
+    assert made <= WINDOW + 1
+    service.go.set()
+    assert await call == 3
+
+
+async def test_a_slow_reader_holds_the_sender_of_a_stream(link: Any) -> None:
+    service, client, _ = link
+    stream = client.stream("endless")
+    assert await anext(stream) == 0
+    await asyncio.sleep(0.05)  # time in which a sender that is not held would send thousands
+    assert service.made <= WINDOW + 2
+    assert [await anext(stream) for _ in range(3 * WINDOW)] == list(range(1, 3 * WINDOW + 1))
+    await stream.aclose()
+
+
+async def test_an_answer_before_the_last_part_ends_the_sending(link: Any) -> None:
+    _, client, _ = link
+
+    async def endless() -> AsyncIterator[int]:
+        while True:
+            yield 1
+
+    with pytest.raises(ModelServiceError, match="too long"):
+        await client.call("refuse_parts", parts=endless())
+    with pytest.raises(RemoteError, match="positional argument"):  # a method that takes no parts
+        await client.call("echo", parts=endless())
+
+
+async def test_what_the_maker_of_parts_raises_reaches_the_caller_and_cancels_the_handler(link: Any) -> None:
+    service, client, _ = link
+
+    async def broken() -> AsyncIterator[int]:
+        yield 1
+        raise RockrollError("the file is gone")
+
+    with pytest.raises(RockrollError, match="the file is gone"):
+        await client.call("add_up", parts=broken())
+    await asyncio.wait_for(service.cancelled.wait(), 5)
+
+
+async def test_frames_of_every_size_pass_whole_and_in_order(tmp_path: Path) -> None:
+    service = Service()
+    server = rpc.Server(f"unix://{tmp_path}/s", {"echo": service.echo})
+    await server.start()
+    client = await rpc.connect(server.address)
+    sizes = [0, 1, 70_000, RECEIVE - 20, RECEIVE - 8, RECEIVE, RECEIVE + 1, 3 * RECEIVE, 5, 2_000_000, 9]
+    sent = [bytes([i]) * size for i, size in enumerate(sizes)] * 3
+    assert await asyncio.gather(*(client.call("echo", data) for data in sent)) == sent
+    await client.close()
+    await server.close()

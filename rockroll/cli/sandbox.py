@@ -142,39 +142,72 @@ def ls(as_json: Json = False) -> None:
 def cp(
     source: Annotated[str, typer.Argument(metavar="SRC", help="A path here, or ID:PATH in a sandbox.")],
     target: Annotated[str, typer.Argument(metavar="DST", help="A path here, or ID:PATH in a sandbox.")],
+    all_links: Annotated[
+        bool, typer.Option("--all-links", help="Out of a sandbox: symbolic links that lead out of the tree, too.")
+    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Copy a file or a folder into a sandbox, or out of it.
 
-    DST is the path that the copy will have; with a slash at its end, the folder it goes into.
+    DST is the path that the copy will have; with a slash at its end, the folder it goes into. Modes, times, links,
+    empty folders and holes are kept; owners are not. What cannot be copied (sockets, FIFOs, devices) is left out and
+    named on standard error.
 
     Examples:
 
       rockroll sandbox cp data.csv demo:/data/
 
+      rockroll sandbox cp src demo:/srv/src
+
       rockroll sandbox cp demo:/srv/out results
     """
-    box_from, path_from = _place(source)
-    box_to, path_to = _place(target)
-    if (box_from is None) == (box_to is None):
-        raise UsageError(
-            f"cp: one of SRC and DST is ID:PATH, the other a path here; got {source} and {target} "
-            "(a path here with a colon in it is written ./a:b)"
-        )
-    if path_to.endswith("/"):
-        path_to += Path(path_from).resolve().name if box_from is None else path_from.rstrip("/").rpartition("/")[2]
+    from rockroll.cli.files import Places, show_copied
 
-    async def work() -> list[str]:
-        async with _attached(box_from or box_to or "") as sandbox:
-            if box_from is not None:
-                return await sandbox.download(path_from, path_to)
-            await sandbox.upload(path_from, path_to)
-            return []
+    places = Places(source, target)
 
-    left_out = _run(work())
-    for path in left_out[:10]:
-        print(f"rockroll: left out, a link or special file: {_safe(path)}", file=sys.stderr)
-    if len(left_out) > 10:
-        print(f"rockroll: and {len(left_out) - 10} more", file=sys.stderr)
+    async def work() -> Any:
+        async with _attached(places.box) as sandbox:
+            return await places.copy(sandbox, links="all" if all_links else "inside")
+
+    done = _run(work())
+    if as_json:
+        import msgspec
+
+        _print_json(msgspec.to_builtins(done))
+    else:
+        show_copied(done, _safe)
+
+
+@app.command()
+def watch(
+    id: Id,
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A folder or a file in the sandbox.")],
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="All folders below it, too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object a line.")] = False,
+) -> None:
+    """Print what changes in a folder of a sandbox, as it changes, until Ctrl-C or the sandbox's end.
+
+    Examples:
+
+      rockroll sandbox watch demo /srv -r
+
+      rockroll sandbox watch demo /srv/out --json | jq -r 'select(.kind == "created").path'
+    """
+
+    async def work() -> None:
+        import json
+
+        import msgspec
+
+        async with _attached(id) as sandbox:
+            async for event in sandbox.watch(path, recursive=recursive):
+                if as_json:
+                    print(json.dumps(msgspec.to_builtins(event)), flush=True)
+                else:
+                    before = f" (was {_safe(event.moved_from)})" if event.moved_from is not None else ""
+                    print(f"{event.kind:8}  {_safe(event.path)}{before}", flush=True)
+
+    _run(work())
 
 
 @app.command()
@@ -467,14 +500,6 @@ def _named(config: Any, name: str | None) -> Any:
     return config if name is None else dataclasses.replace(config, name=name)
 
 
-def _place(text: str) -> tuple[str | None, str]:
-    """("ID", "PATH") for ID:PATH, (None, path) for a path on this side."""
-    box, colon, path = text.partition(":")
-    if not colon or text.startswith(("/", ".", "~")) or "/" in box:
-        return None, text
-    if not box or not path:
-        raise UsageError(f"cp: a place in a sandbox is ID:PATH, as in demo:/data; got {text!r}")
-    return box, path
 
 
 def _public(info: SandboxInfo) -> dict[str, Any]:

@@ -10,6 +10,6 @@ its server and survives the server's restart. Frames are the same on both.
 
 from rockroll.rpc.client import Client, connect
 from rockroll.rpc.frame import MAX_MESSAGE
-from rockroll.rpc.server import Handler, Peer, Server
+from rockroll.rpc.server import Handler, Parts, Peer, Server
 
-__all__ = ["MAX_MESSAGE", "Client", "Handler", "Peer", "Server", "connect"]
+__all__ = ["MAX_MESSAGE", "Client", "Handler", "Parts", "Peer", "Server", "connect"]

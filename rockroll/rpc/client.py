@@ -17,7 +17,24 @@ import zmq.asyncio
 from zmq.utils.monitor import parse_monitor_message
 
 from rockroll.errors import PeerLost, RockrollError, by_name
-from rockroll.rpc.frame import CALL, CANCEL, CHUNK, END, ERROR, REPLY, Failure, Link, decode, frame
+from rockroll.rpc.frame import (
+    CALL,
+    CANCEL,
+    CHUNK,
+    END,
+    ERROR,
+    LAST,
+    MORE,
+    OPEN,
+    PART,
+    REPLY,
+    Credit,
+    Failure,
+    Inbox,
+    Link,
+    decode,
+    frame,
+)
 from rockroll.rpc.stream import Stream
 from rockroll.rpc.zeromq import ZmqLink, zmq_socket
 
@@ -25,18 +42,19 @@ T = TypeVar("T")
 
 
 class _Pending:
-    """One call under way: a future for a reply, or a queue of chunks for a stream."""
+    """One call under way: a future for a reply, an inbox of chunks for a stream, credit for a call with parts."""
 
-    def __init__(self, stream: bool) -> None:
+    def __init__(self, chunks: Inbox | None) -> None:
         self.reply: asyncio.Future[msgspec.Raw] = asyncio.get_running_loop().create_future()
-        self.chunks: asyncio.Queue[msgspec.Raw | None] | None = asyncio.Queue() if stream else None
+        self.chunks = chunks
+        self.credit = Credit()
 
     def fail(self, error: RockrollError) -> None:
         if not self.reply.done():
             self.reply.set_exception(error)
             self.reply.exception()  # a stream may have been left: then nobody asks
         if self.chunks is not None:
-            self.chunks.put_nowait(None)
+            self.chunks.put(None)
 
 
 class Client:
@@ -89,7 +107,7 @@ class Client:
             if event["event"] == zmq.EVENT_DISCONNECTED:
                 self._fail_pending(PeerLost(f"the process at {self.address} closed the connection"))
 
-    def _on_frame(self, data: bytes) -> None:
+    def _on_frame(self, data: bytes | bytearray) -> None:
         got = decode(data)
         pending = self._pending.get(got.id)
         if pending is None:
@@ -98,9 +116,11 @@ class Client:
             if not pending.reply.done():
                 pending.reply.set_result(got.body)
         elif got.kind == CHUNK and pending.chunks is not None:
-            pending.chunks.put_nowait(got.body)
+            pending.chunks.put(got.body)
         elif got.kind == END:
             pending.fail(_END_OF_STREAM)
+        elif got.kind == MORE:
+            pending.credit.add(msgspec.msgpack.decode(got.body, type=int))
         elif got.kind == ERROR:
             failure = msgspec.msgpack.decode(got.body, type=Failure)
             pending.fail(by_name(failure.name)(failure.message, **failure.fields))
@@ -119,40 +139,88 @@ class Client:
         self.closed = self.closed or error
         self._fail_pending(error)
 
-    def _begin(self, method: str, body: Any, stream: bool) -> tuple[int, _Pending]:
+    def _begin(self, method: str, body: Any, *, stream: bool = False, parts: bool = False) -> tuple[int, _Pending]:
         if self.closed is not None:
             raise self.closed
-        call_id, pending = next(self._ids), _Pending(stream)
-        self._pending[call_id] = pending
+        call_id = next(self._ids)
+        chunks = Inbox(lambda count: self._ask(call_id, count)) if stream else None
+        self._pending[call_id] = pending = _Pending(chunks)
         try:
-            self._link.send(frame(CALL, call_id, method, body))
+            self._link.send(frame(OPEN if parts else CALL, call_id, method, body))
         except BaseException:
             del self._pending[call_id]
             raise
         return call_id, pending
+
+    def _ask(self, call_id: int, count: int) -> None:
+        if self.closed is None:
+            self._link.send(frame(MORE, call_id, body=count))
 
     def _end(self, call_id: int, *, cancel: bool) -> None:
         if self._pending.pop(call_id, None) and cancel and self.closed is None:
             self._link.send(frame(CANCEL, call_id))
 
     @overload
-    async def call(self, method: str, body: Any = None, *, timeout: float | None = None) -> Any: ...
+    async def call(
+        self, method: str, body: Any = None, *, parts: AsyncIterator[Any] | None = None, timeout: float | None = None
+    ) -> Any: ...
     @overload
-    async def call(self, method: str, body: Any = None, *, type: type[T], timeout: float | None = None) -> T: ...
-    async def call(self, method: str, body: Any = None, *, type: Any = Any, timeout: float | None = None) -> Any:
-        """One reply, decoded to `type`. Raises what the handler raised, PeerLost if its process died, TimeoutError."""
-        call_id, pending = self._begin(method, body, stream=False)
+    async def call(
+        self,
+        method: str,
+        body: Any = None,
+        *,
+        type: type[T],
+        parts: AsyncIterator[Any] | None = None,
+        timeout: float | None = None,
+    ) -> T: ...
+    async def call(
+        self,
+        method: str,
+        body: Any = None,
+        *,
+        type: Any = Any,
+        parts: AsyncIterator[Any] | None = None,
+        timeout: float | None = None,
+    ) -> Any:
+        """One reply, decoded to `type`. Raises what the handler raised, PeerLost if its process died, TimeoutError.
+
+        parts: sent after the body, each when the handler is near to taking it; none is asked for once the handler has
+        answered. What `parts` raises is raised here, and the handler is cancelled. The caller closes it.
+        """
+        call_id, pending = self._begin(method, body, parts=parts is not None)
         cancel = True
         try:
             async with asyncio.timeout(timeout):
+                if parts is not None:
+                    await self._send_parts(call_id, pending, parts)
                 raw = await pending.reply
             cancel = False
         except RockrollError:
-            cancel = False
+            cancel = not pending.reply.done()
             raise
         finally:
             self._end(call_id, cancel=cancel)
         return msgspec.msgpack.decode(raw, type=type)
+
+    async def _send_parts(self, call_id: int, pending: _Pending, parts: AsyncIterator[Any]) -> None:
+        """Returns when the last part is sent or the reply is here."""
+
+        async def send() -> None:
+            async for part in parts:
+                await pending.credit.take()
+                self._link.send(frame(PART, call_id, body=part))
+                await self._link.drain()
+            self._link.send(frame(LAST, call_id))
+
+        sending = asyncio.ensure_future(send())
+        try:
+            await asyncio.wait((sending, pending.reply), return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                sending.result()
+        finally:
+            sending.cancel()
+            await asyncio.wait((sending,))
 
     @overload
     def stream(self, method: str, body: Any = None) -> AsyncGenerator[Any, None]: ...

@@ -4,18 +4,28 @@ In: plain msgpack values or Structs. Out: bytes, and back. Leaves sending them t
 
     CALL ──► REPLY | ERROR          a coroutine handler
     CALL ──► CHUNK* ──► END | ERROR an async generator handler
+    OPEN ──► PART* ──► LAST         a call whose body is followed by parts, at any time; answered as a CALL is
     CANCEL                          the caller lost interest; the handler's task is cancelled, nothing comes back
+    MORE                            either way: so many chunks or parts of this call were taken, send as many more
+
+Whoever sends chunks or parts has at most WINDOW of them on the way: a slow taker holds its sender and nobody else.
 """
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import msgspec
 
 MAX_MESSAGE = 256 * 2**20
 """Bytes of one frame, at most."""
-CALL, REPLY, CHUNK, END, ERROR, CANCEL = range(1, 7)
+CALL, REPLY, CHUNK, END, ERROR, CANCEL, OPEN, PART, LAST, MORE = range(1, 11)
+WINDOW = 16
+"""Chunks or parts of one call under way: sent, and not yet asked for by who takes them."""
+ASK_AT = WINDOW // 2
+"""Taken ones that are worth a MORE."""
 
 
 class Frame(msgspec.Struct, array_like=True):
@@ -47,10 +57,55 @@ class Link(Protocol):
         ...
 
 
+class Credit:
+    """How many chunks or parts its owner may still send: `await take()` before each."""
+
+    def __init__(self) -> None:
+        self._left = WINDOW
+        self._some = asyncio.Event()
+        self._some.set()
+
+    async def take(self) -> None:
+        await self._some.wait()
+        self._left -= 1
+        if self._left <= 0:
+            self._some.clear()
+
+    def add(self, count: int) -> None:
+        self._left += count
+        if self._left > 0:
+            self._some.set()
+
+
+class Inbox:
+    """Chunks or parts that came and were not taken yet. `more(n)` is called when n more may be sent."""
+
+    def __init__(self, more: Callable[[int], None]) -> None:
+        self._queue: asyncio.Queue[msgspec.Raw | None] = asyncio.Queue()
+        self._more, self._taken = more, 0
+
+    def put(self, body: msgspec.Raw | None) -> None:
+        """None: there will be no other."""
+        self._queue.put_nowait(body)
+
+    async def get(self) -> msgspec.Raw | None:
+        body = await self._queue.get()
+        self._taken += body is not None
+        if self._taken >= ASK_AT:
+            self._more(self._taken)
+            self._taken = 0
+        return body
+
+
 _encode = msgspec.msgpack.Encoder().encode
-decode = msgspec.msgpack.Decoder(Frame).decode
+_decoder = msgspec.msgpack.Decoder(Frame)
 
 
 def frame(kind: int, call_id: int, method: str = "", body: Any = None) -> bytes:
-    """The bytes of one frame."""
-    return _encode(Frame(kind, call_id, method, msgspec.Raw(_encode(body))))
+    """The bytes of one frame. A large binary in the body is copied once."""
+    return _encode((kind, call_id, method, body))
+
+
+def decode(data: bytes | bytearray) -> Frame:
+    """Back again. The body is a view of `data`."""
+    return _decoder.decode(data)

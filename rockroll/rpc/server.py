@@ -7,13 +7,14 @@ what the bodies mean to the handlers.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import itertools
 import logging
 import os
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from inspect import isasyncgen
 from pathlib import Path
@@ -24,7 +25,25 @@ import zmq
 import zmq.asyncio
 
 from rockroll.errors import RockrollError
-from rockroll.rpc.frame import CALL, CANCEL, CHUNK, END, ERROR, REPLY, Failure, Frame, Link, decode, frame
+from rockroll.rpc.frame import (
+    CALL,
+    CANCEL,
+    CHUNK,
+    END,
+    ERROR,
+    LAST,
+    MORE,
+    OPEN,
+    PART,
+    REPLY,
+    Credit,
+    Failure,
+    Frame,
+    Inbox,
+    Link,
+    decode,
+    frame,
+)
 from rockroll.rpc.stream import AcceptedStream, Stream, answers
 from rockroll.rpc.zeromq import ZmqLink, zmq_socket
 
@@ -41,12 +60,30 @@ class Peer:
     pid: int | None = None
     uid: int | None = None
     tasks: dict[int, asyncio.Task[None]] = field(default_factory=dict)
+    parts: dict[int, Inbox] = field(default_factory=dict)
+    credits: dict[int, Credit] = field(default_factory=dict)
+
+
+class Parts:
+    """What the caller sends after the body: `async for part in parts.of(Type)`, once. At most WINDOW wait here."""
+
+    def __init__(self, inbox: Inbox) -> None:
+        self._inbox = inbox
+
+    async def of(self, type: Any = Any) -> AsyncIterator[Any]:
+        """Each part, decoded to `type`. A misfit is a RockrollError."""
+        while (raw := await self._inbox.get()) is not None:
+            try:
+                yield msgspec.msgpack.decode(raw, type=type)
+            except msgspec.ValidationError as error:
+                raise RockrollError(f"a part of this call is not what it should be: {error}") from None
 
 
 class Server:
     """Answers calls at one address.
 
-    handlers: method -> `async def h(body, peer)` or an async generator of the same arguments.
+    handlers: method -> `async def h(body, peer)` or an async generator of the same arguments; what is called with
+    parts takes them as a third: `async def h(body, peer, parts: Parts)`.
     types: method -> the type its body is decoded to (default: plain msgpack types); a misfit is refused.
     on_disconnect: called with the peer when a unix peer's link ends (never for ZeroMQ, whose peers come and go).
     """
@@ -101,7 +138,7 @@ class Server:
         self._unix = await loop.create_unix_server(self._accept, path)
         Path(path).chmod(0o600)
 
-    def _accept(self) -> asyncio.Protocol:
+    def _accept(self) -> asyncio.BaseProtocol:
         peer: Peer
 
         def lost() -> None:
@@ -138,7 +175,7 @@ class Server:
                     self._on_connect(peer)
             self._on_frame(peer, data)
 
-    def _on_frame(self, peer: Peer, data: bytes) -> None:
+    def _on_frame(self, peer: Peer, data: bytes | bytearray) -> None:
         try:
             call = decode(data)
         except msgspec.DecodeError as error:
@@ -147,10 +184,17 @@ class Server:
         if call.kind == CANCEL:
             if task := peer.tasks.get(call.id):
                 task.cancel()
-        elif call.kind == CALL and call.id not in peer.tasks:
+        elif call.kind in (CALL, OPEN) and call.id not in peer.tasks:
+            if call.kind == OPEN:
+                peer.parts[call.id] = Inbox(lambda count: peer.link.send(frame(MORE, call.id, body=count)))
             task = asyncio.get_running_loop().create_task(self._serve(peer, call))
             peer.tasks[call.id] = task
             task.add_done_callback(lambda _: peer.tasks.pop(call.id, None))
+        elif call.kind in (PART, LAST):
+            if inbox := peer.parts.get(call.id):  # else it is over, and the caller does not know yet
+                inbox.put(call.body if call.kind == PART else None)
+        elif call.kind == MORE and (credit := peer.credits.get(call.id)):
+            credit.add(msgspec.msgpack.decode(call.body, type=int))
 
     async def _serve(self, peer: Peer, call: Frame) -> None:
         link = peer.link
@@ -159,12 +203,21 @@ class Server:
             if handler is None:
                 raise RockrollError(f"no method {call.method!r} at {self.address}")
             body = msgspec.msgpack.decode(call.body, type=self._types.get(call.method, Any))
-            result = handler(body, peer)
+            inbox = peer.parts.get(call.id)
+            result = handler(body, peer, Parts(inbox)) if inbox else handler(body, peer)
             if isasyncgen(result):
+                credit = peer.credits[call.id] = Credit()
                 try:
                     async for item in result:
-                        link.send(frame(CHUNK, call.id, body=item))
-                        await link.drain()
+                        try:
+                            await credit.take()
+                            link.send(frame(CHUNK, call.id, body=item))
+                            await link.drain()
+                        except asyncio.CancelledError as stop:
+                            # As if it had come at an await of the handler's own, which may have asked for it.
+                            with contextlib.suppress(StopAsyncIteration):
+                                await result.athrow(stop)
+                            break
                 finally:
                     await result.aclose()
                 link.send(frame(END, call.id))
@@ -178,6 +231,9 @@ class Server:
             _log.exception("rpc: %s failed", call.method)
             said = f"{call.method}: {type(error).__name__}: {error}"
             link.send(frame(ERROR, call.id, body=Failure("RemoteError", said, {})))
+        finally:
+            peer.parts.pop(call.id, None)
+            peer.credits.pop(call.id, None)
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -179,6 +179,13 @@ class Box:
             raise self._not_running()
         return self._init
 
+    @property
+    def ended(self) -> asyncio.Future[int | None]:
+        """Done when the init that runs now has ended. Raises SandboxLost when the box does not run."""
+        if not self.init or self._init_end is None:
+            raise self._not_running()
+        return self._init_end.ended
+
     def doomed(self) -> Outcome | None:
         if self._leaving:
             return self._leaving

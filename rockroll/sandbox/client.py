@@ -1,8 +1,7 @@
 """`Sandbox`: a sealed box of one's own, as a Python object.
 
 In: a SandboxConfig, commands, bytes. Out: Observations, bytes, and errors of rockroll/errors.py. Leaves the work to the
-node process (host.py), which `connect_node` starts on demand; this file only carries, cuts files into parts and walks
-folders.
+node process (host.py), which `connect_node` starts on demand, and files to client_files.py; this file only carries.
 
     Sandbox(config) ── start ──► running ── stop ──► stopped ── start ──► running
                                     └──────── delete, or the end of `async with` ────────► gone
@@ -12,16 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import os
 import secrets
-import stat
 from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
 from typing import Any, Self, TypeVar
 
 from rockroll import rpc
-from rockroll.errors import FileError, PeerLost, SandboxError, SandboxLost, SandboxNotFound, UsageError
+from rockroll.errors import PeerLost, SandboxError, SandboxLost, SandboxNotFound, UsageError
 from rockroll.sandbox import wire
+from rockroll.sandbox.client_files import Files
 from rockroll.sandbox.command import Command
 from rockroll.sandbox.config import SandboxConfig
 from rockroll.sandbox.node_client import connect_node
@@ -38,16 +35,11 @@ from rockroll.sandbox.wire import (
 )
 
 T = TypeVar("T")
-PART = 16 << 20
-"""Bytes of a file carried by one message."""
 DELETES_AT_ONCE = 8
 """With more at once Podman is no faster."""
-_LINKS = 'while [ $# -gt 1 ]; do ln -sfn -- "$1" "$2" || exit 1; shift 2; done'
-_BATCH = 200
-"""Paths given to one command, far under the kernel's limit for an argument list."""
 
 
-class Sandbox:
+class Sandbox(Files):
     """One sandbox. Every method that names a box that is gone raises SandboxNotFound; a box that dies meanwhile,
     or whose node dies, SandboxLost.
 
@@ -287,119 +279,6 @@ class Sandbox:
         except PeerLost as error:
             raise SandboxLost(f"the node died while the log was read: {error}") from error
 
-    # ---- files -----------------------------------------------------------------------------------------------
-
-    async def write_file(self, path: str, data: bytes | str, *, mode: int = 0o644, append: bool = False) -> None:
-        """Writes bytes (or text, as UTF-8) to a file in the box; missing parent folders are made. FileError."""
-        raw = data.encode() if isinstance(data, str) else data
-        for start in range(0, len(raw) or 1, PART):
-            part = raw[start : start + PART]
-            body = wire.WriteFile(id=self.id, path=path, data=part, mode=mode, append=append or start > 0)
-            await self._call("file.write", body)
-
-    async def read_file(self, path: str, *, offset: int = 0, limit: int | None = None) -> bytes:
-        """The bytes of a file in the box, at most `limit` of them from `offset` on. FileError: missing, or a folder."""
-        parts: list[bytes] = []
-        left = limit
-        while True:
-            body = wire.ReadFile(id=self.id, path=path, offset=offset, limit=PART if left is None else min(left, PART))
-            chunk = await self._call("file.read", body, wire.FileChunk)
-            parts.append(chunk.data)
-            offset += len(chunk.data)
-            left = None if left is None else left - len(chunk.data)
-            if not chunk.data or offset >= chunk.size or left == 0:
-                return b"".join(parts)
-
-    async def list_files(self, path: str) -> list[wire.FileStat]:
-        """What is in a folder of the box. FileError where it is missing or no folder."""
-        return await self._call("file.list", wire.ListFiles(id=self.id, path=path), list[wire.FileStat])
-
-    async def upload(self, local: str | os.PathLike[str], remote: str) -> None:
-        """Copies a file to the path `remote`, or what is in a folder into the folder `remote`.
-
-        Symbolic links stay links; sockets and devices are left out. FileError where `local` is missing.
-        """
-        source = Path(local)
-        if source.is_file():
-            await self._upload_file(source, remote)
-        elif source.is_dir():
-            await self._upload_folder(source, PurePosixPath(remote))
-        else:
-            raise FileError(f"{source}: no file or folder of that name on this side")
-
-    async def download(self, remote: str, local: str | os.PathLike[str]) -> list[str]:
-        """Copies a file to the path `local`, or what is in a folder into the folder `local`.
-
-        Returns the paths left out: links and special files, since what is in a box may point anywhere on this side.
-        """
-        try:
-            entries = await self.list_files(remote)
-        except FileError:
-            await self._download_file(remote, Path(local), None)
-            return []
-        return await self._download_folder(remote.rstrip("/"), entries, Path(local))
-
-    async def _upload_file(self, source: Path, remote: str) -> None:
-        with source.open("rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o777
-            first = True
-            while (data := await asyncio.to_thread(file.read, PART)) or first:
-                body = wire.WriteFile(id=self.id, path=remote, data=data, mode=mode, append=not first)
-                await self._call("file.write", body)
-                first = False
-
-    async def _upload_folder(self, source: Path, remote: PurePosixPath) -> None:
-        folders, links, files = [str(remote)], [], []
-        for folder, names, leaves in os.walk(source):
-            here = remote / Path(folder).relative_to(source)
-            for name in [*names, *leaves]:
-                path = Path(folder, name)
-                if path.is_symlink():
-                    links += [str(path.readlink()), str(here / name)]
-                elif path.is_dir():
-                    folders.append(str(here / name))
-                elif path.is_file():
-                    files.append((path, str(here / name)))
-        await self._in_batches(["mkdir", "-p", "--"], folders)
-        for path, target in files:
-            await self._upload_file(path, target)
-        await self._in_batches(["sh", "-c", _LINKS, "sh"], links)
-
-    async def _in_batches(self, argv: list[str], paths: list[str]) -> None:
-        for start in range(0, len(paths), _BATCH):
-            done = await self.execute([*argv, *paths[start : start + _BATCH]])
-            if done.exit_code != 0:
-                raise FileError(f"the box could not make a folder or link: {done.output.strip() or done.outcome}")
-
-    async def _download_file(self, remote: str, target: Path, mode: int | None) -> None:
-        offset = 0
-        chunk = await self._call("file.read", wire.ReadFile(id=self.id, path=remote, limit=PART), wire.FileChunk)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("wb") as file:
-            while True:
-                await asyncio.to_thread(file.write, chunk.data)
-                offset += len(chunk.data)
-                if not chunk.data or offset >= chunk.size:
-                    break
-                body = wire.ReadFile(id=self.id, path=remote, offset=offset, limit=PART)
-                chunk = await self._call("file.read", body, wire.FileChunk)
-        target.chmod((chunk.mode if mode is None else mode) & 0o777)
-
-    async def _download_folder(self, remote: str, entries: list[wire.FileStat], target: Path) -> list[str]:
-        target.mkdir(parents=True, exist_ok=True)
-        left_out: list[str] = []
-        for entry in entries:
-            path = f"{remote}/{entry.name}"
-            if entry.name in ("", ".", "..") or "/" in entry.name:
-                raise FileError(f"{path!r} is no name of a file in a folder; nothing was written under it")
-            if entry.kind == "file":
-                await self._download_file(path, target / entry.name, entry.mode)
-            elif entry.kind == "dir":
-                left_out += await self._download_folder(path, await self.list_files(path), target / entry.name)
-            else:
-                left_out.append(path)
-        return left_out
-
     # ---- calls -----------------------------------------------------------------------------------------------
 
     @property
@@ -411,10 +290,12 @@ class Sandbox:
             self._node = await connect_node()
         return self._node
 
-    async def _call(self, method: str, body: wire.Struct, type: type[T] = object) -> T:
+    async def _call(
+        self, method: str, body: wire.Struct, type: type[T] = object, *, parts: AsyncIterator[Any] | None = None
+    ) -> T:
         node = await self._connected()
         try:
-            return await node.call(method, body, type=type)
+            return await node.call(method, body, type=type, parts=parts)
         except PeerLost as error:
             raise SandboxLost(f"the node died while {method} was under way: {error}") from error
 

@@ -3,28 +3,28 @@
 In: the pid of the box's init, a path as the box sees it. Out: bytes, or a FileError. Every path is resolved by the
 kernel inside the box's root (openat2: RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS), so that `..`, absolute links and links
 swapped meanwhile stay inside; only regular files and folders are opened, never a FIFO or device. All of it blocks:
-call it from a thread.
+call it from a thread. Leaves whole trees to tree_read.py and tree_write.py.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import stat
-import struct
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from rockroll.errors import FileError, SandboxLost
+from rockroll.sandbox.beneath import FOLDER, IN_ROOT, Descent, beneath, kernel_type, openat2, opened
+from rockroll.sandbox.tree import shown
+from rockroll.sandbox.tree_write import Target
 from rockroll.sandbox.wire import FileChunk, FileStat
 
-SYS_OPENAT2 = 437
-RESOLVE_NO_MAGICLINKS, RESOLVE_IN_ROOT = 0x02, 0x10
 READ_LIMIT = 64 << 20
-_libc = ctypes.CDLL(None, use_errno=True)
+LISTED_AT_ONCE = 2000
+SIDE = "in the sandbox"
 
 
 def host_id(pid: int, kind: Literal["uid", "gid"], inside: int) -> int:
@@ -55,12 +55,7 @@ def root_of(pid: int) -> Iterator[int]:
 
 def open_in(root: int, path: str, flags: int, mode: int = 0) -> int:
     """openat2 below `root`; OSError as open() would raise it."""
-    how = struct.pack("QQQ", flags | os.O_CLOEXEC, mode, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
-    fd = _libc.syscall(SYS_OPENAT2, root, os.fsencode(path), how, len(how))
-    if fd < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), path)
-    return fd
+    return openat2(root, path, flags, IN_ROOT, mode)
 
 
 def write(pid: int, path: str, data: bytes, mode: int, append: bool, owner: tuple[int, int]) -> None:
@@ -80,13 +75,16 @@ def write(pid: int, path: str, data: bytes, mode: int, append: bool, owner: tupl
                 fd, made = os.open(name, new, 0o600, dir_fd=parent), True
             except FileExistsError:
                 # Resolved from the root once more: it may be a link, and a link may be absolute.
-                flags = os.O_WRONLY | (os.O_APPEND if append else os.O_TRUNC)
-                fd, made = _regular(root, path, flags), False
+                fd, made = _regular(root, path, os.O_WRONLY | (os.O_APPEND if append else 0)), False
         finally:
             os.close(parent)
         try:
+            if kind := kernel_type(fd):
+                raise FileError(f"{path} is in a file system of the kernel ({kind}): nothing is written there")
             if made:
                 os.fchown(fd, *owner)
+            if not append:
+                os.ftruncate(fd, 0)
             if made or not append:
                 os.fchmod(fd, mode & 0o7777)
             view = memoryview(data)
@@ -119,17 +117,204 @@ def read(pid: int, path: str, offset: int, limit: int) -> FileChunk:
 def list_folder(pid: int, path: str) -> list[FileStat]:
     """What is in a folder, by name; links are not followed."""
     _check(path)
+    with root_of(pid) as root, _told(path, "listed"), opened(open_in(root, path, _LIST)) as fd:
+        return sorted(_stats(fd, b""), key=lambda entry: entry.name)
+
+
+def walk(pid: int, path: str) -> Generator[list[FileStat], None, None]:
+    """What is in a folder and in all below it, in no order; names are paths from the folder on. Links are not followed,
+    and the kernel's own file systems not entered."""
+    _check(path)
     with root_of(pid) as root, _told(path, "listed"):
-        fd = open_in(root, path, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK)
+        way = Descent(open_in(root, path, _LIST))
         try:
-            with os.scandir(fd) as entries:
-                found = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
+            found = _stats(way.fd, b"")
+            waiting = [_folders(found)]
+            while waiting:
+                if len(found) >= LISTED_AT_ONCE:
+                    yield found
+                    found = []
+                if not waiting[-1]:
+                    waiting.pop()
+                    if waiting:
+                        way.leave()
+                    continue
+                try:
+                    way.enter(waiting[-1].pop())
+                except OSError as error:
+                    if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
+                        raise
+                    continue  # removed or replaced since it was listed
+                below = [] if kernel_type(way.fd) else _stats(way.fd, way.path() + b"/")
+                found += below
+                waiting.append(_folders(below))
         finally:
-            os.close(fd)
-    return [
-        FileStat(name=_text(name), kind=_kind(status.st_mode), size=status.st_size, mode=stat.S_IMODE(status.st_mode))
-        for name, status in sorted(found)
-    ]
+            way.close()
+        if found:
+            yield found
+
+
+def look(pid: int, path: str, follow: bool) -> FileStat | None:
+    """What is at a path; None where there is nothing. follow: the link at its end, too."""
+    _check(path)
+    with root_of(pid) as root, _told(path, "looked at"):
+        try:
+            fd = open_in(root, path, os.O_PATH | (0 if follow else os.O_NOFOLLOW))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        with opened(fd):
+            return _stat(os.fsencode(PurePosixPath(path).name), os.fstat(fd), fd)
+
+
+def make_folder(pid: int, path: str, mode: int, owner: tuple[int, int]) -> None:
+    """Makes a folder and what is missing above it. One that is there already stays as it is."""
+    _check(path)
+    with root_of(pid) as root, _told(path, "made"):
+        try:
+            os.close(open_in(root, path, os.O_PATH | os.O_DIRECTORY))
+        except FileNotFoundError:
+            with opened(_parents(root, path, owner)) as fd, opened(beneath(fd, b".", FOLDER)) as made:
+                os.fchmod(made, mode & 0o7777)
+
+
+def remove(pid: int, path: str, recursive: bool) -> None:
+    """Removes a file, a link (not what it points to) or an empty folder; with `recursive`, a folder and what is in it.
+    What is mounted in it is an error, and stays."""
+    with root_of(pid) as root, _told(path, "removed"), _named(root, path) as (parent, name):
+        if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+            return os.unlink(name, dir_fd=parent)
+        if recursive:
+            _empty(beneath(parent, os.fsencode(name), FOLDER), os.fstat(parent).st_dev)
+        try:
+            os.rmdir(name, dir_fd=parent)
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:
+                raise
+            raise FileError(f"{path} is a folder with something in it: remove it with recursive=True") from None
+
+
+def move(pid: int, source: str, target: str, owner: tuple[int, int]) -> None:
+    """Renames; a file at the target is replaced at once, folders above it are made. Links are moved, not followed."""
+    with root_of(pid) as root, _told(source, "moved"), _named(root, source) as (parent, name):
+        os.stat(name, dir_fd=parent, follow_symlinks=False)
+        _check(target)
+        with _told(target, "made"):
+            os.close(_parents(root, str(PurePosixPath(target).parent), owner))
+            with _named(root, target) as (new_parent, new_name):
+                try:
+                    os.rename(name, new_name, src_dir_fd=parent, dst_dir_fd=new_parent)
+                except OSError as error:
+                    if said := _WHY_NOT_MOVED.get(error.errno or 0):
+                        raise FileError(f"{source} cannot be moved to {target}: {said}") from None
+                    raise
+
+
+@contextmanager
+def tree_source(pid: int, path: str) -> Iterator[int]:
+    """A descriptor for read_tree of what is at a path; links are followed inside the box."""
+    _check(path)
+    with root_of(pid) as root, _told(path, "read"), opened(open_in(root, path, os.O_PATH)) as fd:
+        yield fd
+
+
+@contextmanager
+def tree_target(pid: int, path: str, owner: tuple[int, int]) -> Iterator[Target]:
+    """Where TreeWriter puts a tree that goes to this path; the folders above it are made."""
+    _check(path)
+    pure = PurePosixPath(path)
+    with root_of(pid) as root, _told(path, "written"), opened(_parents(root, str(pure.parent), owner)) as parent:
+        yield Target(
+            parent=parent,
+            name=os.fsencode(pure.name),
+            folder=lambda: open_in(root, path, _LIST),
+            path=shown(os.fsencode(path)),
+            side=SIDE,
+            owner=owner,
+        )
+
+
+_LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK
+_WHY_NOT_MOVED = {
+    errno.EXDEV: "they are on two file systems of the sandbox; copy it, then remove it",
+    errno.ENOTEMPTY: "a folder with something in it is there; remove it first",
+    errno.EEXIST: "a folder with something in it is there; remove it first",
+    errno.EISDIR: "a folder is there, and a file cannot replace it; remove it first, or name a file in it",
+    errno.ENOTDIR: "a file is there, and a folder cannot replace it; remove it first",
+    errno.EINVAL: "a folder cannot go into itself",
+    errno.EBUSY: "something is mounted there",
+}
+
+
+@contextmanager
+def _named(root: int, path: str) -> Iterator[tuple[int, str]]:
+    """(a descriptor of the folder, the name in it) of something that is itself meant, be it a link."""
+    _check(path)
+    pure = PurePosixPath(path)
+    if pure.name in ("", ".."):
+        raise FileError(f"{path} is no name in a folder; write the path without `..` at its end")
+    with opened(open_in(root, str(pure.parent), os.O_PATH | os.O_DIRECTORY)) as parent:
+        yield parent, pure.name
+
+
+def _empty(top: int, device: int) -> None:
+    """Removes what is in a folder; closes `top`. Never enters another mount: what is there is somebody else's."""
+    way = Descent(top)
+    try:
+        if os.fstat(top).st_dev != device:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        waiting = [_clear(way.fd)]
+        while waiting:
+            if waiting[-1]:
+                way.enter(waiting[-1][-1])
+                if os.fstat(way.fd).st_dev != device:
+                    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+                waiting.append(_clear(way.fd))
+            else:
+                waiting.pop()
+                if waiting:
+                    way.leave()
+                    os.rmdir(waiting[-1].pop(), dir_fd=way.fd)
+    finally:
+        way.close()
+
+
+def _clear(folder: int) -> list[bytes]:
+    """Removes all but the folders in it, whose names are returned."""
+    with os.scandir(folder) as entries:
+        found = [(os.fsencode(entry.name), entry.is_dir(follow_symlinks=False)) for entry in entries]
+    for name, is_folder in found:
+        if not is_folder:
+            os.unlink(name, dir_fd=folder)
+    return [name for name, is_folder in found if is_folder]
+
+
+def _stats(folder: int, before: bytes) -> list[FileStat]:
+    found = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            try:
+                found.append(_stat(before + os.fsencode(entry.name), entry.stat(follow_symlinks=False)))
+            except FileNotFoundError:
+                continue  # removed since it was listed
+    return found
+
+
+def _folders(found: list[FileStat]) -> list[bytes]:
+    """Names, in their folder, of the folders among these."""
+    return [entry.path_bytes.rpartition(b"/")[2] for entry in found if entry.kind == "dir"]
+
+
+def _stat(name: bytes, status: os.stat_result, link: int | None = None) -> FileStat:
+    text, kind = shown(name), _kind(status.st_mode)
+    return FileStat(
+        name=text,
+        kind=kind,
+        size=status.st_size,
+        mode=stat.S_IMODE(status.st_mode),
+        mtime=status.st_mtime,
+        raw=None if text.encode() == name else name,
+        target=shown(os.readlink(b"", dir_fd=link)) if kind == "link" and link is not None else None,
+    )
 
 
 def _regular(root: int, path: str, flags: int) -> int:
@@ -157,7 +342,9 @@ def _parents(root: int, path: str, owner: tuple[int, int]) -> int:
     try:
         try:
             os.mkdir(above.name, 0o755, dir_fd=parent)
-            os.chown(above.name, *owner, dir_fd=parent, follow_symlinks=False)
+            with opened(beneath(parent, os.fsencode(above.name), FOLDER)) as made:
+                if os.fstat(made).st_uid == os.geteuid():  # else the box has put another folder there meanwhile
+                    os.fchown(made, *owner)
         except FileExistsError:
             pass  # made meanwhile, or a link that leads nowhere: the next line tells
     finally:
@@ -192,8 +379,3 @@ def _kind(mode: int) -> Literal["file", "dir", "link", "other"]:
     if stat.S_ISDIR(mode):
         return "dir"
     return "link" if stat.S_ISLNK(mode) else "other"
-
-
-def _text(name: str) -> str:
-    """Names are bytes; msgpack carries text: what is not UTF-8 is shown with escapes."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")

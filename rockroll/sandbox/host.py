@@ -24,9 +24,10 @@ from typing import Any
 
 from rockroll import home, rpc
 from rockroll.errors import ImageMissing, LimitNotEnforced, RockrollError, SandboxNotFound, UsageError
-from rockroll.sandbox import disk, files, layer, runtime, wire
+from rockroll.sandbox import disk, layer, runtime, wire
 from rockroll.sandbox.box import INSIDE, Box, Endpoint, make_folder
 from rockroll.sandbox.config import SandboxConfig
+from rockroll.sandbox.file_methods import FileMethods
 from rockroll.sandbox.oci_exec import Runtime
 from rockroll.sandbox.podman import HOME_LABEL, Podman, PodmanService
 from rockroll.sandbox.process import become_subreaper
@@ -75,6 +76,7 @@ class SandboxHost:
         self._removing: dict[str, asyncio.Task[None]] = {}
         self._reaper = Reaper()
         self._spawner = Spawner()
+        self._files = FileMethods(self._box)
 
     def handlers(self) -> dict[str, Callable[..., Any]]:
         """Method name → handler, for rpc.Server(types=wire.BODIES)."""
@@ -103,9 +105,7 @@ class SandboxHost:
             "command.output": self._command_output,
             "command.input": self._command_input,
             "command.signal": self._command_signal,
-            "file.write": self._write_file,
-            "file.read": self._read_file,
-            "file.list": self._list_files,
+            **self._files.handlers(),
             "logs": self._logs,
             "node.info": self._info,
         }
@@ -189,6 +189,7 @@ class SandboxHost:
             *(self._remove(box) if box.owner == "connection" else box.leave() for box in boxes), return_exceptions=True
         )
         self._reaper.close()
+        self._files.close()
         self._spawner.close()
         await self._service.close()
         self._registry.close()
@@ -368,6 +369,7 @@ class SandboxHost:
     async def _recycle(self, body: wire.Ref, _peer: rpc.Peer) -> wire.Recycled:
         box = self._box(body.id)
         try:
+            await self._files.quiet(box.id)
             reason = await box.recycle()
         except BaseException:
             self._spawn(self._remove(box))
@@ -403,7 +405,7 @@ class SandboxHost:
     async def _delete_snapshot(self, body: wire.SnapshotRef, _peer: rpc.Peer) -> wire.SnapshotInfo:
         return await self._snapshots.delete(body.name)
 
-    # -- commands, files, logs
+    # -- commands, logs
 
     async def _create_session(self, body: wire.SessionSpec, _peer: rpc.Peer) -> wire.SessionInfo:
         return (await self._box(body.id).create_session(body.session, body.env, body.cwd)).info()
@@ -443,16 +445,6 @@ class SandboxHost:
 
     async def _command_signal(self, body: wire.SendSignal, _peer: rpc.Peer) -> None:
         self._box(body.id).commands.send_signal(body.command_id, body.signal)
-
-    async def _write_file(self, body: wire.WriteFile, _peer: rpc.Peer) -> None:
-        box = self._box(body.id)
-        await asyncio.to_thread(files.write, box.init, body.path, body.data, body.mode, body.append, box.owner_ids)
-
-    async def _read_file(self, body: wire.ReadFile, _peer: rpc.Peer) -> wire.FileChunk:
-        return await asyncio.to_thread(files.read, self._box(body.id).init, body.path, body.offset, body.limit)
-
-    async def _list_files(self, body: wire.ListFiles, _peer: rpc.Peer) -> list[wire.FileStat]:
-        return await asyncio.to_thread(files.list_folder, self._box(body.id).init, body.path)
 
     async def _logs(self, body: wire.Logs, _peer: rpc.Peer) -> AsyncIterator[wire.LogChunk]:
         spool = self._box(body.id).log_file

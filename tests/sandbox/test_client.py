@@ -17,7 +17,7 @@ from rockroll.errors import FileError, ImageMissing, SandboxError, SandboxNotFou
 from rockroll.model_service.relay import Relay
 from rockroll.model_service.wire import ChatReply, ChatRequest
 from rockroll.sandbox import node_client
-from rockroll.sandbox.client import PART
+from rockroll.sandbox.client_files import PART
 from rockroll.sandbox.wire import Empty, SandboxInfo
 
 SMALL = SandboxConfig(memory="128m", pids=64)

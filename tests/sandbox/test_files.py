@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,11 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 async def write(lab: Lab, path: str, data: bytes, **more: object) -> None:
-    await lab.call("file.write", wire.WriteFile(id=lab.id, path=path, data=data, **more))  # type: ignore[arg-type]
+    await lab.call("file.write", wire.WriteFile(id=lab.id, path=os.fsencode(path), data=data, **more))  # type: ignore[arg-type]
 
 
 async def read(lab: Lab, path: str, **more: int) -> wire.FileChunk:
-    return await lab.call("file.read", wire.ReadFile(id=lab.id, path=path, **more))
+    return await lab.call("file.read", wire.ReadFile(id=lab.id, path=os.fsencode(path), **more))
 
 
 async def test_bytes_go_in_and_out(shared: Lab) -> None:
@@ -45,7 +46,7 @@ async def test_the_box_may_use_what_was_written(shared: Lab) -> None:
 
 async def test_a_folder_is_listed_with_kinds(shared: Lab) -> None:
     await shared.out("mkdir -p /srv/l/d; cd /srv/l; echo hello >f; ln -s f link; mkfifo pipe; chmod 600 f")
-    listed = await shared.call("file.list", wire.ListFiles(id=shared.id, path="/srv/l"))
+    listed = await shared.call("file.list", wire.ListFiles(id=shared.id, path=b"/srv/l"))
     assert [(e.name, e.kind) for e in listed] == [("d", "dir"), ("f", "file"), ("link", "link"), ("pipe", "other")]
     assert (listed[1].size, listed[1].mode) == (6, 0o600)
 

@@ -31,7 +31,7 @@ async def test_a_recycled_box_is_as_it_was(lab: Lab) -> None:
     init = lab.box.init
     for _ in range(3):
         assert (await lab.run(TRACES)).exit_code == 0
-        await lab.call("file.write", wire.WriteFile(id=lab.id, path="/home/x/y", data=b"z"))
+        await lab.call("file.write", wire.WriteFile(id=lab.id, path=b"/home/x/y", data=b"z"))
         assert await lab.recycle() == wire.Recycled(ok=True)
         assert lab.processes() == [] and lab.box.init == init
     assert await snapshot(lab) == before

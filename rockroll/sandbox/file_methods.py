@@ -1,0 +1,152 @@
+"""The node's file methods: every `file.*` of wire.py.
+
+In: rpc calls, and the boxes that they name. Out: replies and streams. Leaves the files to files.py, trees to
+tree_read.py and tree_write.py, changes to watch.py; this file brings them onto the event loop.
+
+A copy ends when its box does: the descriptors that it holds would keep the box's file systems mounted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Generator
+from contextlib import ExitStack, aclosing, asynccontextmanager
+from typing import Any
+
+from rockroll import rpc
+from rockroll.errors import SandboxLost
+from rockroll.sandbox import files, wire
+from rockroll.sandbox.box import Box
+from rockroll.sandbox.steps import step, steps
+from rockroll.sandbox.tree import Copied, Part
+from rockroll.sandbox.tree_read import read_tree
+from rockroll.sandbox.tree_write import TreeWriter
+from rockroll.sandbox.watch import Watcher
+
+
+class FileMethods:
+    """box: the box of an id, a prefix of one or a name; raises SandboxNotFound."""
+
+    def __init__(self, box: Callable[[str], Box]) -> None:
+        self._box = box
+        self._copies: dict[str, set[asyncio.Task[Any]]] = {}
+        self._watcher = Watcher()
+
+    def handlers(self) -> dict[str, Callable[..., Any]]:
+        return {
+            "file.write": self._write,
+            "file.read": self._read,
+            "file.list": self._list,
+            "file.walk": self._walk,
+            "file.stat": self._stat,
+            "file.mkdir": self._mkdir,
+            "file.remove": self._remove,
+            "file.move": self._move,
+            "file.get": self._get,
+            "file.put": self._put,
+            "file.watch": self._watch,
+        }
+
+    async def quiet(self, box_id: str) -> None:
+        """Ends the copies into and out of a box that is about to be made new."""
+        tasks = self._copies.get(box_id, set()) - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def close(self) -> None:
+        self._watcher.close()
+
+    async def _write(self, body: wire.WriteFile, _peer: rpc.Peer) -> None:
+        box = self._box(body.id)
+        path = os.fsdecode(body.path)
+        await step(files.write, box.init, path, body.data, body.mode, body.append, box.owner_ids)
+
+    async def _read(self, body: wire.ReadFile, _peer: rpc.Peer) -> wire.FileChunk:
+        return await step(files.read, self._box(body.id).init, os.fsdecode(body.path), body.offset, body.limit)
+
+    async def _list(self, body: wire.ListFiles, _peer: rpc.Peer) -> list[wire.FileStat]:
+        return await step(files.list_folder, self._box(body.id).init, os.fsdecode(body.path))
+
+    async def _stat(self, body: wire.StatFile, _peer: rpc.Peer) -> wire.FileStat | None:
+        return await step(files.look, self._box(body.id).init, os.fsdecode(body.path), body.follow)
+
+    async def _mkdir(self, body: wire.MakeFolder, _peer: rpc.Peer) -> None:
+        box = self._box(body.id)
+        await step(files.make_folder, box.init, os.fsdecode(body.path), body.mode, box.owner_ids)
+
+    async def _remove(self, body: wire.RemoveFile, _peer: rpc.Peer) -> None:
+        await step(files.remove, self._box(body.id).init, os.fsdecode(body.path), body.recursive)
+
+    async def _move(self, body: wire.MoveFile, _peer: rpc.Peer) -> None:
+        box = self._box(body.id)
+        await step(files.move, box.init, os.fsdecode(body.source), os.fsdecode(body.target), box.owner_ids)
+
+    async def _walk(self, body: wire.PathOf, _peer: rpc.Peer) -> AsyncIterator[list[wire.FileStat]]:
+        box = self._box(body.id)
+        async with self._during(box), aclosing(steps(files.walk(box.init, os.fsdecode(body.path)))) as lists:
+            async for found in lists:
+                yield found
+
+    async def _get(self, body: wire.PathOf, _peer: rpc.Peer) -> AsyncIterator[Part]:
+        box = self._box(body.id)
+
+        def parts() -> Generator[Part, None, None]:
+            with files.tree_source(box.init, os.fsdecode(body.path)) as top:
+                yield from read_tree(top)
+
+        async with self._during(box), aclosing(steps(parts())) as read:
+            async for part in read:
+                yield part
+
+    async def _put(self, body: wire.PathOf, _peer: rpc.Peer, parts: rpc.Parts) -> Copied:
+        box = self._box(body.id)
+        async with self._during(box):
+            writing = ExitStack()
+            try:
+                target = files.tree_target(box.init, os.fsdecode(body.path), box.owner_ids)
+                writer = TreeWriter(await step(writing.enter_context, target))
+                writing.callback(writer.close)
+                async for part in parts.of(Part):
+                    await step(writer.write, part)
+                return writer.done()
+            finally:
+                await step(writing.close)
+
+    async def _watch(self, body: wire.WatchFiles, _peer: rpc.Peer) -> AsyncIterator[list[wire.FileEvent]]:
+        box = self._box(body.id)
+        watching = self._watcher.watch(box.init, os.fsdecode(body.path), body.recursive)
+        async with self._during(box, ends_well=True), aclosing(watching) as batches:
+            async for events in batches:
+                yield events
+
+    @asynccontextmanager
+    async def _during(self, box: Box, *, ends_well: bool = False) -> AsyncIterator[None]:
+        """Ends this task's copy when the box ends: with SandboxLost, or without an error."""
+        task = asyncio.current_task()
+        assert task is not None
+        ended = box.ended
+        over = False
+
+        def end(_: object) -> None:
+            nonlocal over
+            over = True
+            task.cancel()
+
+        ended.add_done_callback(end)
+        copies = self._copies.setdefault(box.id, set())
+        copies.add(task)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not over or task.uncancel() > 0:
+                raise
+            if not ends_well:
+                raise SandboxLost(f"sandbox {box.id} ended while its files were copied") from None
+        finally:
+            ended.remove_done_callback(end)
+            copies.discard(task)
+            if not copies:
+                self._copies.pop(box.id, None)
