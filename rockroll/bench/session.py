@@ -1,7 +1,7 @@
 """A command in a persistent session, a program without a shell, a new session, a box made new: what each costs.
 
-In: nothing. Out: latencies through the node's unix socket, each beside `podman exec` in the same run, and the CPU time
-of an episode's sandbox work. Leaves models and agents to bench/relay.py and bench/rollout.py.
+In: nothing. Out: latencies through the node's unix socket, each beside `podman exec` in the same run, the CPU time of
+an episode's sandbox work, and copies (bench/files.py). Leaves models and agents to bench/relay.py and bench/rollout.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from rockroll import home
-from rockroll.bench import copies
+from rockroll.bench import copies, files
 from rockroll.errors import SandboxError
 from rockroll.sandbox import runtime, wire
 from rockroll.sandbox.client import Sandbox, delete_all
@@ -45,6 +45,7 @@ async def run() -> dict[str, Any]:
         killed = [await _kill(box) for _ in range(EXECS)]
         await box.recycle()
         episodes, recycled, cpu_s = await _episodes(box)
+        trees = await files.run(box)
     true_per_s, ls_per_s = await _storm()
     arun, baseline = statistics.median(back_to_back), statistics.median(podman)
     return {
@@ -63,8 +64,9 @@ async def run() -> dict[str, Any]:
             "episode_cpu_ms": cpu_s * 1000,
             "times_faster_than_podman_exec": baseline / arun,
             **await copies.figures(),
+            **trees["figures"],
         },
-        "baselines": {"podman_exec_p50_ms": baseline},
+        "baselines": {"podman_exec_p50_ms": baseline, **trees["baselines"]},
     }
 
 

@@ -44,10 +44,9 @@ T = TypeVar("T")
 class _Pending:
     """One call under way: a future for a reply, an inbox of chunks for a stream, credit for a call with parts."""
 
-    def __init__(self, chunks: Inbox | None) -> None:
+    def __init__(self, chunks: Inbox | None, credit: Credit | None) -> None:
         self.reply: asyncio.Future[msgspec.Raw] = asyncio.get_running_loop().create_future()
-        self.chunks = chunks
-        self.credit = Credit()
+        self.chunks, self.credit = chunks, credit
 
     def fail(self, error: RockrollError) -> None:
         if not self.reply.done():
@@ -119,7 +118,7 @@ class Client:
             pending.chunks.put(got.body)
         elif got.kind == END:
             pending.fail(_END_OF_STREAM)
-        elif got.kind == MORE:
+        elif got.kind == MORE and pending.credit is not None:
             pending.credit.add(msgspec.msgpack.decode(got.body, type=int))
         elif got.kind == ERROR:
             failure = msgspec.msgpack.decode(got.body, type=Failure)
@@ -144,7 +143,7 @@ class Client:
             raise self.closed
         call_id = next(self._ids)
         chunks = Inbox(lambda count: self._ask(call_id, count)) if stream else None
-        self._pending[call_id] = pending = _Pending(chunks)
+        self._pending[call_id] = pending = _Pending(chunks, Credit() if parts else None)
         try:
             self._link.send(frame(OPEN if parts else CALL, call_id, method, body))
         except BaseException:
@@ -206,9 +205,12 @@ class Client:
     async def _send_parts(self, call_id: int, pending: _Pending, parts: AsyncIterator[Any]) -> None:
         """Returns when the last part is sent or the reply is here."""
 
+        credit = pending.credit
+        assert credit is not None
+
         async def send() -> None:
             async for part in parts:
-                await pending.credit.take()
+                await credit.take()
                 self._link.send(frame(PART, call_id, body=part))
                 await self._link.drain()
             self._link.send(frame(LAST, call_id))

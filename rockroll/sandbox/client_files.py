@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from rockroll import rpc
 from rockroll.errors import FileError, PeerLost, SandboxLost, UsageError
@@ -41,6 +42,37 @@ class Connection(Protocol):
     async def _call(
         self, method: str, body: wire.Struct, type: type[T] = object, *, parts: AsyncIterator[Any] | None = None
     ) -> T: ...
+
+
+class Watch:
+    """Changes as they come; see Files.watch. Belongs to one task."""
+
+    def __init__(self, batches: AsyncGenerator[list[wire.FileEvent], None]) -> None:
+        self._batches = batches
+        self._events: deque[wire.FileEvent] = deque()
+        self._begun = False
+
+    async def __aenter__(self) -> Self:
+        if not self._begun:
+            self._begun = True
+            self._events.extend(await anext(self._batches))  # the node sends the first, empty one once it watches
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> wire.FileEvent:
+        self._begun = True
+        while not self._events:
+            self._events.extend(await anext(self._batches))
+        return self._events.popleft()
+
+    async def aclose(self) -> None:
+        """Ends the watching."""
+        await self._batches.aclose()
 
 
 class Files(Connection):
@@ -118,7 +150,7 @@ class Files(Connection):
 
         Kept: names, modes, times, empty folders, symbolic links (as they are, never followed), hard links within the
         tree, holes. Everything belongs to the box's user. A file under a name of the tree is replaced; a file of more
-        than a mebibyte appears under its name once it is whole. Left out, and told in the result: sockets, FIFOs,
+        than 128 KiB appears under its name once it is whole. Left out, and told in the result: sockets, FIFOs,
         devices. FileError: `local` is missing or may not be read, the box is full.
         """
         source = _local(local)
@@ -167,17 +199,18 @@ class Files(Connection):
         finally:
             await step(writing.close)
 
-    async def watch(self, path: BoxPath, *, recursive: bool = False) -> AsyncGenerator[wire.FileEvent, None]:
-        """Changes in a folder of the box (or of one file), as they happen: `async for event in sandbox.watch("/srv")`.
+    def watch(self, path: BoxPath, *, recursive: bool = False) -> Watch:
+        """Changes in a folder of the box (or of one file), as they happen.
 
-        Watching begins when the first event is asked for. It ends with the box, when the folder is deleted, and when
-        the loop is left. An event "overflow" says that some were lost.
+            async for event in sandbox.watch("/srv", recursive=True):
+                print(event.kind, event.path)  # created, modified, deleted, moved (with moved_from), overflow
+
+        Ends with the box, when the folder is deleted, and when the loop is left. "overflow" says that changes came
+        faster than they were taken and some were lost. The loop begins to watch when it first waits; with `async with
+        sandbox.watch(path) as changes:` nothing that happens in the block is missed.
         """
         body = wire.WatchFiles(id=self.id, path=_wire(path), recursive=recursive)
-        async with contextlib.aclosing(self._stream("file.watch", body, list[wire.FileEvent])) as batches:
-            async for batch in batches:
-                for event in batch:
-                    yield event
+        return Watch(self._stream("file.watch", body, list[wire.FileEvent]))
 
     async def _stream(self, method: str, body: wire.Struct, type: Any) -> AsyncGenerator[Any, None]:
         node = await self._connected()
