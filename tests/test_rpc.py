@@ -63,6 +63,7 @@ class Service:
             self.made += 1
 
     async def add_up(self, body: Any, peer: rpc.Peer, parts: rpc.Parts) -> Any:
+        self.started.set()
         try:
             return [body, sum([part async for part in parts.of(int)])]
         finally:
@@ -286,6 +287,7 @@ async def test_what_the_maker_of_parts_raises_reaches_the_caller_and_cancels_the
 
     async def broken() -> AsyncIterator[int]:
         yield 1
+        await service.started.wait()
         raise RockrollError("the file is gone")
 
     with pytest.raises(RockrollError, match="the file is gone"):

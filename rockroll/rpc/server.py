@@ -63,6 +63,11 @@ class Peer:
     parts: dict[int, Inbox] = field(default_factory=dict)
     credits: dict[int, Credit] = field(default_factory=dict)
 
+    def forget(self, call_id: int) -> None:
+        """A call is over. Not at the end of its task's own code: one that is cancelled at once never runs that."""
+        for of_calls in (self.tasks, self.parts, self.credits):
+            of_calls.pop(call_id, None)
+
 
 class Parts:
     """What the caller sends after the body: `async for part in parts.of(Type)`, once. At most WINDOW wait here."""
@@ -189,7 +194,7 @@ class Server:
                 peer.parts[call.id] = Inbox(lambda count: peer.link.send(frame(MORE, call.id, body=count)))
             task = asyncio.get_running_loop().create_task(self._serve(peer, call))
             peer.tasks[call.id] = task
-            task.add_done_callback(lambda _: peer.tasks.pop(call.id, None))
+            task.add_done_callback(lambda _: peer.forget(call.id))
         elif call.kind in (PART, LAST):
             if inbox := peer.parts.get(call.id):  # else it is over, and the caller does not know yet
                 inbox.put(call.body if call.kind == PART else None)
@@ -231,9 +236,6 @@ class Server:
             _log.exception("rpc: %s failed", call.method)
             said = f"{call.method}: {type(error).__name__}: {error}"
             link.send(frame(ERROR, call.id, body=Failure("RemoteError", said, {})))
-        finally:
-            peer.parts.pop(call.id, None)
-            peer.credits.pop(call.id, None)
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
