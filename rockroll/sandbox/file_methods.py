@@ -15,7 +15,7 @@ from contextlib import ExitStack, aclosing, asynccontextmanager
 from typing import Any
 
 from rockroll import rpc
-from rockroll.errors import SandboxLost
+from rockroll.errors import SandboxError, SandboxLost
 from rockroll.sandbox import files, wire
 from rockroll.sandbox.box import Box
 from rockroll.sandbox.steps import step, steps
@@ -30,7 +30,7 @@ class FileMethods:
 
     def __init__(self, box: Callable[[str], Box]) -> None:
         self._box = box
-        self._copies: dict[str, set[asyncio.Task[Any]]] = {}
+        self._running: dict[str, set[_Running]] = {}
         self._watcher = Watcher()
 
     def handlers(self) -> dict[str, Callable[..., Any]]:
@@ -49,12 +49,12 @@ class FileMethods:
         }
 
     async def quiet(self, box_id: str) -> None:
-        """Ends the copies into and out of a box that is about to be made new."""
-        tasks = self._copies.get(box_id, set()) - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        """Ends the copies and watches of a box that is about to be made new."""
+        running = list(self._running.get(box_id, ()))
+        for each in running:
+            each.end(SandboxError(f"sandbox {box_id} was made new while its files were copied"))
+        if running:
+            await asyncio.wait([each.task for each in running])
 
     def close(self) -> None:
         self._watcher.close()
@@ -124,29 +124,40 @@ class FileMethods:
 
     @asynccontextmanager
     async def _during(self, box: Box, *, ends_well: bool = False) -> AsyncIterator[None]:
-        """Ends this task's copy when the box ends: with SandboxLost, or without an error."""
+        """Ends this task's work when the box ends or is made new: with the error that says so, or without one."""
         task = asyncio.current_task()
         assert task is not None
-        ended = box.ended
-        over = False
+        this = _Running(task)
 
         def end(_: object) -> None:
-            nonlocal over
-            over = True
-            task.cancel()
+            this.end(SandboxLost(f"sandbox {box.id} ended while its files were copied"))
 
+        ended = box.ended
         ended.add_done_callback(end)
-        copies = self._copies.setdefault(box.id, set())
-        copies.add(task)
+        running = self._running.setdefault(box.id, set())
+        running.add(this)
         try:
             yield
         except asyncio.CancelledError:
-            if not over or task.uncancel() > 0:
+            if this.why is None or task.uncancel() > 0:
                 raise
             if not ends_well:
-                raise SandboxLost(f"sandbox {box.id} ended while its files were copied") from None
+                raise this.why from None
         finally:
             ended.remove_done_callback(end)
-            copies.discard(task)
-            if not copies:
-                self._copies.pop(box.id, None)
+            running.discard(this)
+            if not running:
+                self._running.pop(box.id, None)
+
+
+class _Running:
+    """A copy or watch under way."""
+
+    def __init__(self, task: asyncio.Task[Any]) -> None:
+        self.task = task
+        self.why: SandboxError | None = None
+
+    def end(self, why: SandboxError) -> None:
+        if self.why is None:
+            self.why = why
+            self.task.cancel()

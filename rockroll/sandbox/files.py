@@ -48,6 +48,9 @@ def root_of(pid: int) -> Iterator[int]:
     except (FileNotFoundError, ProcessLookupError):
         raise SandboxLost("the sandbox is not running: its files cannot be reached") from None
     try:
+        # A pid that somebody else has by now: a process of this host sees this host's files.
+        if os.path.samestat(os.fstat(fd), os.stat("/")):
+            raise SandboxLost("the sandbox is not running: its files cannot be reached")
         yield fd
     finally:
         os.close(fd)

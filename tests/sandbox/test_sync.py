@@ -19,7 +19,7 @@ SMALL = SandboxConfig(memory="128m", pids=64)
 
 
 def test_every_public_name_of_the_async_class_is_there() -> None:
-    wanted = {name for name in vars(AsyncSandbox) if not name.startswith("_")}
+    wanted = {name for name in dir(AsyncSandbox) if not name.startswith("_")}
     assert wanted - set(dir(Sandbox)) == set()
     assert inspect.signature(Sandbox.arun) == inspect.signature(AsyncSandbox.arun)
     assert Sandbox.arun.__doc__ == AsyncSandbox.arun.__doc__
@@ -36,6 +36,20 @@ def test_commands_files_logs_and_errors(node_home: Path) -> None:
         assert b"5\n" in b"".join(sandbox.logs())
         with pytest.raises(FileError):
             sandbox.read_file("/nothing")
+
+
+def test_files_and_changes(node_home: Path, tmp_path: Path) -> None:
+    (tmp_path / "up").mkdir()
+    (tmp_path / "up/f").write_text("x")
+    with Sandbox(SMALL) as sandbox:
+        assert sandbox.upload(tmp_path / "up", "/srv/up").files == 1
+        assert sandbox.download("/srv/up", tmp_path / "down").files == 1
+        sandbox.move("/srv/up/f", "/srv/g")
+        assert (sandbox.exists("/srv/g"), sandbox.stat("/srv/g").size) == (True, 1)
+        threading.Timer(1, lambda: sandbox.remove("/srv/g")).start()
+        for event in sandbox.watch("/srv"):
+            assert (event.kind, event.path) == ("deleted", "/srv/g")
+            break
 
 
 def test_snapshots_and_forks(node_home: Path) -> None:

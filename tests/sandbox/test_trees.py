@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from rockroll import Sandbox, SandboxConfig, rpc
-from rockroll.errors import FileError, SandboxLost, UsageError
+from rockroll.errors import FileError, SandboxError, SandboxLost, UsageError
 from rockroll.sandbox import wire
-from rockroll.sandbox.tree import Part
+from rockroll.sandbox.tree import Enter, File, Part
 
 SMALL = SandboxConfig(memory="128m", pids=64)
 pytestmark = pytest.mark.usefixtures("node")
@@ -279,26 +279,38 @@ async def test_a_cancelled_copy_leaves_no_half_file_and_the_box_usable(box: Sand
     assert not list((tmp_path / "d").iterdir())
 
 
-async def test_a_box_that_is_deleted_ends_its_copies(tmp_path: Path) -> None:
+async def endless(taken: asyncio.Event) -> AsyncIterator[Part]:
+    yield [Enter(b"")]
+    while True:
+        yield [File(b"f", 0o644, 0, 1, 0, b"x")]
+        taken.set()
+        await asyncio.sleep(0.001)
+
+
+async def test_a_box_that_ends_ends_its_copies(tmp_path: Path) -> None:
     async with Sandbox(SMALL) as box:
-        taken = asyncio.Event()
-
-        async def endless() -> AsyncIterator[Part]:
-            from rockroll.sandbox.tree import Enter, File
-
-            yield [Enter(b"")]
-            while True:
-                yield [File(b"f", 0o644, 0, 1, 0, b"x")]
-                taken.set()
-                await asyncio.sleep(0.001)
-
-        upload = asyncio.ensure_future(box._call("file.put", wire.PathOf(id=box.id, path=b"/srv/t"), parts=endless()))
+        taken, body = asyncio.Event(), wire.PathOf(id=box.id, path=b"/srv/t")
+        upload = asyncio.ensure_future(box._call("file.put", body, parts=endless(taken)))
         await taken.wait()
         await box.stop()
         with pytest.raises(SandboxLost, match="ended while its files were copied"):
             await upload
         with pytest.raises(SandboxLost, match="stopped"):
             await box.download("/srv/t", tmp_path / "t")
+
+
+async def test_a_box_that_is_made_new_ends_its_copies_and_watches_first(box: Sandbox) -> None:
+    taken, body = asyncio.Event(), wire.PathOf(id=box.id, path=b"/srv/t")
+    upload = asyncio.ensure_future(box._call("file.put", body, parts=endless(taken)))
+    await taken.wait()
+    async with box.watch("/srv") as changes:
+        recycled = await box.recycle()
+        assert recycled.ok, recycled.reason
+        with pytest.raises(SandboxError, match="made new while"):
+            await upload
+        async with asyncio.timeout(5):
+            assert not [event async for event in changes if event.path != "/srv/t"]
+    assert await box.list_files("/srv") == []
 
 
 async def test_mistakes_are_answered_with_what_to_do(box: Sandbox, tmp_path: Path) -> None:
