@@ -500,8 +500,6 @@ def _named(config: Any, name: str | None) -> Any:
     return config if name is None else dataclasses.replace(config, name=name)
 
 
-
-
 def _public(info: SandboxInfo) -> dict[str, Any]:
     """A sandbox as JSON; its environment stays out, since people put secrets there."""
     import msgspec
