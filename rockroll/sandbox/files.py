@@ -30,6 +30,8 @@ SIDE = "in the sandbox"
 def host_id(pid: int, kind: Literal["uid", "gid"], inside: int) -> int:
     """What a uid or gid of the box of pid is called in this process's user namespace. SandboxLost when pid is gone."""
     try:
+        if Path(f"/proc/{pid}/ns/user").stat().st_ino == Path("/proc/self/ns/user").stat().st_ino:
+            return inside  # an ordinary user's: the map of one's own namespace tells what it is called outside of it
         lines = Path(f"/proc/{pid}/{kind}_map").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):
         raise SandboxLost("the sandbox is not running") from None

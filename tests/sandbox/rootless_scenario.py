@@ -11,6 +11,8 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 from rockroll import Sandbox, SandboxConfig
 from rockroll.errors import LimitNotEnforced
@@ -46,6 +48,21 @@ async def walk() -> dict:
         seen["who"] = (await sandbox.execute(["whoami"])).output
         await sandbox.write_file("/srv/deep/file", "written outside, read inside\n")
         seen["file"] = (await sandbox.arun("cat /srv/deep/file; rm /srv/deep/file")).output
+        with tempfile.TemporaryDirectory() as here:
+            Path(here, "up/empty").mkdir(parents=True)
+            Path(here, "up/f").write_text("tree")
+            Path(here, "up/l").symlink_to("f")
+            await sandbox.upload(Path(here, "up"), "/srv/up")
+            seen["owners"] = (await sandbox.arun("stat -c %U /srv/up /srv/up/* | sort -u")).output
+            await sandbox.download("/srv/up", Path(here, "down"))
+            seen["tree"] = sorted(path.name for path in Path(here, "down").iterdir())
+            seen["mine"] = Path(here, "down/f").stat().st_uid == os.getuid()
+        async with sandbox.watch("/srv") as changes:
+            await sandbox.arun("rm -r /srv/up")
+            async for event in changes:
+                seen["deleted"] = event.path
+                if event.kind == "deleted":
+                    break
         seen["tee"] = (await sandbox.arun("echo both | tee /dev/stderr")).output
         await sandbox.arun("y=kept")
         seen["timeout"] = (await sandbox.arun("(setsid sleep 1000 &); sleep 1000", timeout=0.5)).outcome

@@ -144,6 +144,11 @@ def test_sessions_programs_and_files_work(seen: dict[str, Any]) -> None:
     assert seen["tee"] == "both\nboth\n"
 
 
+def test_trees_are_copied_and_watched(seen: dict[str, Any]) -> None:
+    assert (seen["owners"], seen["tree"], seen["mine"]) == ("root\n", ["empty", "f", "l"], True)
+    assert seen["deleted"].startswith("/srv/up")
+
+
 def test_a_timeout_kills_everything_that_the_command_started(seen: dict[str, Any]) -> None:
     assert seen["timeout"] == "timeout"
     assert seen["survivors"] == "0\n"
