@@ -226,9 +226,9 @@ async def test_a_link_in_the_box_cannot_carry_an_upload_out_of_it(box: Sandbox, 
 
 
 async def test_a_file_that_is_written_all_the_time_is_copied_and_told(box: Sandbox, tmp_path: Path) -> None:
-    pid = await out(box, "(while :; do echo xxxxxxx; done >/srv/busy) & echo $!")
+    pid = await out(box, "head -c 64M /dev/zero >/srv/busy; (while :; do echo x; done >>/srv/busy) & echo $!")
     told = False
-    for i in range(10):
+    for i in range(3):  # each takes a tenth of a second, in which the box writes
         done = await box.download("/srv", tmp_path / f"b{i}")
         told = told or [changed.path for changed in done.changed] == ["busy"]
     await out(box, f"kill {pid}")
