@@ -172,9 +172,9 @@ async def test_a_volume_of_the_image_is_part_of_the_files(host: SandboxHost, tmp
     await host._podman.image_import(tmp_path / "image.tar", name, ["VOLUME /data"])
     try:
         origin = await Lab(host, image=name).up()
-        await origin.call("file.write", wire.WriteFile(id=origin.id, path="/data/x", data=b"kept"))
+        await origin.call("file.write", wire.WriteFile(id=origin.id, path=b"/data/x", data=b"kept"))
         other = await fork(origin)
-        assert (await other.call("file.read", wire.ReadFile(id=other.id, path="/data/x"))).data == b"kept"
+        assert (await other.call("file.read", wire.ReadFile(id=other.id, path=b"/data/x"))).data == b"kept"
         info = await snapshot(origin, "volume")
         await delete(origin, other)
     finally:
