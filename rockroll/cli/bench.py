@@ -26,6 +26,14 @@ def session(as_json: AsJson = False) -> None:
 
 
 @app.command()
+def neighbours(as_json: AsJson = False) -> None:
+    """A command in one sandbox while eight others are at all their limits. About a minute."""
+    from rockroll.bench import neighbours as bench
+
+    _show(bench.run, as_json)
+
+
+@app.command()
 def relay(as_json: AsJson = False) -> None:
     """An agent's model call from inside a sandbox to an engine that answers at once. About 20 s."""
     from rockroll.bench import relay as bench

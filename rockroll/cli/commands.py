@@ -189,6 +189,7 @@ def _end(seen: Observation | None, limit: float | None, as_json: bool) -> None:
                 "session_restarted": seen.session_restarted,
                 "truncated_bytes": seen.truncated_bytes,
                 "duration_s": round(seen.duration_s, 6),
+                "events": seen.events,
             }
         )
     elif said := _remark(seen, limit):
@@ -209,6 +210,10 @@ def _remark(seen: Observation, limit: float | None) -> str:
         said.append("the shell ended")
     if seen.session_restarted:
         said.append("the session's shell was started anew")
+    if killed := seen.events.get("oom_kills", 0) if seen.outcome != "oom" else 0:
+        said.append(f"{killed} of the sandbox's processes killed by the kernel at its memory limit")
+    if refused := seen.events.get("pids_refused", 0):
+        said.append(f"{refused} new processes or threads refused at its --pids limit")
     if seen.truncated_bytes:
         said.append(f"{seen.truncated_bytes} bytes of output over {MAX_OUTPUT} were dropped")
     return "; ".join(said)

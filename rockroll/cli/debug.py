@@ -1,67 +1,98 @@
 """`rockroll debug ID`: your terminal in a shell inside a sandbox.
 
-In: an id and a terminal. Out: this process becomes `podman exec -it` under rockroll's containers.conf; it ends with
-the shell's exit code. Leaves the sandbox as it was: no session of the SDK is touched.
+In: an id (or an episode of a run) and a terminal. Out: the shell's exit code. Leaves starting the shell to the node
+(sandbox/terminal.py) and the terminal's bytes to cli/console.py; no session of the SDK is touched.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
-from rockroll.errors import SandboxError, UsageError
-
-if TYPE_CHECKING:
-    from rockroll.sandbox.wire import SandboxInfo
-
-SHELL = "if command -v bash >/dev/null 2>&1; then exec bash -i; else exec sh -i; fi"
+from rockroll.errors import SandboxError, SandboxNotFound, UsageError
 
 
 def debug(
-    id: Annotated[str, typer.Argument(metavar="ID", help="An id, the beginning of one, or a name.")],
+    id: Annotated[str, typer.Argument(metavar="ID", help="An id, the beginning of one, a name, or RUN_DIR/EPISODE.")],
+    session: Annotated[
+        str | None, typer.Option(help="Begin with a copy of this session: its folder, variables, functions, options.")
+    ] = None,
 ) -> None:
-    """Open a shell on your terminal inside a running sandbox; `exit` leaves it and the sandbox goes on.
+    """Open a shell on your terminal inside a running sandbox; `exit` or Ctrl-D leaves it and the sandbox goes on.
 
-    Example:
+    Nothing that runs in the sandbox is disturbed, and no command's timeout ends your shell.
+
+    Examples:
 
       rockroll debug demo
+
+      rockroll debug demo --session build
     """
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError(
             "debug needs a terminal, and standard input or output is none; "
             f"without one: rockroll sandbox exec {id} --session debug -- CMD"
         )
+    target = _of_episode(Path(id)) if "/" in id else id
+    from rockroll.cli import console
     from rockroll.cli.loop import run
 
-    argv, env = command(run(_look_up(id)), os.environ.get("TERM", "xterm"))
-    sys.stdout.flush()
-    os.execvpe(argv[0], argv, env)
+    console.guard(sys.stdin.fileno())
+    raise typer.Exit(run(_attach(target, session)))
 
 
-def command(info: SandboxInfo, term: str) -> tuple[list[str], dict[str, str]]:
-    """The argv and environment of the interactive shell. SandboxError where the sandbox does not run."""
-    from rockroll import home
-    from rockroll.sandbox import runtime
+async def _attach(id: str, session: str | None) -> int:
+    from rockroll.cli import console
+    from rockroll.sandbox.node_client import close_node, connect_node
+    from rockroll.sandbox.wire import Ref, SandboxInfo, Terminal, TerminalEnd
 
-    if info.state != "running":
-        raise SandboxError(
-            f"sandbox {info.id} is {info.state}, and a shell needs a running one; try: rockroll sandbox start {info.id}"
-        )
-    env = runtime.environment()
-    argv = [runtime.podman_binary(), "exec", "--interactive", "--tty", "--env", f"TERM={term}"]
-    for key, value in info.env.items():
-        argv += ["--env", f"{key}={value}"]
-    return [*argv, f"rockroll-{home.home_id()}-{info.id}", "sh", "-c", SHELL], env
-
-
-async def _look_up(id: str) -> SandboxInfo:
-    from rockroll.sandbox.client import Sandbox
-    from rockroll.sandbox.node_client import close_node
-
+    node = await connect_node()
     try:
-        return (await Sandbox.attach(id)).info
+        info = await node.call("sandbox.get", Ref(id=id), type=SandboxInfo)
+        if info.state != "running":
+            raise SandboxError(
+                f"sandbox {info.id} is {info.state}, and a shell needs a running one; "
+                f"try: rockroll sandbox start {info.id}"
+            )
+
+        async def shell(socket: str, rows: int, columns: int) -> TerminalEnd:
+            term = os.environ.get("TERM", "xterm")
+            body = Terminal(id=info.id, console=socket, session=session, term=term, rows=rows, columns=columns)
+            return await node.call("sandbox.terminal", body, type=TerminalEnd)
+
+        end = await console.show(shell, sys.stdin.fileno(), sys.stdout.fileno())
     finally:
         await close_node()
+    if end.note:
+        print(f"rockroll: {end.note}", file=sys.stderr)
+    return end.exit_code
+
+
+def _of_episode(path: Path) -> str:
+    """The sandbox of an episode, by the run's own records. SandboxNotFound says what they know."""
+    import msgspec
+
+    run, episode = path.parent, path.name
+    if not (run / "episodes").is_dir():
+        raise UsageError(f"{run} is no run directory (it has no episodes/); debug takes ID or RUN_DIR/EPISODE")
+    for file in sorted((run / "episodes").glob("*.jsonl")):
+        for line in file.read_bytes().splitlines():
+            if episode.encode() not in line:
+                continue
+            record = msgspec.json.decode(line)
+            if record.get("id") != episode:
+                continue
+            if record.get("sandbox"):
+                return str(record["sandbox"])
+            raise SandboxNotFound(
+                f"episode {episode} ({file.stem}) has ended with outcome {record.get('outcome')}, and its sandbox went "
+                "back to the pool; `rockroll sandbox ls` lists those that live"
+            )
+    raise SandboxNotFound(
+        f"{run} has no record of an episode {episode} (one that still runs gets its record at the end of its step); "
+        "`rockroll sandbox ls` lists the sandboxes that live"
+    )

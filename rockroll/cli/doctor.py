@@ -48,5 +48,7 @@ def _show(report: Report) -> None:
     console.print(table)
     if report.ok:
         console.print("Sandboxes can run here.", style="green")
+    elif [check.name for check in report.checks if check.needed and not check.ok] == ["limits"]:
+        console.print("Sandboxes run here without limits only, and only where that is allowed.", style="red")
     else:
         console.print("Sandboxes cannot run here: cure what is marked no in red.", style="red")

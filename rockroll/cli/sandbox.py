@@ -19,7 +19,7 @@ from rockroll.errors import RockrollError, UsageError
 if TYPE_CHECKING:
     from rockroll import rpc
     from rockroll.sandbox.client import Sandbox
-    from rockroll.sandbox.wire import SandboxInfo, SnapshotInfo
+    from rockroll.sandbox.wire import ProcessInfo, SandboxInfo, SnapshotInfo
 
 AT_ONCE = 8
 """Sandboxes started or removed at a time: Podman is fastest with 4 to 8 under way."""
@@ -48,6 +48,7 @@ def up(
     count: Annotated[int, typer.Option(min=1, help="How many; they start side by side.")] = 1,
     name: Annotated[str | None, typer.Option(help="A name; with --count N they are NAME-1 to NAME-N.")] = None,
     cpus: Annotated[float, typer.Option(help="CPU seconds a second; 0.5 is half a core.")] = 1.0,
+    cpuset: Annotated[str | None, typer.Option(help="The CPUs to run on, as in 0-1; any if left out.")] = None,
     memory: Annotated[str, typer.Option(help="Memory and swap together, as in 512m or 2g.")] = "512m",
     pids: Annotated[int, typer.Option(help="Most processes and threads at one time.")] = 256,
     disk: Annotated[
@@ -82,6 +83,7 @@ def up(
         config = SandboxConfig(
             image=image,
             cpus=cpus,
+            cpuset=cpuset,
             memory=memory,
             pids=pids,
             disk=disk,
@@ -214,16 +216,104 @@ def watch(
 def logs(
     id: Id,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the sandbox is gone, or Ctrl-C.")] = False,
+    offset: Annotated[int, typer.Option(min=0, help="Begin at this byte of the log.")] = 0,
+    tail: Annotated[int | None, typer.Option(min=0, help="Begin with the last N lines.")] = None,
 ) -> None:
-    """Print what the commands of a sandbox printed, sessions and programs alike."""
+    """Print what the commands of a sandbox printed, sessions and programs alike.
+
+    Examples:
+
+      rockroll sandbox logs demo --tail 20 -f
+
+      rockroll sandbox logs demo --offset 4096
+    """
+    from rockroll.cli.processes import last_lines
 
     async def work() -> None:
         async with _attached(id) as sandbox:
-            async for data in sandbox.logs(follow=follow):
-                sys.stdout.buffer.write(data)
+            begin = offset
+            if tail is not None:
+                kept, begin = await last_lines(sandbox.logs(offset=offset), tail, offset)
+                sys.stdout.buffer.write(kept)
                 sys.stdout.buffer.flush()
+            if tail is None or follow:
+                async for data in sandbox.logs(offset=begin, follow=follow):
+                    sys.stdout.buffer.write(data)
+                    sys.stdout.buffer.flush()
 
     _run(work())
+
+
+@app.command()
+def ps(id: Id, as_json: Json = False) -> None:
+    """List the processes of a sandbox: pids as the sandbox numbers them, and what each uses.
+
+    Example:
+
+      rockroll sandbox ps demo
+    """
+    import msgspec
+
+    from rockroll.cli.processes import HEADER, row
+
+    async def work() -> list[ProcessInfo]:
+        async with _attached(id) as sandbox:
+            return await sandbox.processes()
+
+    found = _run(work())
+    if as_json:
+        _print_json([msgspec.structs.asdict(each) for each in found])
+    else:
+        _print_table(HEADER, [row(each) for each in found])
+
+
+@app.command()
+def kill(
+    id: Id,
+    pid: Annotated[int, typer.Argument(metavar="PID", help="As `ps` shows it.")],
+    signal: Annotated[str, typer.Option("--signal", "-s", help="A name or number, as in TERM, INT or 9.")] = "TERM",
+) -> None:
+    """Send a signal to one process of a sandbox.
+
+    Example:
+
+      rockroll sandbox kill demo 27 --signal INT
+    """
+
+    async def work() -> None:
+        async with _attached(id) as sandbox:
+            await sandbox.signal(pid, signal)
+
+    _run(work())
+
+
+@app.command()
+def env(
+    id: Id,
+    changes: Annotated[list[str] | None, typer.Argument(metavar="[K=V]...", help="Variables to set.")] = None,
+    unset: Annotated[list[str] | None, typer.Option(metavar="K", help="A variable to remove.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show the variables of a sandbox, or set some for what runs in it from now on, open sessions included.
+
+    Examples:
+
+      rockroll sandbox env demo
+
+      rockroll sandbox env demo STAGE=two --unset DEBUG
+    """
+    wanted = {**_pairs("env", changes), **dict.fromkeys(unset or ())}
+
+    async def work() -> dict[str, str]:
+        async with _attached(id) as sandbox:
+            return await sandbox.set_env(wanted) if wanted else await sandbox.env()
+
+    found = _run(work())
+    if as_json:
+        _print_json(found)
+    elif not wanted:
+        for key in sorted(found):
+            print(f"{key}={_safe(found[key])}")
 
 
 @app.command()

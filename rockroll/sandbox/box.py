@@ -32,21 +32,48 @@ from rockroll.errors import (
     SessionError,
     UsageError,
 )
-from rockroll.sandbox import cgroup, disk, files, freezer, layer, netns, profile, recycle
+from rockroll.sandbox import (
+    cgroup,
+    disk,
+    files,
+    freezer,
+    layer,
+    netns,
+    processes,
+    profile,
+    recycle,
+    scheduling,
+    terminal,
+)
 from rockroll.sandbox.cgroup import BoxCgroup, Scope
 from rockroll.sandbox.commands import Commands
 from rockroll.sandbox.config import SandboxConfig
+from rockroll.sandbox.environment import Changes, Environment
 from rockroll.sandbox.execute import execute
 from rockroll.sandbox.feed import Tether
 from rockroll.sandbox.oci_exec import OciExec, Runtime
 from rockroll.sandbox.podman import Podman
 from rockroll.sandbox.process import Process
 from rockroll.sandbox.session import Session
+from rockroll.sandbox.share import Share
 from rockroll.sandbox.shell import Place, Shell
 from rockroll.sandbox.snapshot import Fill
 from rockroll.sandbox.spawner import Spawner
 from rockroll.sandbox.spool import Spool
-from rockroll.sandbox.wire import Execute, Observation, Outcome, Owner, Run, SandboxInfo, Start, State, Stats
+from rockroll.sandbox.wire import (
+    Execute,
+    Observation,
+    Outcome,
+    Owner,
+    ProcessInfo,
+    Run,
+    SandboxInfo,
+    Start,
+    State,
+    Stats,
+    Terminal,
+    TerminalEnd,
+)
 
 INSIDE = "/dev/rr"
 """Where a box sees the folder of its sessions, read-only. /dev is a tmpfs: the mount point leaves no file behind.
@@ -133,6 +160,8 @@ class Box:
         self._folder = folder_of(id)
         make_folder(id)
         self._disk = disk.Disk(id)
+        self.share = Share(self._folder, config)
+        self._environment = Environment(self._folder / "env.json")
         self._sessions: dict[str, Session] = {}
         self._leaving: Outcome | None = None
         self._starts = 0
@@ -209,6 +238,7 @@ class Box:
         shell = Shell(Place(self._folder / "s" / name, f"{INSIDE}/{name}"), self.uid, self.log)
         try:
             await shell.open(self.execer, scope, env=env, cwd=cwd, state=state)
+            scheduling.prompt(shell.pid)
         except BaseException:
             shell.close()
             raise
@@ -231,6 +261,7 @@ class Box:
             upper = await self._layer()
             if fill:
                 await self._fill(upper, fill)
+        self.share.prepare()
         await self._podman.start(container)
         self._starts += 1
         await self._attach(fresh=self._starts == 1)
@@ -311,6 +342,8 @@ class Box:
         self._cgroup = BoxCgroup(self._init, self._runtime.starts_in_cgroup)
         self._oom_kills = self._cgroup.oom_kills()
         self.unenforced = profile.verify(self._init, self.config) + disk.unenforced(self._init, self.config)
+        self.share.attach(self._cgroup.memory, self.unenforced, profile.cpus_of(self._init))
+        self._execer.environment = self._environment.begin(self._execer.environment, self.share.variables)
         if not self._cgroup.enforced:
             self.unenforced.append("kill-scope")
         await self._endpoint.open(self.id, self._init)
@@ -419,6 +452,7 @@ class Box:
             self._init_end.forget()
         if self._cgroup:
             self._cgroup.remove()
+        self.share.close()
 
     async def _close_sessions(self) -> None:
         sessions, self._sessions = self._sessions, {}
@@ -450,14 +484,19 @@ class Box:
 
     async def close_session(self, name: str) -> None:
         """Ends a session and all it runs. Raises SessionError where there is none of that name."""
-        session = self._sessions.get(name)
-        if session is None:
-            raise SessionError(f"no session {name!r}; open: {', '.join(sorted(self._sessions)) or 'none'}")
+        session = self._session(name)
         await session.close()
         if self._sessions.get(name) is session:
             del self._sessions[name]
         if self._cgroup:
             self._cgroup.give_back(session.scope)
+
+    def _session(self, name: str) -> Session:
+        try:
+            return self._sessions[name]
+        except KeyError:
+            there = ", ".join(sorted(self._sessions)) or "none"
+            raise SessionError(f"no session {name!r}; open: {there}") from None
 
     def sessions(self) -> list[Session]:
         return list(self._sessions.values())
@@ -465,6 +504,7 @@ class Box:
     async def run(self, body: Run, label: str = "", tether: Tether | None = None) -> Observation:
         """One command in a session, which is made on first use."""
         self._need_running()
+        self.share.refresh()
         session = self._sessions.get(body.session) or self._make_session(body.session, {}, None)
         return await session.run(
             body.command, timeout=body.timeout, max_output=body.max_output, label=label, tether=tether
@@ -480,6 +520,7 @@ class Box:
     async def execute(self, body: Execute, tether: Tether | None = None) -> Observation:
         """One program without a shell."""
         self._need_running()
+        self.share.refresh()
         assert self._cgroup is not None
         scope, use = self._cgroup.scope(), self._uses
         try:
@@ -524,7 +565,49 @@ class Box:
         if self._cgroup.everything() or self.doomed():
             return "a process was started while it was being recycled"
         self.log_file.reset()
+        self.execer.environment = self._environment.clear()
         return None
+
+    # -- what runs in it, its environment, a terminal
+
+    def everything(self) -> list[int]:
+        """The host's pids of every process but init. SandboxLost when the box does not run."""
+        _ = self.init
+        assert self._cgroup is not None
+        return self._cgroup.everything()
+
+    def processes(self) -> list[ProcessInfo]:
+        """Every process, init first. Blocks."""
+        members = {session.name: session.scope.pids() for session in self.sessions()}
+        return processes.listed(self.init, self.everything(), members)
+
+    def environment(self) -> dict[str, str]:
+        """What a program gets that starts now."""
+        return dict(self.execer.environment)
+
+    def change_environment(self, changes: Changes) -> dict[str, str]:
+        """For programs and shells that start from now on, and for open sessions from their next command on."""
+        self._need_running()
+        self.execer.environment = self._environment.change(changes)
+        for session in self.sessions():
+            session.change_env(changes)
+        return self.environment()
+
+    async def terminal(self, body: Terminal) -> TerminalEnd:
+        """A shell on a terminal of its own, in nobody's kill scope, until it ends. Cancelled: it is hung up."""
+        self._need_running()
+        use, found = self._uses, None
+        if body.session is not None:
+            found = self._session(body.session).saved()
+        self._shells += 1
+        name = f"t{self._shells}"
+        place = Place(self._folder / "s" / name, f"{INSIDE}/{name}")
+        code = await terminal.run(self.execer, place, self.owner_ids, body, found)
+        if self.doomed():
+            return TerminalEnd(exit_code=code, note=f"sandbox {self.name} has ended, and this shell with it")
+        if use != self._uses:
+            return TerminalEnd(exit_code=code, note=f"sandbox {self.name} was recycled, and this shell ended with it")
+        return TerminalEnd(exit_code=code)
 
     # -- telling
 

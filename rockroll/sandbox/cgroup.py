@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from rockroll.sandbox import profile
+from rockroll.sandbox.meter import Counter, Meter
 
 MARK = "ROCKROLL_SCOPE"
 """Environment variable that names the scope, for hosts without cgroups."""
@@ -50,6 +51,17 @@ class BoxCgroup:
         self._namespace = _pid_namespace(init_pid)
         self._free: list[str] = []
         self._made = 0
+        self._oom_kills = _oom_counter(self.memory)
+        self._pids_refused = _pids_counter(self.path)
+
+    def meter(self, group: Path | None) -> Meter:
+        """Counts for a scope that is `group`, or that has none of its own.
+
+        A refused fork is counted where it was tried (v1, and v2 before Linux 6.11) or where the limit is, never in both
+        places.
+        """
+        counters = [self._oom_kills, _pids_counter(group) if group else self._pids_refused]
+        return Meter([*counters, self._pids_refused] if group and self.v2 else counters)
 
     def _may_make(self, path: Path) -> bool:
         probe = path / f"rockroll-{self.init_pid}-0"
@@ -135,6 +147,8 @@ class Scope(Protocol):
     """For the OCI runtime's exec: starts the process in this scope."""
     group: tuple[str, Path] | None
     """The same for spawner.py: (controller, cgroup)."""
+    meter: Meter
+    """Limits met, from its own `begin` on."""
 
     def pids(self) -> list[int]:
         """All of them, but for those let go."""
@@ -181,6 +195,7 @@ class CgroupScope:
             self._count = -1  # v2 without the pids controller below the box's group
         self.arguments = ["--cgroup", name if box.v2 else f"pids:{name}"]
         self.group: tuple[str, Path] | None = ("unified" if box.v2 else "pids", self._path)
+        self.meter = box.meter(self._path)
 
     def pids(self) -> list[int]:
         return _procs(self._path)
@@ -224,6 +239,7 @@ class TreeScope:
         self._box, self.mark = box, mark
         self.group: tuple[str, Path] | None = None
         self.arguments: list[str] = []
+        self.meter = box.meter(None)
         self._roots: set[tuple[int, int]] = set()
         self._released: set[tuple[int, int]] = set()
         self._begun = 0
@@ -306,6 +322,16 @@ async def kill(find: Callable[[], list[int]], spare: Iterable[int] = (), within_
             return False
         await asyncio.sleep(KILL_PAUSE_S)
     return True
+
+
+def _oom_counter(group: Path | None) -> Counter:
+    v2 = group is not None and (group / "memory.events").exists()
+    name = "memory.events" if v2 else "memory.oom_control"
+    return Counter("oom_kills", group / name if group else None, "oom_kill")
+
+
+def _pids_counter(group: Path | None) -> Counter:
+    return Counter("pids_refused", group / "pids.events" if group else None, "max")
 
 
 def _counter(group: Path | None, name: str, key: str) -> int:

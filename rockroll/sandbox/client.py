@@ -28,6 +28,7 @@ from rockroll.sandbox.wire import (
     CommandInfo,
     Observation,
     Owner,
+    ProcessInfo,
     Recycled,
     SandboxInfo,
     SnapshotInfo,
@@ -154,6 +155,31 @@ class Sandbox(Files):
     async def stats(self) -> Stats:
         """What the box has used: CPU seconds, bytes of memory and disk, processes."""
         return await self._call("sandbox.stats", self._ref, Stats)
+
+    async def processes(self) -> list[ProcessInfo]:
+        """Every process in the box, init first, numbered as the box does: owner, command line, state, use, session."""
+        return await self._call("sandbox.processes", self._ref, list[ProcessInfo])
+
+    async def signal(self, process: int | ProcessInfo, name: str = "TERM") -> None:
+        """Sends a signal ("TERM", "SIGKILL", "10") to one process of the box.
+
+        process: a row of `processes()`, then that process or none gets it; or a pid as the box numbers it, then
+        whoever has it now. SandboxError where it is gone, UsageError for init.
+        """
+        pid, birth = (process, 0) if isinstance(process, int) else (process.pid, process.birth)
+        await self._call("sandbox.signal", wire.Signal(id=self.id, pid=pid, signal=name, birth=birth))
+
+    async def env(self) -> dict[str, str]:
+        """The environment of a program that would start in the box now."""
+        return await self._call("sandbox.env", self._ref, dict[str, str])
+
+    async def set_env(self, changes: Mapping[str, str | None]) -> dict[str, str]:
+        """Sets variables, or removes those whose value is None; returns the environment after that.
+
+        For programs and sessions that start later, also after `stop` and `start`, and for open sessions from their next
+        command on (as by `export`); a command that is running keeps what it has. `recycle` forgets all of it.
+        """
+        return await self._call("sandbox.set_env", wire.SetEnv(id=self.id, changes=dict(changes)), dict[str, str])
 
     async def __aenter__(self) -> Self:
         return self if self._attached else await self.start()

@@ -40,6 +40,8 @@ class SandboxConfig:
     """A name unique in this $ROCKROLL_HOME; None draws one."""
     cpus: float = 1.0
     """CPU time per second of wall time, as a quota; 0.5 is half a core."""
+    cpuset: str | None = None
+    """The CPUs to run on, as in "0-1" or "0,2-3"; None: any."""
     memory: str | int = "512m"
     """Memory and swap together; what goes over is killed by the kernel."""
     pids: int = 256
@@ -66,6 +68,7 @@ class SandboxConfig:
             raise ValueError(f"name: at most 63 letters, digits and _ . -, a letter or digit first; got {self.name!r}")
         if not 0.01 <= self.cpus <= 4096:
             raise ValueError(f"cpus: from 0.01 to 4096; got {self.cpus}; try cpus: 1")
+        _ = self.parsed_cpuset
         if self.memory_bytes < MIN_MEMORY:
             raise ValueError(f"memory: {self.memory} is under the 6 MB that a shell needs; try memory: 64m")
         if self.disk_bytes is not None and self.disk_bytes < MIN_DISK:
@@ -92,6 +95,16 @@ class SandboxConfig:
     def image_name(self) -> str:
         """The image, the default one filled in."""
         return self.image or DEFAULT_IMAGE
+
+    @property
+    def parsed_cpuset(self) -> frozenset[int] | None:
+        """The numbers in `cpuset`, or None. That this host has them is the host's to check."""
+        if self.cpuset is None:
+            return None
+        try:
+            return units.numbers(self.cpuset)
+        except ValueError as error:
+            raise ValueError(f"cpuset: {error}") from None
 
     @property
     def memory_bytes(self) -> int:

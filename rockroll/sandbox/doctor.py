@@ -32,7 +32,7 @@ PACKAGES = ("aiohttp", "msgspec", "pyzmq", "typer", "rich", "pydantic", "torch",
 LIMITS = SandboxConfig(cpus=0.5, memory="64m", pids=32)
 CGROUP_CURE = (
     "as root every limit holds; an ordinary user needs cgroup v2 and a systemd login session (loginctl enable-linger); "
-    "until then start sandboxes with allow_unenforced"
+    "until then: rockroll sandbox up --allow-unenforced, allow_unenforced in Python and in recipes"
 )
 
 
@@ -51,7 +51,7 @@ class Check(msgspec.Struct, frozen=True):
     cure: str = ""
     """What to do about it, "" where nothing is wrong."""
     needed: bool = False
-    """Whether sandboxes cannot run at all without it."""
+    """Whether a sandbox that asks for nothing special does not start without it."""
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -206,8 +206,8 @@ async def _sandboxes(podman: Podman) -> AsyncIterator[Check]:
         missing = profile.verify(pid, LIMITS)
         held = [limit for limit in ("memory", "swap", "pids", "cpus") if limit not in missing]
         detail = f"cgroup {layout}; enforced: {', '.join(held) or 'none'}"
-        detail += f"; not enforced: {', '.join(missing)}" if missing else ""
-        yield Check("limits", not missing, detail, CGROUP_CURE if missing else "")
+        detail += f"; not enforced: {', '.join(missing)}, so that sandboxes are refused here" if missing else ""
+        yield Check("limits", not missing, detail, CGROUP_CURE if missing else "", needed=True)
         netns.listen_in(pid, 41414).close()
         yield Check("model endpoint", True, "a socket was opened inside the sandbox's network", needed=True)
     except RockrollError as error:

@@ -103,6 +103,7 @@ async def execute(home: Home, scope: Scope, body: Execute, tether: Tether | None
     caught = captures(body.max_output, log, tether)
     pipes = [_Pipe(home.uid, capture, home.log) for capture in caught]
     begun = time.perf_counter()
+    scope.meter.begin()
     process: Process | None = None
     over = False
     try:
@@ -120,12 +121,12 @@ async def execute(home: Home, scope: Scope, body: Execute, tether: Tether | None
         except NotStarted as error:
             if outcome := home.doomed():  # its file system goes before its processes
                 over = True
-                return _observation(caught, None, outcome, time.perf_counter() - begun)
+                return _observation(caught, None, outcome, time.perf_counter() - begun, scope)
             for pipe in pipes:  # not what the runtime printed
                 pipe.close()
             caught[1](error.message.encode() + b"\n")
             over = True
-            return _observation(caught, error.fields["code"], "ok", time.perf_counter() - begun)
+            return _observation(caught, error.fields["code"], "ok", time.perf_counter() - begun, scope)
         finally:
             os.close(stdin)
         for pipe in pipes:
@@ -143,7 +144,7 @@ async def execute(home: Home, scope: Scope, body: Execute, tether: Tether | None
             pipe.finish()
         log.end(None if outcome == "ok" else outcome)
         over = True
-        return _observation(caught, code, outcome, time.perf_counter() - begun)
+        return _observation(caught, code, outcome, time.perf_counter() - begun, scope)
     finally:
         if not over:
             await _end(process, scope)
@@ -174,7 +175,9 @@ def _verdict(status: int | None, home: Home) -> tuple[int | None, Outcome]:
     return (status if status >= 0 else 128 - status), "ok"
 
 
-def _observation(caught: tuple[Capture, Capture], code: int | None, outcome: Outcome, seconds: float) -> Observation:
+def _observation(
+    caught: tuple[Capture, Capture], code: int | None, outcome: Outcome, seconds: float, scope: Scope
+) -> Observation:
     out, err = caught
     return Observation(
         stdout=out.data,
@@ -183,6 +186,7 @@ def _observation(caught: tuple[Capture, Capture], code: int | None, outcome: Out
         outcome=outcome,
         truncated_bytes=out.dropped + err.dropped,
         duration_s=seconds,
+        events=scope.meter.events(),
     )
 
 

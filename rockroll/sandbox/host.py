@@ -24,7 +24,7 @@ from typing import Any
 
 from rockroll import home, rpc
 from rockroll.errors import ImageMissing, LimitNotEnforced, RockrollError, SandboxNotFound, UsageError
-from rockroll.sandbox import disk, layer, runtime, wire
+from rockroll.sandbox import disk, layer, processes, runtime, wire
 from rockroll.sandbox.box import INSIDE, Box, Endpoint, make_folder
 from rockroll.sandbox.config import SandboxConfig
 from rockroll.sandbox.file_methods import FileMethods
@@ -93,6 +93,11 @@ class SandboxHost:
             "sandbox.fork": self._fork,
             "snapshot.list": self._list_snapshots,
             "snapshot.delete": self._delete_snapshot,
+            "sandbox.processes": self._processes,
+            "sandbox.signal": self._signal,
+            "sandbox.env": self._get_env,
+            "sandbox.set_env": self._set_env,
+            "sandbox.terminal": self._terminal,
             "session.create": self._create_session,
             "session.close": self._close_session,
             "session.list": self._list_sessions,
@@ -285,7 +290,11 @@ class SandboxHost:
             name=f"rockroll-{home.home_id()}-{box.id}",
             env=self._env(box.id),
             labels={ID_LABEL: box.id, **({disk.LABEL: "1"} if mounts else {})},
-            mounts=[{"type": "bind", "source": str(folder), "destination": INSIDE, "options": options}, *mounts],
+            mounts=[
+                {"type": "bind", "source": str(folder), "destination": INSIDE, "options": options},
+                *box.share.prepare(),
+                *mounts,
+            ],
         )
         request["image"] = image or request["image"]
         # Shielded: a create that Podman has begun must be known by its id, else nobody could remove it.
@@ -406,6 +415,25 @@ class SandboxHost:
         return await self._snapshots.delete(body.name)
 
     # -- commands, logs
+    # -- what runs in it, its environment, a terminal
+
+    async def _processes(self, body: wire.Ref, _peer: rpc.Peer) -> list[wire.ProcessInfo]:
+        return await asyncio.to_thread(self._box(body.id).processes)
+
+    async def _signal(self, body: wire.Signal, _peer: rpc.Peer) -> None:
+        number = processes.number_of(body.signal)
+        await asyncio.to_thread(processes.send, self._box(body.id).everything, body.pid, number, body.birth)
+
+    async def _get_env(self, body: wire.Ref, _peer: rpc.Peer) -> dict[str, str]:
+        return self._box(body.id).environment()
+
+    async def _set_env(self, body: wire.SetEnv, _peer: rpc.Peer) -> dict[str, str]:
+        return self._box(body.id).change_environment(body.changes)
+
+    async def _terminal(self, body: wire.Terminal, _peer: rpc.Peer) -> wire.TerminalEnd:
+        return await self._box(body.id).terminal(body)
+
+    # -- commands, files, logs
 
     async def _create_session(self, body: wire.SessionSpec, _peer: rpc.Peer) -> wire.SessionInfo:
         return (await self._box(body.id).create_session(body.session, body.env, body.cwd)).info()

@@ -108,7 +108,7 @@ class OciExec:
         with reaper.starting():
             process = await self._enter(argv, scope, fds, env, cwd)
             if process is None:
-                process = await self._run_runtime(argv, scope, fds, env, cwd)
+                process = await self._run_runtime(argv, scope.arguments, fds, env, cwd)
         await asyncio.to_thread(scope.adopt, process.pid)
         return process
 
@@ -130,10 +130,41 @@ class OciExec:
             _log.warning("a process could not be started directly (%s); the runtime is asked instead", error)
             return None
 
-    async def _run_runtime(
-        self, argv: list[str], scope: Scope, fds: tuple[int, int, int], env: dict[str, str], cwd: str
+    async def spawn_on_terminal(
+        self,
+        argv: Sequence[str],
+        console: str,
+        size: tuple[int, int],
+        *,
+        env: Mapping[str, str],
+        cwd: str | None = None,
     ) -> Process:
-        spec = {**self._process, "args": argv, "cwd": cwd, "env": [f"{key}={value}" for key, value in env.items()]}
+        """Starts argv as the leader of a terminal of its own (a pty of the box's), in no scope.
+
+        console: a unix socket; the runtime sends the terminal's other end there. size: rows, columns. Errors as of
+        `spawn`.
+        """
+        full = {**self.environment, **env}
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            with reaper.starting():
+                return await self._run_runtime(
+                    list(argv),
+                    ["--console-socket", console],
+                    (null, null, null),
+                    full,
+                    cwd or self.cwd,
+                    terminal=True,
+                    consoleSize={"height": size[0], "width": size[1]},
+                )
+        finally:
+            os.close(null)
+
+    async def _run_runtime(
+        self, argv: list[str], options: list[str], fds: tuple[int, int, int], env: dict[str, str], cwd: str, **more: Any
+    ) -> Process:
+        given = {"args": argv, "cwd": cwd, "env": [f"{key}={value}" for key, value in env.items()]}
+        spec = {**self._process, **given, **more}
         stem = self._scratch / f"exec-{next(_ids)}"
         spec_file, pid_file, log_file = (stem.with_suffix(suffix) for suffix in (".json", ".pid", ".log"))
         try:
@@ -146,7 +177,7 @@ class OciExec:
                     *(self._runtime.binary, "--root", self._runtime.state_root),
                     *("--log", str(log_file), "--log-format", "json"),
                     *("exec", "--detach", "--process", str(spec_file), "--pid-file", str(pid_file)),
-                    *(*scope.arguments, self._container),
+                    *(*options, self._container),
                 ],
                 fds,
             )

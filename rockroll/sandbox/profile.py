@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rockroll import home
+from rockroll import home, units
 from rockroll.errors import HostError, SandboxLost
 from rockroll.sandbox import runtime
 from rockroll.sandbox.config import SandboxConfig
@@ -58,7 +58,11 @@ def create_body(
         "oom_score_adj": 500,  # when the host itself runs out, a box goes before the trainer
         "resource_limits": {
             "memory": {"limit": config.memory_bytes, "swap": config.memory_bytes},
-            "cpu": {"period": CPU_PERIOD_US, "quota": round(config.cpus * CPU_PERIOD_US)},
+            "cpu": {
+                "period": CPU_PERIOD_US,
+                "quota": round(config.cpus * CPU_PERIOD_US),
+                **({"cpus": _cpuset(config)} if config.cpuset is not None else {}),
+            },
             "pids": {"limit": config.pids},
         },
         "mounts": [_bind(_catatonit(), INIT, read_only=True), *(mounts or [])],
@@ -69,6 +73,16 @@ def create_body(
             raise HostError(f"mounts: {mount.source} does not exist on this host")
         body["mounts"].append(_bind(mount.source, mount.destination, mount.read_only))
     return body
+
+
+def _cpuset(config: SandboxConfig) -> str:
+    wanted, here = config.parsed_cpuset or frozenset(), os.sched_getaffinity(0)
+    if missing := wanted - here:
+        raise HostError(
+            f"cpuset: CPUs {units.show_numbers(here)} can be used on this host; got {config.cpuset}, "
+            f"and {units.show_numbers(missing)} is not among them"
+        )
+    return units.show_numbers(wanted)
 
 
 def _user_namespace(config: SandboxConfig) -> dict[str, Any]:
@@ -105,14 +119,18 @@ def host_root(pid: int) -> tuple[int, int]:
 
 
 def verify(pid: int, config: SandboxConfig) -> list[str]:
-    """The limits ("memory", "swap", "pids", "cpus") that the kernel does not hold the container of pid to; [] is best.
+    """The limits ("memory", "swap", "pids", "cpus", "cpuset") that the kernel does not hold the container of pid to; []
+    is best.
 
     Reads the cgroup files (v1 and v2) of a process that was started under the limits; about 0.2 ms.
     Raises SandboxLost when pid is gone.
     """
     got = enforced(pid)
     wanted = {"memory": config.memory_bytes, "swap": config.memory_bytes, "pids": config.pids, "cpus": config.cpus}
-    return [limit for limit, value in wanted.items() if got[limit] is None or got[limit] > value * 1.001]
+    missing = [limit for limit, value in wanted.items() if got[limit] is None or got[limit] > value * 1.001]
+    if (cpuset := config.parsed_cpuset) is not None and not cpus_of(pid) <= cpuset:
+        missing.append("cpuset")
+    return missing
 
 
 def enforced(pid: int) -> dict[str, float | None]:
@@ -136,6 +154,16 @@ def enforced(pid: int) -> dict[str, float | None]:
         "pids": _number(pids / "pids.max") if pids else None,
         "cpus": _cpus(cpu) if cpu else None,
     }
+
+
+def cpus_of(pid: int) -> frozenset[int]:
+    """The CPUs that pid's cgroup allows; those of the host where no cgroup holds it to any."""
+    groups = cgroups(pid)
+    for controller, name in (("cpuset", "cpuset.effective_cpus"), ("unified", "cpuset.cpus.effective")):
+        group = groups.get(controller)
+        if group and (group / name).exists():
+            return units.numbers((group / name).read_text())
+    return frozenset(range(os.cpu_count() or 1))
 
 
 def cgroups(pid: int) -> dict[str, Path]:

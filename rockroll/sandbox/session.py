@@ -24,6 +24,7 @@ from typing import Any, Protocol
 from rockroll.errors import SandboxError, SandboxLost, SessionError, UsageError
 from rockroll.sandbox import cgroup
 from rockroll.sandbox.cgroup import Scope
+from rockroll.sandbox.environment import Changes, as_bash
 from rockroll.sandbox.feed import Tether
 from rockroll.sandbox.shell import Shell, Sink, Verdict
 from rockroll.sandbox.wire import Observation, Outcome, SessionInfo
@@ -34,6 +35,7 @@ GRACE_S = 0.002
 """Between SIGINT to what a command started and SIGKILL: if its foreground child dies of SIGINT, bash leaves the whole
 script, as at Ctrl-C; of SIGKILL it would go on with the script's next line until the next SIGINT."""
 STEP_S = 0.005
+EXPORT_S = 5.0
 
 
 class Capture:
@@ -101,6 +103,7 @@ class Session:
         self._shell: Shell | None = None
         self._turn = asyncio.Lock()
         self._state = b""
+        self._unexported: dict[str, str | None] = {}
         self._had_shell = False
         self._closed = False
         self._mending: asyncio.Task[None] | None = None
@@ -129,7 +132,32 @@ class Session:
             raise UsageError(f"timeout: seconds above zero, or none at all; got {timeout:g}")
         async with self._turn:
             restarted = await self._ready()
+            await self._export()
             return await self._run(command, timeout, max_output, label, restarted, tether)
+
+    def change_env(self, changes: Changes) -> None:
+        """Variables that the shell exports or unsets before its next command; its later shells start with them."""
+        self._env = {key: value for key, value in self._env.items() if key not in changes}
+        self._unexported.update(changes)
+
+    async def _export(self) -> None:
+        if not self._unexported or self._shell is None:
+            return
+        code, self._unexported = as_bash(self._unexported), {}
+        verdict = self._shell.begin(code, _unseen, _unseen)  # with set -x it would show values, and they may be secret
+        try:
+            if not await settled(verdict, EXPORT_S):  # a DEBUG trap of the session's own holds it up
+                await self._interrupt_shielded(self._shell, verdict)
+        except asyncio.CancelledError:
+            if not verdict.done():
+                self._mend(self._interrupt(self._shell, verdict))
+            raise
+
+    def saved(self) -> tuple[bytes, dict[str, str], str | None, bool]:
+        """For a shell that is to begin as this one is: the state after its last command, the variables and folder it
+        was opened with, and whether a command is running, whose changes are not in the state."""
+        state = self._shell.state if self._shell else self._state
+        return state, dict(self._env), self._cwd, self._turn.locked()
 
     async def _ready(self) -> bool:
         """A living shell; whether it is a new one where there had been another."""
@@ -172,6 +200,7 @@ class Session:
         begun = time.perf_counter()
         self.scope.begin()
         verdict = shell.begin(command, out, err, tether.feed if tether else None)
+        self.scope.meter.begin()  # while bash reads what was typed: that takes it longer
         if tether:
             tether.send = partial(self._send, shell)
         try:
@@ -186,7 +215,8 @@ class Session:
         elif verdict.result().died:
             outcome, code = self._after_death(shell, verdict.result())
             restarted = False
-            self._let_go_of_survivors(0)
+            if not self._closed:  # then close() kills them: what has left the scope it would not find
+                self._let_go_of_survivors(0)
         else:
             outcome, code, restarted = "ok", verdict.result().code, False
             # 137: the command itself, or the last one of it, died of SIGKILL; whose, only the kernel's counter tells
@@ -203,6 +233,7 @@ class Session:
             session_restarted=new or restarted,
             truncated_bytes=out.dropped + err.dropped,
             duration_s=time.perf_counter() - begun,
+            events=self.scope.meter.events(),
         )
 
     def _send(self, shell: Shell, number: int) -> None:
@@ -323,6 +354,10 @@ class Headed:
             self(f"[{self._session}] {note}\n".encode())
         elif self._head:
             self(b"")
+
+
+def _unseen(_: bytes) -> None:
+    """Output that is nobody's."""
 
 
 async def settled(future: asyncio.Future[Any], timeout: float | None) -> bool:

@@ -4,9 +4,11 @@ Argument: a tar of the default image's files.
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import os
+import pty
 import select
 import signal
 import subprocess
@@ -19,6 +21,7 @@ from rockroll.errors import LimitNotEnforced
 from rockroll.sandbox import runtime
 from rockroll.sandbox.client import delete_snapshot
 from rockroll.sandbox.config import DEFAULT_IMAGE
+from rockroll.sandbox.doctor import examine
 from rockroll.sandbox.node_client import close_node, connect_node
 from rockroll.sandbox.wire import Empty, NodeInfo
 
@@ -33,8 +36,24 @@ except urllib.error.HTTPError as error:
 CONNECT = "import socket; socket.create_connection(('1.1.1.1', 53), timeout=2)"
 
 
+def debug(sandbox_id: str) -> str:
+    """What a debug shell shows on a terminal."""
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execv(sys.executable, [sys.executable, "-m", "rockroll", "debug", sandbox_id])
+    os.write(terminal, b"tty; echo $((6*7)); nproc; exit 9\n")
+    shown = b""
+    with contextlib.suppress(OSError):
+        while select.select([terminal], [], [], 20)[0] and (data := os.read(terminal, 4096)):
+            shown += data
+    return f"{shown.decode(errors='replace')}\nended with {os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}"
+
+
 async def walk() -> dict:
     seen: dict = {"refusal": ""}
+    report = await examine()
+    seen["doctor"] = {check.name: [check.ok, check.detail, check.cure] for check in report.checks}
+    seen["doctor_ok"] = report.ok
     try:
         async with Sandbox(CONFIG):
             pass
@@ -70,6 +89,9 @@ async def walk() -> dict:
         seen["after_timeout"] = (await sandbox.arun("echo $y")).output
         seen["endpoint"] = (await sandbox.execute(["python3", "-c", MODELS])).output
         seen["network"] = (await sandbox.execute(["python3", "-c", CONNECT])).output
+        seen["debug"] = await asyncio.to_thread(debug, sandbox.id)
+        seen["memory"] = (await sandbox.arun("grep MemTotal /proc/meminfo")).output
+        seen["processes"] = [process.command for process in await sandbox.processes()]
         await sandbox.stop()
         await sandbox.start()
         seen["endpoint_after_restart"] = (await sandbox.execute(["python3", "-c", MODELS])).output

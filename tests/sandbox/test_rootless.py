@@ -136,6 +136,32 @@ def test_limits_that_this_host_cannot_enforce_are_listed(seen: dict[str, Any]) -
         assert all(limit in limits for limit in ("memory", "cpus", "pids"))
 
 
+def test_doctor_tells_the_same_truth_with_its_cure(seen: dict[str, Any]) -> None:
+    ok, detail, cure = seen["doctor"]["limits"]
+    assert (ok, seen["doctor_ok"]) == (seen["refusal"] == "",) * 2
+    if not ok:
+        assert "sandboxes are refused here" in detail
+        assert "cgroup v2" in cure and "--allow-unenforced" in cure
+
+
+def test_a_box_is_told_what_it_really_has(seen: dict[str, Any]) -> None:
+    told = int(seen["memory"].split()[1]) << 10
+    if seen["unenforced"]:
+        assert told == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "without a limit it has the host's"
+    else:
+        assert told == 128 << 20
+
+
+def test_a_debug_shell_has_a_terminal_of_the_boxs_own(seen: dict[str, Any]) -> None:
+    assert "/dev/pts/" in seen["debug"] and "\n42" in seen["debug"], seen["debug"]
+    assert seen["debug"].endswith("ended with 9")
+
+
+def test_processes_are_listed(seen: dict[str, Any]) -> None:
+    assert seen["processes"][0].startswith("/dev/rockroll-init")
+    assert any(command.startswith("bash") for command in seen["processes"])
+
+
 def test_sessions_programs_and_files_work(seen: dict[str, Any]) -> None:
     assert seen["state_kept"] == "7 /srv\n"
     assert seen["exit_code"] == 5
