@@ -578,8 +578,9 @@ class Box:
 
     def processes(self) -> list[ProcessInfo]:
         """Every process, init first. Blocks."""
+        everything = self.everything()  # first: what moves between two groups meanwhile is in one of them all the same
         members = {session.name: session.scope.pids() for session in self.sessions()}
-        return processes.listed(self.init, self.everything(), members)
+        return processes.listed(self.init, everything, members)
 
     def environment(self) -> dict[str, str]:
         """What a program gets that starts now."""

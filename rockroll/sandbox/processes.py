@@ -78,7 +78,8 @@ def send(find: Callable[[], list[int]], pid: int, number: int, birth: int = 0) -
             raise gone from None
         try:
             # Between finding the pid and opening the handle the number may have gone to a process of the host's.
-            if _inside(host) != pid or int(_stat(host)[19]) != born or host not in find():
+            stat = _stat(host)
+            if _inside(host) != pid or int(stat[19]) != born or stat[0] in "ZX" or host not in find():
                 raise gone
             if birth and birth != born:
                 raise SandboxError(f"process {pid} has ended and its number is another's now; nothing was sent")

@@ -220,6 +220,7 @@ class Shell:
         self._written = 0
         self._saves = True
         self._unsaved = b""  # the line at the end of the state that is still to come
+        self._overtaken = b""  # the same of a state before it, where the next command was faster than we
         self._state_watched = False
         self._timer: asyncio.TimerHandle | None = None
         self._state_timer: asyncio.TimerHandle | None = None
@@ -327,6 +328,7 @@ class Shell:
 
     def _finish(self, verdict: Verdict) -> None:
         if self._saves:
+            self._overtaken = self._unsaved or self._overtaken
             self._unsaved = b"#" + self._id + b"\n"
             self._state_timer = self._loop.call_later(REGISTER_AFTER_S, self._collect_state)
         self._id = b""
@@ -359,9 +361,12 @@ class Shell:
             pass
         if self._unsaved and self._saving.endswith(self._unsaved):
             size = len(self._saving) - len(self._unsaved)
-            self.state = bytes(self._saving[:size]) if size <= STATE_LIMIT else b""
+            state = bytes(self._saving[:size])
+            if self._overtaken:  # else the options of the one and the variables of the other would be mixed
+                state = state.rpartition(self._overtaken)[2]
+            self.state = state if len(state) <= STATE_LIMIT else b""
             self._saving.clear()
-            self._unsaved = b""
+            self._unsaved = self._overtaken = b""
         elif len(self._saving) > 2 * STATE_LIMIT:
             del self._saving[:STATE_LIMIT]
         if self._unsaved and not self._state_watched:

@@ -19,7 +19,7 @@ async def listed(lab: Lab) -> list[wire.ProcessInfo]:
 
 async def one(lab: Lab, word: str) -> wire.ProcessInfo:
     async with asyncio.timeout(5):  # what was just started may not have become its program yet
-        while len(found := [each for each in await listed(lab) if word in each.command]) != 1:
+        while len(found := [each for each in await listed(lab) if each.command.startswith(word)]) != 1:
             await asyncio.sleep(0.01)
     return found[0]
 
@@ -51,7 +51,7 @@ async def test_pids_parents_users_and_sessions_are_the_boxs_own(lab: Lab) -> Non
 
 async def test_what_a_process_uses_is_its_own(lab: Lab) -> None:
     await lab.run("python3 -c 'b = bytearray(b\"x\") * (40 << 20)\nwhile 1: pass' & sleep 0.5")
-    busy = await one(lab, "bytearray")
+    busy = await one(lab, "python3 -c b = ")
     assert busy.memory_bytes > 40 << 20 and busy.cpu_s > 0.05 and busy.state == "R"
 
 
@@ -82,6 +82,7 @@ async def test_a_pid_that_another_has_now_gets_nothing(lab: Lab) -> None:
 
 async def test_no_process_outside_the_box_can_be_named(lab: Lab) -> None:
     await lab.run("sleep 666 &")
+    await one(lab, "sleep 666")
     (host,) = lab.named("666")
     inside = {each.pid for each in await listed(lab)}
     for pid in (host, 2**22, 0, -1):

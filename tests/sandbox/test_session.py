@@ -343,3 +343,16 @@ async def test_a_function_hidden_behind_a_plain_word_is_saved_all_the_same(s: Se
     await s.run("ls")
     await s.run("kill -STOP $$", timeout=0.4)
     assert await s.out("echo $x; true; ls; echo $x") == "2\n3"
+
+
+async def test_the_saved_state_is_the_last_commands_alone_however_fast_they_come(lab: Lab) -> None:
+    for _ in range(30):
+        session = await lab.new_session("fast")
+        await lab.run("shopt -s extglob; f() { :; }", session=session)
+        (found,) = lab.box.sessions()
+        async with asyncio.timeout(5):
+            while b"\nf ()" not in (state := found.saved()[0]):
+                await asyncio.sleep(0.005)
+        assert b":extglob:" in state.partition(b"\n")[0]
+        assert state.count(b"\ndeclare -r BASHOPTS") == 1
+        await lab.call("session.close", wire.SessionSpec(id=lab.id, session=session))
