@@ -579,7 +579,7 @@ class Box:
     def processes(self) -> list[ProcessInfo]:
         """Every process, init first. Blocks."""
         everything = self.everything()  # first: what moves between two groups meanwhile is in one of them all the same
-        members = {session.name: session.scope.pids() for session in self.sessions()}
+        members = {session.name: session.scope.everything() for session in self.sessions()}
         return processes.listed(self.init, everything, members)
 
     def environment(self) -> dict[str, str]:

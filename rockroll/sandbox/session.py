@@ -215,8 +215,7 @@ class Session:
         elif verdict.result().died:
             outcome, code = self._after_death(shell, verdict.result())
             restarted = False
-            if not self._closed:  # then close() kills them: what has left the scope it would not find
-                self._let_go_of_survivors(0)
+            self._let_go_of_survivors(0)
         else:
             outcome, code, restarted = "ok", verdict.result().code, False
             # 137: the command itself, or the last one of it, died of SIGKILL; whose, only the kernel's counter tells
