@@ -253,6 +253,52 @@ def test_a_disk_limit_is_shown(box: str) -> None:
     sandbox("down", made["id"])
 
 
+# ---- processes, variables, logs ------------------------------------------------------------------------------------
+
+
+def test_ps_shows_what_kill_ends(box: str) -> None:
+    sandbox("exec", "demo", "--session", "p", "--", "sleep 4567 &")
+    found: list[dict] = []
+    while not found:  # until the shell's copy of itself has become `sleep`
+        found = [each for each in json.loads(sandbox("ps", "demo", "--json").stdout) if each["command"] == "sleep 4567"]
+    assert (found[0]["user"], found[0]["session"]) == ("root", "p")
+    assert b"sleep 4567" in sandbox("ps", "demo").stdout
+    sandbox("kill", "demo", str(found[0]["pid"]), "--signal", "KILL")
+    assert b"init" in sandbox("kill", "demo", "1", code=2).stderr
+    assert b"no process 99999" in sandbox("kill", "demo", "99999", code=1).stderr
+    assert b"as in TERM" in sandbox("kill", "demo", "1", "--signal", "NO", code=2).stderr
+
+
+def test_variables_are_shown_and_set_for_what_comes(box: str) -> None:
+    sandbox("exec", "demo", "--session", "v", "--", "true")
+    sandbox("env", "demo", "STAGE=a b", "--unset", "NOTHING")
+    assert b"STAGE=a b\n" in sandbox("env", "demo").stdout
+    assert json.loads(sandbox("env", "demo", "--json").stdout)["STAGE"] == "a b"
+    assert sandbox("exec", "demo", "--session", "v", "--", "echo $STAGE").stdout == b"a b\n"
+    sandbox("env", "demo", "--unset", "STAGE")
+    assert sandbox("exec", "demo", "--", "printenv", "STAGE", code=1).stdout == b""
+    assert b"K=V" in sandbox("env", "demo", "STAGE", code=2).stderr
+
+
+def test_logs_from_an_offset_and_the_last_lines() -> None:
+    id = sandbox("up", "--memory", "64m").stdout.decode().strip()
+    sandbox("exec", id, "--", "seq", "5")
+    whole = sandbox("logs", id).stdout
+    assert whole.endswith(b"1\n2\n3\n4\n5\n")
+    assert sandbox("logs", id, "--tail", "2").stdout == b"4\n5\n"
+    assert sandbox("logs", id, "--tail", "0").stdout == b""
+    assert sandbox("logs", id, "--offset", str(len(whole) - 4)).stdout == b"4\n5\n"
+    sandbox("down", id)
+
+
+def test_a_cpuset_reaches_the_box_and_one_that_cannot_be_is_refused() -> None:
+    cpu = str(max(os.sched_getaffinity(0)))
+    id = sandbox("up", "--memory", "64m", "--cpuset", cpu, "--allow-unenforced").stdout.decode().strip()
+    assert sandbox("exec", id, "--", "nproc").stdout == b"1\n"
+    sandbox("down", id)
+    assert b"as in 0-1,3" in sandbox("up", "--cpuset", "x", code=2).stderr
+
+
 # ---- debug ---------------------------------------------------------------------------------------------------------
 
 
