@@ -43,7 +43,7 @@ class SandboxError(RockrollError):
 
 
 class SandboxNotFound(SandboxError):
-    """No sandbox has that id, id prefix or name."""
+    """No sandbox has that id, id prefix or name. fields, where one had: cause, ended."""
 
 
 class SnapshotNotFound(SandboxError):
@@ -59,7 +59,7 @@ class LimitNotEnforced(SandboxError):
 
 
 class SandboxLost(SandboxError):
-    """The sandbox died while something was waiting on it. Infrastructure, never the policy's score."""
+    """The sandbox died while something was waiting on it. Infrastructure, never the policy's score. fields: cause."""
 
 
 class SessionError(SandboxError):

@@ -25,17 +25,19 @@ from rockroll.sandbox.command import Command as AsyncCommand
 from rockroll.sandbox.config import SandboxConfig
 from rockroll.sandbox.node_client import close_node
 from rockroll.sandbox.pool import Pool as AsyncPool
-from rockroll.sandbox.wire import DEFAULT_SESSION, Observation, Owner, SandboxInfo, SnapshotInfo
+from rockroll.sandbox.wire import DEFAULT_SESSION, Observation, Owner, Restored, SandboxInfo, SnapshotInfo
 
 __all__ = [
     "Command",
     "Observation",
     "Pool",
+    "Restored",
     "Sandbox",
     "SandboxConfig",
     "SandboxInfo",
     "SnapshotInfo",
     "delete_snapshot",
+    "list_sandboxes",
     "snapshots",
 ]
 P = ParamSpec("P")
@@ -124,6 +126,11 @@ def _iterating(method: Callable[Concatenate[Any, P], AsyncIterator[T]]) -> Calla
     return iterate
 
 
+@functools.wraps(client.list_sandboxes)
+def list_sandboxes(*args: Any, **kwargs: Any) -> list[SandboxInfo]:
+    return _background.run(client.list_sandboxes(*args, **kwargs))
+
+
 async def _aclose(items: Any) -> None:
     await items.aclose()
 
@@ -131,8 +138,10 @@ async def _aclose(items: Any) -> None:
 class Sandbox:
     """`rockroll.Sandbox`, blocking; `with` instead of `async with`."""
 
-    def __init__(self, config: SandboxConfig | None = None, *, owner: Owner = "connection") -> None:
-        self._wrapped = AsyncSandbox(config, owner=owner)
+    def __init__(
+        self, config: SandboxConfig | None = None, *, owner: Owner = "connection", outlives_node: bool = True
+    ) -> None:
+        self._wrapped = AsyncSandbox(config, owner=owner, outlives_node=outlives_node)
 
     @classmethod
     def attach(cls, sandbox_id: str) -> Self:
@@ -180,6 +189,8 @@ class Sandbox:
     snapshot = _blocking(AsyncSandbox.snapshot)
     _fork = _blocking(AsyncSandbox.fork)
     stop = _blocking(AsyncSandbox.stop)
+    restore = _blocking(AsyncSandbox.restore)
+    restart = _blocking(AsyncSandbox.restart)
     delete = _blocking(AsyncSandbox.delete)
     _start = _blocking(AsyncSandbox.start)
     _enter = _blocking(AsyncSandbox.__aenter__)

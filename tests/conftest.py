@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import select
 import shutil
@@ -14,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from rockroll import home, rpc
-from rockroll.errors import HostError, PeerLost, SandboxNotFound
-from rockroll.sandbox import disk, image, node_client, wire
+from rockroll.errors import HostError, SandboxNotFound
+from rockroll.sandbox import image, node_client, wire
 from rockroll.sandbox.podman import HOME_LABEL, Podman, PodmanService
 
 
@@ -32,13 +33,14 @@ def sandbox_image() -> str:
 
 @pytest.fixture(scope="module")
 def node_home(tmp_path_factory: pytest.TempPathFactory, sandbox_image: str) -> Iterator[Path]:
-    """A ROCKROLL_HOME of this test file's own. Its node starts on demand; node and boxes are removed at the end."""
+    """A ROCKROLL_HOME of this test file's own. Its node starts on demand; node and boxes are removed at the end, and
+    nothing of them is left: whatever a test killed, the next node has swept it."""
     path = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ROCKROLL_HOME", str(path))
         yield path
         asyncio.run(_remove_node())
-        asyncio.run(_sweep())
+        asyncio.run(_nothing_left())
         shutil.rmtree(home.runtime_dir())
 
 
@@ -72,25 +74,28 @@ async def node(node_home: Path) -> AsyncIterator[rpc.Client]:
     await node_client.close_node()
 
 
-async def _sweep() -> None:
-    """What the next node of this home would do: a box whose creation was under way when a test killed its node."""
+async def _nothing_left() -> None:
     async with PodmanService() as podman:
-        for box in await podman.list({HOME_LABEL: home.home_id()}):
-            await podman.remove(box["Id"])
-    disk.sweep(())
+        assert await podman.list({HOME_LABEL: home.home_id()}) == []
+    assert list((home.runtime_dir() / "b").glob("*")) == []
+    assert list((home.node_dir() / "sessions").glob("*")) == []
+    assert list((home.node_dir() / "disks").glob("*")) == []
 
 
 async def _remove_node() -> None:
-    try:
-        client = await rpc.connect(node_client.address_path().read_text())
-    except (FileNotFoundError, PeerLost):
-        return
+    """Ends the node and its warden. A node that was killed is followed by another first, which sweeps."""
+    said = home.node_dir() / "guard.json"
+    if not said.exists() or "node" not in json.loads(said.read_text()):
+        return  # none was ever started, or the last one ended in order
+    client = await node_client.connect_node()
     for info in await client.call("sandbox.list", wire.Empty(), type=list[wire.SandboxInfo]):
         with contextlib.suppress(SandboxNotFound):  # the removal of a test's last box may still be under way
             await client.call("sandbox.delete", wire.Ref(id=info.id))
     pid = (await client.call("node.info", wire.Empty(), type=wire.NodeInfo)).pid
-    await client.close()
+    await node_client.close_node()
     _end_process(pid)
+    with contextlib.suppress(ProcessLookupError):
+        _wait_for_end(int((home.node_dir() / "warden.lock").read_text().split()[0]))
 
 
 @pytest.fixture(scope="session")
@@ -100,10 +105,15 @@ def end_process() -> Callable[..., None]:
 
 
 def _end_process(pid: int, number: signal.Signals = signal.SIGTERM) -> None:
+    _wait_for_end(pid, number)
+
+
+def _wait_for_end(pid: int, number: signal.Signals | None = None) -> None:
     pidfd = os.pidfd_open(pid)
     try:
-        signal.pidfd_send_signal(pidfd, number)
+        if number is not None:
+            signal.pidfd_send_signal(pidfd, number)
         gone, _, _ = select.select([pidfd], [], [], 30)
-        assert gone, f"process {pid} did not end within 30 s of {number.name}"
+        assert gone, f"process {pid} did not end within 30 s"
     finally:
         os.close(pidfd)

@@ -1,4 +1,4 @@
-"""A command in a persistent session, a program without a shell, a new session, a box made new: what each costs.
+"""A command in a session, a program without a shell, a new session, a box made new or brought back: what each costs.
 
 In: nothing. Out: latencies through the node's unix socket, each beside `podman exec` in the same run, the CPU time of
 an episode's sandbox work, and copies (bench/files.py). Leaves models and agents to bench/relay.py and bench/rollout.py.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import statistics
 import time
 from collections.abc import Awaitable, Callable
@@ -21,7 +22,7 @@ from rockroll.sandbox.client import Sandbox, delete_all
 from rockroll.sandbox.config import SandboxConfig
 from rockroll.sandbox.node_client import connect_node
 
-BACK_TO_BACK, SPACED, EXECS, EPISODES = 2000, 50, 20, 20
+BACK_TO_BACK, SPACED, EXECS, EPISODES, RESTORES = 2000, 50, 20, 20, 10
 SPACE_S = 0.1
 STORM_BOXES, STORM_TRUE, STORM_LS = 64, 200, 30
 STARTED = "for i in 1 2 3 4; do sleep 1000 & setsid sleep 1000 & (setsid sleep 1000 &) done; echo ready; wait"
@@ -31,8 +32,9 @@ _STEP = "ls /srv >/dev/null; echo line >>/srv/notes; cat /srv/notes"
 
 async def run() -> dict[str, Any]:
     """About a minute. Latencies in ms, as the Python client sees them; `episode_*`: 8 commands in a recycled box;
-    `kill`: from the cancellation of a command with twelve processes to the news that all are dead; `storm`: 64 boxes at
-    once, each with one caller.
+    `kill`: from the cancellation of a command with twelve processes to the news that all are dead; `restore`: from the
+    call after a box's init was killed to the first answer of its session, state replayed; `storm`: 64 boxes at once,
+    each with one caller.
     """
     async with Sandbox() as box:
         await box.arun("true")
@@ -45,6 +47,7 @@ async def run() -> dict[str, Any]:
         killed = [await _kill(box) for _ in range(EXECS)]
         await box.recycle()
         episodes, recycled, cpu_s = await _episodes(box)
+        restored = [await _restored(box) for _ in range(RESTORES)]
         trees = await files.run(box)
     true_per_s, ls_per_s = await _storm()
     arun, baseline = statistics.median(back_to_back), statistics.median(podman)
@@ -62,6 +65,7 @@ async def run() -> dict[str, Any]:
             "recycle_p50_ms": statistics.median(recycled),
             "episode_p50_ms": statistics.median(episodes),
             "episode_cpu_ms": cpu_s * 1000,
+            "restore_p50_ms": statistics.median(restored),
             "times_faster_than_podman_exec": baseline / arun,
             **await copies.figures(),
             **trees["figures"],
@@ -135,6 +139,31 @@ async def _episodes(box: Sandbox) -> tuple[list[float], list[float], float]:
         took.append((time.perf_counter() - begun) * 1000)
         recycled.append((time.perf_counter() - middle) * 1000)
     return took, recycled, (_cpu_s(pid) - before) / EPISODES
+
+
+async def _restored(box: Sandbox) -> float:
+    """Milliseconds. SandboxError where the session came back without its state."""
+    await box.arun("cd /srv; kept=yes")
+    running = asyncio.create_task(box.arun("sleep 60"))
+    await asyncio.sleep(0.05)  # it runs; its end tells that the death is known
+    os.kill(await _init(box.id), signal.SIGKILL)
+    await running
+    begun = time.perf_counter()
+    await box.restore()
+    seen = await box.arun("echo $kept $PWD")
+    took = (time.perf_counter() - begun) * 1000
+    if seen.stdout != b"yes /srv\n":
+        raise SandboxError(f"a restored session did not have its state: {seen.output!r}")
+    return took
+
+
+async def _init(sandbox_id: str) -> int:
+    """The pid of a box's first process."""
+    argv = [*runtime.rootless_prefix(), runtime.podman_binary(), "inspect", "--format", "{{.State.Pid}}"]
+    process = await asyncio.create_subprocess_exec(
+        *argv, f"rockroll-{home.home_id()}-{sandbox_id}", env=runtime.environment(), stdout=asyncio.subprocess.PIPE
+    )
+    return int((await process.communicate())[0])
 
 
 def _cpu_s(pid: int) -> float:

@@ -187,6 +187,7 @@ def _end(seen: Observation | None, limit: float | None, as_json: bool) -> None:
                 "exit_code": seen.exit_code,
                 "outcome": seen.outcome,
                 "session_restarted": seen.session_restarted,
+                "cause": seen.cause,
                 "truncated_bytes": seen.truncated_bytes,
                 "duration_s": round(seen.duration_s, 6),
                 "events": seen.events,
@@ -205,7 +206,7 @@ def _remark(seen: Observation, limit: float | None) -> str:
     elif seen.outcome == "oom":
         said.append("killed by the kernel: the sandbox's memory limit was reached")
     elif seen.outcome == "lost":
-        said.append("the sandbox died while the command ran")
+        said.append(f"the sandbox died while the command ran (cause: {seen.cause or 'unknown'})")
     elif seen.outcome == "closed" and seen.exit_code is None:
         said.append("the shell ended")
     if seen.session_restarted:

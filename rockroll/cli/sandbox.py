@@ -19,11 +19,12 @@ from rockroll.errors import RockrollError, UsageError
 if TYPE_CHECKING:
     from rockroll import rpc
     from rockroll.sandbox.client import Sandbox
-    from rockroll.sandbox.wire import ProcessInfo, SandboxInfo, SnapshotInfo
+    from rockroll.sandbox.wire import ProcessInfo, Restored, SandboxInfo, SnapshotInfo
 
 AT_ONCE = 8
 """Sandboxes started or removed at a time: Podman is fastest with 4 to 8 under way."""
 MARKUP = "rich"
+STATES = ("starting", "running", "paused", "stopped", "exited", "gone")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -57,6 +58,7 @@ def up(
     snapshot: Annotated[str | None, typer.Option(help="Begin with the files of this snapshot, and its image.")] = None,
     network: Annotated[str, typer.Option(help="none: sealed. open: Podman's default network.")] = "none",
     ttl: Annotated[str | None, typer.Option(help="Removed after this time, as in 30m or 1h.")] = None,
+    idle_ttl: Annotated[str | None, typer.Option(help="Removed after this time without a command, as in 10m.")] = None,
     env: Annotated[list[str] | None, typer.Option(metavar="K=V", help="A variable of every process inside.")] = None,
     label: Annotated[list[str] | None, typer.Option(metavar="K=V", help="A label, for you to find it by.")] = None,
     mount: Annotated[list[str] | None, typer.Option(metavar="SRC:DST[:ro]", help="A host path to show inside.")] = None,
@@ -90,6 +92,7 @@ def up(
             snapshot=snapshot,
             network=network,  # type: ignore[arg-type]  # checked by SandboxConfig, whose sentence says how to write it
             ttl=ttl,
+            idle_ttl=idle_ttl,
             env=_pairs("--env", env),
             labels=_pairs("--label", label),
             mounts=tuple(_absolute(text) for text in mount or ()),
@@ -122,19 +125,38 @@ def up(
 
 
 @app.command()
-def ls(as_json: Json = False) -> None:
-    """List the sandboxes of this user."""
+def ls(
+    label: Annotated[list[str] | None, typer.Option(metavar="K=V", help="Only those with this label.")] = None,
+    state: Annotated[
+        str | None, typer.Option(help=f"Only those that are {', '.join(STATES[:-1])} or {STATES[-1]}.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Also the last 1,000 that are gone, and why.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List the sandboxes of this user.
+
+    Examples:
+
+      rockroll sandbox ls --label job=eval --state running
+
+      rockroll sandbox ls --all
+    """
+    labels = _pairs("--label", label)
+    if state is not None and state not in STATES:
+        raise UsageError(f"--state: one of {', '.join(STATES)}; got {state!r}")
 
     async def work() -> list[SandboxInfo]:
-        async with _node() as node:
-            return await _all(node)
+        from rockroll.sandbox.client import list_sandboxes
+
+        async with _node():
+            return await list_sandboxes(labels=labels, state=state, all=everything)  # type: ignore[arg-type]
 
     infos = _run(work())
     if as_json:
         _print_json([_public(info) for info in infos])
         return
     rows = [
-        [info.id, info.name, info.state, info.image, _age(info.created), _labels(info.labels)]
+        [info.id, info.name, _state(info), info.image, _age(info.created), _labels(info.labels)]
         for info in sorted(infos, key=lambda info: info.created)
     ]
     _print_table(["ID", "NAME", "STATE", "IMAGE", "AGE", "LABELS"], rows)
@@ -450,6 +472,24 @@ def start(ids: Ids, as_json: Json = False) -> None:
 
 
 @app.command()
+def restore(ids: Ids, as_json: Json = False) -> None:
+    """Bring back sandboxes that died or were stopped, with their files and their sessions' folder, variables,
+    functions, aliases and options; say what is lost.
+
+    Example:
+
+      rockroll sandbox restore demo
+    """
+    _bring_back(ids, False, as_json)
+
+
+@app.command()
+def restart(ids: Ids, as_json: Json = False) -> None:
+    """End every process in these sandboxes and bring them back, as `restore` does."""
+    _bring_back(ids, True, as_json)
+
+
+@app.command()
 def down(
     ids: Annotated[list[str] | None, typer.Argument(metavar="ID...", help="Ids, beginnings of ids, or names.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every sandbox of this user.")] = False,
@@ -522,6 +562,37 @@ def _each(ids: list[str] | None, method: str, as_json: bool) -> None:
             _print_json([_public(info) for info in done])
         for error in errors[1:]:
             print(f"rockroll: {error}", file=sys.stderr)
+        if errors:
+            raise errors[0]
+        return done
+
+    _run(work())
+
+
+def _bring_back(ids: list[str], restart: bool, as_json: bool) -> None:
+    async def work() -> list[Restored]:
+        from rockroll.sandbox.wire import Restore, Restored
+
+        done: list[Restored] = []
+        async with _node() as node:
+
+            async def one(target: str) -> None:
+                body = Restore(id=target, restart=restart)
+                done.append(await node.call("sandbox.restore", body, type=Restored))
+
+            targets = list(dict.fromkeys(ids))
+            errors = await _side_by_side([lambda target=target: one(target) for target in targets], keep_going=True)
+        for error in errors[1:]:
+            print(f"rockroll: {error}", file=sys.stderr)
+        if as_json:
+            fields = ("cause", "sessions", "lost")
+            _print_json([{**_public(each.info), **{name: getattr(each, name) for name in fields}} for each in done])
+        else:
+            for each in done:
+                print(_safe(each.info.id))
+                said = [f"sessions: {', '.join(each.sessions)}"] if each.sessions else []
+                said += [f"lost: {'; '.join(each.lost)}"] if each.lost else []
+                print(f"rockroll: {_safe('; '.join(said) or 'it runs; nothing was lost')}", file=sys.stderr)
         if errors:
             raise errors[0]
         return done
@@ -621,6 +692,10 @@ def _safe(text: str) -> str:
 
 def _labels(labels: dict[str, str]) -> str:
     return " ".join(f"{key}={value}" for key, value in sorted(labels.items()))
+
+
+def _state(info: SandboxInfo) -> str:
+    return f"{info.state} ({info.cause})" if info.cause else info.state
 
 
 def _age(created: float) -> str:

@@ -1,7 +1,7 @@
 """The node: the process that holds this home's sandboxes and their model endpoints.
 
 In: calls over rpc (rockroll/sandbox/wire.py, and `model.route`). Out: their replies. It puts the sandbox room's host
-and the model service's gateway together and leaves everything else to them.
+and the model service's gateway together and leaves everything else to them. A warden (warden.py) stands beside it.
 
     python -m rockroll.placement.node [--address unix://…] [--ready-fd N] [--idle 60]
 
@@ -28,9 +28,10 @@ import uvloop
 from rockroll import home, rpc
 from rockroll.errors import HostError, RockrollError
 from rockroll.model_service.gateway import Gateway, box_environment
+from rockroll.placement.guard import Guard
 from rockroll.sandbox import wire
 from rockroll.sandbox.host import SandboxHost
-from rockroll.sandbox.node_client import address_path
+from rockroll.sandbox.node_client import NODE_MODULE, address_path, log_path
 
 ENDPOINT_PORT = 41414
 """Where a model answers inside each box (127.0.0.1): a port that no usual server takes."""
@@ -58,6 +59,8 @@ class Node:
         self._over = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._leaving: set[asyncio.Task[None]] = set()
+        command = [sys.executable, "-m", NODE_MODULE, "--address", address, "--idle", str(idle_s)]
+        self._guard = Guard(home.node_dir(), log_path(), command)
         self._gateway = Gateway()
         self._host = SandboxHost(
             endpoint_port=ENDPOINT_PORT,
@@ -78,10 +81,12 @@ class Node:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end, signal.Signals(number).name)
         await self._host.start()
+        wake: float | None = None
         try:
             await self._server.start()
             try:
                 await self._serve(ready)
+                wake = self._host.next_end()
             finally:
                 self._over.set()
                 await self._server.close()
@@ -89,10 +94,12 @@ class Node:
         finally:
             await self._host.close()
             await self._gateway.close()
+            self._guard.end(wake)
             _log.info("ended")
 
     async def _serve(self, ready: int | None) -> None:
         address_path().write_text(self._server.address)
+        self._guard.start()
         _log.info("serving at %s", self._server.address)
         if ready is not None:
             os.write(ready, b"ready\n")
@@ -163,9 +170,11 @@ def main() -> None:
     parser.add_argument("--ready-fd", type=int, help="a descriptor that is told when calls are answered")
     parser.add_argument("--idle", type=float, default=IDLE_S, help="seconds without a client and a sandbox")
     arguments = parser.parse_args()
-    if arguments.ready_fd is not None and os.fork():
-        # Started by a client: leave it, so that the node is nobody's zombie and `podman unshare` does not wait here.
-        os._exit(0)
+    if arguments.ready_fd is not None:
+        os.set_inheritable(arguments.ready_fd, False)
+        if os.fork():
+            # Started by somebody: leave, so that the node is nobody's zombie and `podman unshare` does not wait here.
+            os._exit(0)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         with only_node():

@@ -181,7 +181,7 @@ class Attempt:
             raise fault
         if observation is not None:
             if observation.outcome == "lost":
-                raise SandboxLost(f"sandbox {sandbox.id} died under its agent")
+                raise SandboxLost(f"sandbox {sandbox.id} died under its agent; cause: {observation.cause}")
             if observation.outcome == "killed" and (await sandbox.refresh()).state != "running":
                 raise SandboxLost(f"sandbox {sandbox.id} was killed under its agent")
             if not self.dialogue.asked:

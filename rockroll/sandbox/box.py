@@ -1,11 +1,7 @@
 """One sandbox's life on this host.
 
 In: a container that Podman has made. Out: sessions, executes and files while it runs, and one word for its state.
-Leaves the registry, owners and names to host.py, Podman's API to podman.py.
-
-    starting ──► running ◄──► paused          `stopped`: asked for.  `exited`: init died by itself or was killed.
-        │           ├──────── stop ──► stopped ──┐
-        └── died ───┴──────── died ──► exited ───┴── start ──► starting
+Leaves the table of states to lifecycle.py, the registry, owners and names to host.py, Podman's API to podman.py.
 """
 
 from __future__ import annotations
@@ -15,10 +11,11 @@ import contextlib
 import os
 import shutil
 import signal
-from collections.abc import Awaitable, Callable, Mapping
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from pathlib import Path
 from socket import socket as Socket
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -42,6 +39,7 @@ from rockroll.sandbox import (
     processes,
     profile,
     recycle,
+    saved,
     scheduling,
     terminal,
 )
@@ -51,9 +49,11 @@ from rockroll.sandbox.config import SandboxConfig
 from rockroll.sandbox.environment import Changes, Environment
 from rockroll.sandbox.execute import execute
 from rockroll.sandbox.feed import Tether
+from rockroll.sandbox.lifecycle import Facts, after, cause_of, story
 from rockroll.sandbox.oci_exec import OciExec, Runtime
-from rockroll.sandbox.podman import Podman
+from rockroll.sandbox.podman import Podman, leave_exit
 from rockroll.sandbox.process import Process
+from rockroll.sandbox.saved import Saved, SavedSession, Slot
 from rockroll.sandbox.session import Session
 from rockroll.sandbox.share import Share
 from rockroll.sandbox.shell import Place, Shell
@@ -61,6 +61,7 @@ from rockroll.sandbox.snapshot import Fill
 from rockroll.sandbox.spawner import Spawner
 from rockroll.sandbox.spool import Spool
 from rockroll.sandbox.wire import (
+    Cause,
     Execute,
     Observation,
     Outcome,
@@ -68,6 +69,7 @@ from rockroll.sandbox.wire import (
     ProcessInfo,
     Run,
     SandboxInfo,
+    SessionInfo,
     Start,
     State,
     Stats,
@@ -81,33 +83,6 @@ Short, because bash reads what is typed to it one byte at a time, and every comm
 PF_EXITING = 0x4
 CONMON_S = 10.0
 """Conmon ends some 0.1 s after the box's init; longer than this it hangs, and Podman is asked all the same."""
-
-Event = Literal["started", "stop", "start", "died", "pause", "unpause"]
-
-TRANSITIONS: dict[tuple[State, Event], State] = {
-    ("starting", "started"): "running",
-    ("starting", "died"): "exited",
-    ("running", "pause"): "paused",
-    ("paused", "unpause"): "running",
-    ("running", "stop"): "stopped",
-    ("paused", "stop"): "stopped",
-    ("running", "died"): "exited",
-    ("paused", "died"): "exited",
-    ("stopped", "died"): "stopped",
-    ("exited", "died"): "exited",
-    ("stopped", "stop"): "stopped",
-    ("exited", "stop"): "stopped",
-    ("stopped", "start"): "starting",
-    ("exited", "start"): "starting",
-}
-
-
-def after(state: State, event: Event) -> State:
-    """The next state. Raises SandboxError for an event that the state does not allow."""
-    try:
-        return TRANSITIONS[state, event]
-    except KeyError:
-        raise SandboxError(f"a sandbox that is {state} cannot {event}") from None
 
 
 class Endpoint:
@@ -131,7 +106,7 @@ class Endpoint:
 
 
 class Box:
-    """See the module's drawing. Every method that needs a running box raises SandboxLost or SandboxError without."""
+    """Its states are drawn in lifecycle.py. What needs a running box raises SandboxLost or SandboxError without."""
 
     def __init__(
         self,
@@ -146,11 +121,20 @@ class Box:
         runtime: Runtime,
         spawner: Spawner,
         endpoint: Endpoint,
+        changed: Callable[[Box], None] = lambda _: None,
     ) -> None:
+        """changed: called after its state or cause has changed for good."""
         self.id, self.name, self.config, self.created = id, name, config, created
         self.owner: Owner = owner
         self.container = ""
         self.state: State = "starting"
+        self.cause: Cause | None = None
+        """How it ended; None while it runs, and where somebody stopped it."""
+        self.ended: float | None = None
+        self.last_used = time.monotonic()
+        """When a call named it last."""
+        self.calls = 0
+        """Commands under way."""
         self.unenforced: list[str] = []
         self.log_file = Spool(spool_path(id))
         self.commands = Commands(id, self._run_command)
@@ -163,7 +147,13 @@ class Box:
         self.share = Share(self._folder, config)
         self._environment = Environment(self._folder / "env.json")
         self._sessions: dict[str, Session] = {}
+        self._saved = Saved(id)
+        self._slots: dict[Scope, Slot] = {}
+        self._past: dict[str, SavedSession] = {}
+        """Sessions that come back at their next command."""
+        self._changed = changed
         self._leaving: Outcome | None = None
+        self._asked: Cause | None = None
         self._starts = 0
         self._oom_kills = 0
         self._baseline: recycle.Baseline | None = None
@@ -171,6 +161,8 @@ class Box:
         self._upper: Path | None = None
         self._init = 0
         self._init_end: Process | None = None
+        self._memory: dict[str, int] = {}
+        """The file systems in memory, by their mount points."""
         self._conmon: Process | None = None
         self._cgroup: BoxCgroup | None = None
         self._execer: OciExec | None = None
@@ -209,7 +201,7 @@ class Box:
         return self._init
 
     @property
-    def ended(self) -> asyncio.Future[int | None]:
+    def init_end(self) -> asyncio.Future[int | None]:
         """Done when the init that runs now has ended. Raises SandboxLost when the box does not run."""
         if not self.init or self._init_end is None:
             raise self._not_running()
@@ -236,6 +228,8 @@ class Box:
         self._shells += 1
         name = str(self._shells)
         shell = Shell(Place(self._folder / "s" / name, f"{INSIDE}/{name}"), self.uid, self.log)
+        if slot := self._slots.get(scope):
+            shell.on_state = slot.keep
         try:
             await shell.open(self.execer, scope, env=env, cwd=cwd, state=state)
             scheduling.prompt(shell.pid)
@@ -262,7 +256,15 @@ class Box:
             if fill:
                 await self._fill(upper, fill)
         self.share.prepare()
-        await self._podman.start(container)
+        try:
+            await self._podman.start(container)
+        except HostError as error:
+            if "already exists" not in error.message:
+                raise
+            # Podman's service died in the middle of this start: the runtime knows a container that Podman does not.
+            argv = [self._runtime.binary, "--root", self._runtime.state_root, "delete", "--force", container]
+            await (await asyncio.create_subprocess_exec(*argv, env=dict(self._runtime.environment))).wait()
+            await self._podman.start(container)
         self._starts += 1
         await self._attach(fresh=self._starts == 1)
 
@@ -319,15 +321,38 @@ class Box:
             raise self._not_running()
         return str((await self._podman.inspect(self.container))["Image"])
 
-    async def adopt(self, container: str) -> None:
-        """A box that an earlier node left running: what that node's sessions ran is killed, init lives on."""
+    async def adopt(self, container: str, state: State, cause: Cause | None, ended: float | None) -> None:
+        """A box that an earlier node left. Where its init lives, what that node's sessions ran is killed and they come
+        back at their next command; else it is `stopped` or `exited`, for a restore. state, cause, ended: as that node
+        knew them. Raises HostError, SandboxNotFound.
+        """
         self.container = container
         self._starts += 1
         for left in (self._folder / "s").iterdir():
             shutil.rmtree(left)
-        await self._attach(fresh=False)
-        assert self._cgroup is not None
-        await cgroup.kill(self._cgroup.everything)
+        self._past = self._saved.load()
+        found = await self._podman.inspect(container)
+        if self._is_mine(int(found["State"]["Pid"])):
+            await self._attach(fresh=False)
+            assert self._cgroup is not None
+            await cgroup.kill(self._cgroup.everything)
+        elif state == "stopped":
+            self.state = state
+            leave_exit(found, None)
+        else:
+            oom = bool(found["State"].get("OOMKilled"))
+            self.state, self.ended = "exited", ended or time.time()
+            self.cause = cause or cause_of(Facts(code=_exit_code(found), oom=oom, watched=False))
+            leave_exit(found, None)
+        self._changed(self)
+
+    def _is_mine(self, pid: int) -> bool:
+        """Whether that is this box's init: after a crash Podman may name the pid of somebody else."""
+        try:
+            mounts = Path(f"/proc/{pid}/mountinfo").read_text()
+        except OSError:
+            return False
+        return f"/b/{self.id}/s" in mounts
 
     async def _attach(self, *, fresh: bool) -> None:
         found = await self._podman.inspect(self.container)
@@ -339,6 +364,7 @@ class Box:
         bundle = Path(found["OCIConfigPath"]).parent
         self._execer = OciExec(self._runtime, self.container, bundle, self._folder / "x")
         await self._execer.look(self._spawner, self._init)
+        self._memory = recycle.memory_mounts(self._init)
         self._cgroup = BoxCgroup(self._init, self._runtime.starts_in_cgroup)
         self._oom_kills = self._cgroup.oom_kills()
         self.unenforced = profile.verify(self._init, self.config) + disk.unenforced(self._init, self.config)
@@ -374,10 +400,42 @@ class Box:
             except ProcessLookupError:
                 self._conmon = None
 
-    def _on_init_end(self, _: object) -> None:
+    def _on_init_end(self, status: asyncio.Future[int | None]) -> None:
         self.state = after(self.state, "died")
         self._endpoint.gone(self.id)
-        self._closing = asyncio.get_running_loop().create_task(self._close_sessions())
+        # The counter is read now: its cgroup goes with the container.
+        bury = self._bury(status.result(), self.oom_killed())
+        self._closing = asyncio.get_running_loop().create_task(bury)
+
+    async def _bury(self, status: int | None, oom: bool) -> None:
+        """Ends the sessions of a box whose init has died, and finds the cause."""
+        ended = time.time()
+        await self._close_sessions()
+        code = None if self._asked else await self._recorded_code(None if status is None else _as_shell(status))
+        if self.state == "exited":
+            self.cause, self.ended = cause_of(Facts(asked=self._asked, code=code, oom=oom)), ended
+            self._changed(self)
+
+    async def _recorded_code(self, code: int | None) -> int | None:
+        """What conmon, whose child init was, has told Podman; None where it died before it could.
+
+        code: where init was our own child, which it becomes when conmon is killed.
+        """
+        if self._conmon:
+            await asyncio.wait([self._conmon.ended], timeout=CONMON_S)
+        try:
+            found = await self._podman.inspect(self.container)
+        except (HostError, SandboxNotFound):
+            return code
+        leave_exit(found, code)
+        return _exit_code(found) if code is None else code
+
+    async def _death(self) -> None:
+        """Returns when a box that is dying is dead and its cause known."""
+        if self._init_end:
+            await asyncio.wait([self._init_end.ended], timeout=CONMON_S)
+        if self._closing:
+            await asyncio.shield(self._closing)
 
     async def stop(self) -> None:
         """Ends everything in the box; its files stay."""
@@ -389,23 +447,54 @@ class Box:
             self._leaving = "killed"
             await self._podman.stop(self.container)
             await self._ended()
+            self.cause = self.ended = None
+            self._changed(self)
 
-    async def start(self) -> None:
-        """Again after stop or death; the endpoint is bound anew before any command runs."""
+    async def start(self, *, sessions: bool = False) -> None:
+        """Again after stop or death; the endpoint is bound anew before any command runs.
+
+        sessions: each comes back with its state at its next command; else it is new then, and says so.
+        """
         async with self._life:
             self._need_container()
             if self.state == "running":
                 return
+            cause = self.cause
             self.state = after(self.state, "start")
             try:
                 await self._ended()
-                if self._conmon:
-                    # Until conmon has told Podman of the death, Podman takes the box to run and starts nothing.
-                    await asyncio.wait([self._conmon.ended], timeout=CONMON_S)
+                past = self._saved.load() or self._past
+                if not sessions:
+                    past = {name: saved.fresh(name, {}, None) for name in past}
+                    self._saved.clear()
+                self._past = past
                 await self.up(self.container)
             except BaseException:
-                self.state = "exited"
+                self.state, self.cause = "exited", cause or "runtime_crash"
                 raise
+            self.cause = self.ended = None
+            self._changed(self)
+
+    async def restore(self, *, restart: bool = False) -> tuple[Cause | None, list[str], list[str]]:
+        """Brings a dead or stopped box back with its files and sessions: how it had ended, the sessions that come back,
+        what is lost. A box that runs is left alone, or stopped first with `restart`.
+        """
+        lost: list[str] = []
+        if restart and self.state in ("running", "paused"):
+            assert self._cgroup is not None
+            lost = [f"{len(self._cgroup.everything())} processes"]
+            await self.stop()
+        if self.state == "running" and not self.doomed():
+            return None, sorted(self._past), []
+        await self._death()
+        cause, memory = self.cause, self._memory
+        await self.start(sessions=True)
+        if emptied := [point for point, id in self._memory.items() if not id or memory.get(point) != id]:
+            lost.append(f"files in memory: {', '.join(emptied)}")
+        torn = sorted(name for name, session in self._past.items() if not session.whole)
+        lost += [f"the state of session {name!r}" for name in torn]
+        lost = lost if restart and lost else ["every process that ran, background jobs too", *lost]
+        return cause, sorted(self._past), lost
 
     async def _ended(self) -> None:
         """Init is dead, and so is every session."""
@@ -414,29 +503,37 @@ class Box:
         if self._closing:
             await self._closing
 
-    async def remove(self) -> None:
-        """Deletes the container and every trace of it on this host. Never fails for what is gone already."""
+    async def remove(self, cause: Cause = "deleted") -> None:
+        """Deletes the container and every trace of it on this host. Never fails for what is gone already.
+
+        cause: why, unless it has died of something before.
+        """
         async with self._life:
-            self._leaving = self._leaving or "killed"
+            self._leaving, self._asked = "lost", cause
             try:
-                if self.container:
-                    await self._podman.remove(self.container)
+                await self._podman.remove(self.container or container_name(self.id))
                 if self._disk.exists():
                     await disk.whole(self._disk.remove)
             finally:
                 if self._init_end and not self._init_end.ended.done():
                     await asyncio.wait([self._init_end.ended], timeout=5)
+                if self._closing:
+                    await self._closing
                 await self._close_sessions()
                 await self.commands.clear()
                 self._forget()
+                profile.remove_cgroups(self.container)
                 self._endpoint.gone(self.id)
                 self.log_file.close(remove=True)
                 shutil.rmtree(self._folder, ignore_errors=True)
+                self._saved.clear()
                 self._removed = True
+                self.state, self.cause = after(self.state, "removed"), self.cause or cause
+                self.ended = self.ended or time.time()
 
     def _need_container(self) -> None:
         if self._removed:
-            raise SandboxNotFound(f"sandbox {self.id} has just been deleted")
+            raise SandboxNotFound(f"sandbox {self.id} is gone; {story(self.cause, self.ended)}", cause=self.cause)
 
     async def leave(self) -> None:
         """The node ends and the box goes on: its sessions end, init and files stay for the next node."""
@@ -457,6 +554,9 @@ class Box:
     async def _close_sessions(self) -> None:
         sessions, self._sessions = self._sessions, {}
         await asyncio.gather(*(session.close() for session in sessions.values()))
+        for session in sessions.values():
+            if slot := self._slots.pop(session.scope, None):
+                slot.close()
 
     # -- commands
 
@@ -464,6 +564,7 @@ class Box:
         """Opens a session. Raises SessionError where one has that name."""
         if name in self._sessions:
             raise SessionError(f"session {name!r} exists; close it first or use another name")
+        self._past.pop(name, None)
         session = self._make_session(name, env, cwd)
         try:
             await session.open()
@@ -475,7 +576,12 @@ class Box:
     def _make_session(self, name: str, env: Mapping[str, str], cwd: str | None) -> Session:
         self._need_running()
         assert self._cgroup is not None
-        session = self._sessions[name] = Session(self, name, self._cgroup.scope(keeps=True), env=env, cwd=cwd)
+        past = self._past.pop(name, None)
+        kept = past or saved.fresh(name, env, cwd)
+        scope = self._cgroup.scope(keeps=True)
+        session = Session(self, name, scope, env=kept.env, cwd=kept.cwd, past=past.state if past else None)
+        self._sessions[name] = session
+        self._slots[session.scope] = self._saved.slot(kept)
         return session
 
     def _need_running(self) -> None:
@@ -484,10 +590,16 @@ class Box:
 
     async def close_session(self, name: str) -> None:
         """Ends a session and all it runs. Raises SessionError where there is none of that name."""
+        if name not in self._sessions and self._past.pop(name, None):
+            self._saved.forget(name)
+            return
         session = self._session(name)
         await session.close()
         if self._sessions.get(name) is session:
             del self._sessions[name]
+            self._saved.forget(name)
+        if slot := self._slots.pop(session.scope, None):
+            slot.close()
         if self._cgroup:
             self._cgroup.give_back(session.scope)
 
@@ -501,8 +613,38 @@ class Box:
     def sessions(self) -> list[Session]:
         return list(self._sessions.values())
 
+    def session_infos(self) -> list[SessionInfo]:
+        """Those that are open, and those that come back at their next command."""
+        past = [SessionInfo(session=name, pid=0, busy=False, created=self.created) for name in self._past]
+        return [session.info() for session in self._sessions.values()] + past
+
     async def run(self, body: Run, label: str = "", tether: Tether | None = None) -> Observation:
         """One command in a session, which is made on first use."""
+        return await self._answer(self._run(body, label, tether))
+
+    async def execute(self, body: Execute, tether: Tether | None = None) -> Observation:
+        """One program without a shell."""
+        return await self._answer(self._execute(body, tether))
+
+    async def _answer(self, work: Coroutine[Any, Any, Observation]) -> Observation:
+        """What a call comes to; where the box dies under it, with the cause."""
+        self.calls += 1
+        try:
+            done = await work
+        except (SandboxLost, SessionError):
+            if not self.doomed():
+                raise
+            await self._death()
+            raise self._not_running() from None
+        finally:
+            self.calls -= 1
+            self.last_used = time.monotonic()
+        if done.outcome != "lost":
+            return done
+        await self._death()
+        return msgspec.structs.replace(done, cause=self.cause or self._asked)
+
+    async def _run(self, body: Run, label: str, tether: Tether | None) -> Observation:
         self._need_running()
         self.share.refresh()
         session = self._sessions.get(body.session) or self._make_session(body.session, {}, None)
@@ -517,8 +659,7 @@ class Box:
         run = Run(command=body.command or b"", session=body.session, **common)
         return await self.run(run, body.command_id, tether)
 
-    async def execute(self, body: Execute, tether: Tether | None = None) -> Observation:
-        """One program without a shell."""
+    async def _execute(self, body: Execute, tether: Tether | None) -> Observation:
         self._need_running()
         self.share.refresh()
         assert self._cgroup is not None
@@ -552,6 +693,8 @@ class Box:
         self._uses += 1
         await self._close_sessions()
         await self.commands.clear()
+        self._past = {}
+        self._saved.clear()
         if not await cgroup.kill(self._cgroup.everything):
             return "a process outlived SIGKILL for 5 s"
         if self.doomed():
@@ -624,6 +767,8 @@ class Box:
             labels=dict(self.config.labels),
             unenforced=list(self.unenforced),
             env={**self.config.env, **self._env},
+            cause=self.cause,
+            ended=self.ended,
         )
 
     def stats(self) -> Stats:
@@ -644,10 +789,31 @@ class Box:
         )
 
     def _not_running(self) -> Exception:
-        if self.state in ("stopped", "exited"):
-            return SandboxLost(f"sandbox {self.id} is {self.state}; start it again (`sandbox.start`) or make a new one")
+        if self._asked or self.state == "gone":
+            cause = self.cause or self._asked
+            return SandboxLost(f"sandbox {self.id} is gone; {story(cause, self.ended)}", cause=cause)
+        if self.state == "exited":
+            said = f"sandbox {self.id} is exited; {story(self.cause, self.ended)}"
+            return SandboxLost(f"{said}; `restore` brings its files and sessions back", cause=self.cause)
+        if self.state == "stopped":
+            return SandboxLost(f"sandbox {self.id} is stopped; start it again, or `restore` it with its sessions")
         doing = self._busy or ("being deleted" if self._leaving and self.state == "running" else self.state)
         return SandboxError(f"sandbox {self.id} is {doing}: it takes commands only while it runs")
+
+
+def _as_shell(status: int) -> int:
+    return status if status >= 0 else 128 - status
+
+
+def _exit_code(found: Mapping[str, Any]) -> int | None:
+    """Of `podman inspect`; None where Podman heard of no end, or that of conmon only."""
+    code = int(found["State"]["ExitCode"])
+    return code if found["State"]["Status"] in ("exited", "stopped") and code >= 0 else None
+
+
+def container_name(sandbox_id: str) -> str:
+    """What Podman calls it."""
+    return f"rockroll-{home.home_id()}-{sandbox_id}"
 
 
 def spool_path(sandbox_id: str) -> Path:

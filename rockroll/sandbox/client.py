@@ -4,6 +4,7 @@ In: a SandboxConfig, commands, bytes. Out: Observations, bytes, and errors of ro
 node process (host.py), which `connect_node` starts on demand, and files to client_files.py; this file only carries.
 
     Sandbox(config) ── start ──► running ── stop ──► stopped ── start ──► running
+                                    ├── died ──► exited ── restore ──► running
                                     └──────── delete, or the end of `async with` ────────► gone
 """
 
@@ -30,8 +31,10 @@ from rockroll.sandbox.wire import (
     Owner,
     ProcessInfo,
     Recycled,
+    Restored,
     SandboxInfo,
     SnapshotInfo,
+    State,
     Stats,
 )
 
@@ -41,15 +44,21 @@ DELETES_AT_ONCE = 8
 
 
 class Sandbox(Files):
-    """One sandbox. Every method that names a box that is gone raises SandboxNotFound; a box that dies meanwhile,
-    or whose node dies, SandboxLost.
+    """One sandbox. Every method that names a box that is gone raises SandboxNotFound, which says how it ended; a box
+    that dies meanwhile, or whose node dies, SandboxLost, with the cause in `fields`. After the death of the node alone
+    the next call works again: the box lives on, and its sessions come back with their state.
 
     config: limits, image, name, labels; the defaults of SandboxConfig where None.
     owner: "connection" boxes are deleted when this process ends, however it ends; "detached" ones live until `delete`
     or their TTL.
+    outlives_node: False: once its node has died, every call but `delete` raises SandboxLost. For who must not go on
+    with a box that has lost its processes.
     """
 
-    def __init__(self, config: SandboxConfig | None = None, *, owner: Owner = "connection") -> None:
+    def __init__(
+        self, config: SandboxConfig | None = None, *, owner: Owner = "connection", outlives_node: bool = True
+    ) -> None:
+        self._outlives_node = outlives_node
         self.config = config or SandboxConfig()
         self.owner: Owner = owner
         self._info: SandboxInfo | None = None
@@ -84,7 +93,7 @@ class Sandbox(Files):
 
     @property
     def connected(self) -> bool:
-        """Whether the link to the node still stands that made this box; a "connection" box is gone without it."""
+        """Whether the link to the node still stands that was last used for this box."""
         return self._node is not None and self._node.closed is None
 
     def __repr__(self) -> str:
@@ -105,16 +114,33 @@ class Sandbox(Files):
         """Ends every process in the box; its files stay, and `start` brings it up again."""
         self._info = await self._call("sandbox.stop", self._ref, SandboxInfo)
 
+    async def restore(self) -> Restored:
+        """Brings a box that died or was stopped back, with its files; its sessions come back at their next command with
+        their folder, variables, functions, aliases and options. The reply says what is lost: processes, and files in
+        memory. A box that runs is left as it is. SandboxNotFound where it was deleted: then nothing is left of it.
+        """
+        return await self._restore(restart=False)
+
+    async def restart(self) -> Restored:
+        """Stops the box if it runs, then as `restore`."""
+        return await self._restore(restart=True)
+
+    async def _restore(self, *, restart: bool) -> Restored:
+        restored = await self._call("sandbox.restore", wire.Restore(id=self.id, restart=restart), Restored)
+        self._info = restored.info
+        return restored
+
     async def delete(self) -> None:
         """Removes the box and all that is in it. A box that is gone already is no error."""
         if self._info is None:
             return
+        self._outlives_node = True
         try:
             await self._call("sandbox.delete", self._ref, SandboxInfo)
         except SandboxNotFound:
             pass
         except SandboxLost:
-            # The node died with the box in its hands. The next node sweeps what the last one left; then all is gone.
+            # The node died with the box in its hands; the next one has it now, or has swept it.
             try:
                 await self._call("sandbox.delete", self._ref, SandboxInfo)
             except SandboxNotFound:
@@ -303,7 +329,7 @@ class Sandbox(Files):
             async for chunk in node.stream("logs", body, type=wire.LogChunk):
                 yield chunk.data
         except PeerLost as error:
-            raise SandboxLost(f"the node died while the log was read: {error}") from error
+            raise SandboxLost(f"the node died while the log was read: {error}", cause="node_lost") from error
 
     # ---- calls -----------------------------------------------------------------------------------------------
 
@@ -312,9 +338,22 @@ class Sandbox(Files):
         return wire.Ref(id=self.id)
 
     async def _connected(self) -> rpc.Client:
-        if self._node is None or self._node.closed is not None:
+        if self._node is None:
             self._node = await connect_node()
+        elif self._node.closed is not None:
+            if not self._outlives_node:
+                raise SandboxLost("the node that held this sandbox died; take another sandbox", cause="node_lost")
+            self._node = await connect_node()
+            await self._claim(self._node)
         return self._node
+
+    async def _claim(self, node: rpc.Client) -> None:
+        """A new node has taken this box over: it lives as long as this connection, as it did on the last one's."""
+        if self.owner == "connection" and self._info is not None and not self._attached:
+            try:
+                await node.call("sandbox.claim", self._ref)
+            except SandboxNotFound:
+                return  # the call that comes next says so
 
     async def _call(
         self, method: str, body: wire.Struct, type: type[T] = object, *, parts: AsyncIterator[Any] | None = None
@@ -323,7 +362,17 @@ class Sandbox(Files):
         try:
             return await node.call(method, body, type=type, parts=parts)
         except PeerLost as error:
-            raise SandboxLost(f"the node died while {method} was under way: {error}") from error
+            raise SandboxLost(f"the node died while {method} was under way: {error}", cause="node_lost") from error
+
+
+async def list_sandboxes(
+    *, labels: Mapping[str, str] | None = None, state: State | None = None, all: bool = False
+) -> list[SandboxInfo]:
+    """The sandboxes of this home that carry every label given and are in that state; with `all` also those that are
+    gone (the last 1,000), each with the cause and time of its end."""
+    node = await connect_node()
+    body = wire.List(all=all, labels=dict(labels or {}), state=state)
+    return await node.call("sandbox.list", body, type=list[SandboxInfo])
 
 
 async def snapshots() -> list[SnapshotInfo]:

@@ -25,7 +25,7 @@ from rockroll import home
 from rockroll.errors import RockrollError, SandboxError, SandboxLost, SessionError, UsageError
 from rockroll.sandbox.feed import Feed, Tether
 from rockroll.sandbox.journal import Asked, Journal, Part
-from rockroll.sandbox.wire import CommandInfo, Observation, Start
+from rockroll.sandbox.wire import Cause, CommandInfo, Observation, Outcome, Start
 
 KEPT = 256
 """Finished commands whose output a box keeps; the oldest goes first."""
@@ -84,7 +84,7 @@ class Commands:
         for journal in sorted(found, key=lambda journal: journal.asked.begun):
             if journal.end is None:
                 duration = max(0.0, path_time(journal.path) - journal.asked.begun)
-                journal.finish(_ended("lost", duration))
+                journal.finish(_ended("lost", duration, "node_lost"))
             command = self._all[journal.asked.command_id] = Command(journal)
             command.done.set()
 
@@ -124,8 +124,8 @@ class Commands:
             end = await self._runs(body, command.tether)
         except asyncio.CancelledError:
             end = _ended("killed", time.monotonic() - begun)
-        except SandboxLost:
-            end = _ended("lost", time.monotonic() - begun)
+        except SandboxLost as error:
+            end = _ended("lost", time.monotonic() - begun, error.fields.get("cause"))
         except Exception as error:  # noqa: BLE001 - nobody awaits this task: whoever waits for the command is told
             command.error = error if isinstance(error, RockrollError) else SandboxError(f"{body.command_id}: {error!r}")
             end = _ended("killed", time.monotonic() - begun)
@@ -237,10 +237,8 @@ def path_time(path: Path) -> float:
     return path.stat().st_mtime
 
 
-def _ended(outcome: str, seconds: float) -> Observation:
-    return msgspec.convert(
-        {"stdout": b"", "stderr": b"", "exit_code": None, "outcome": outcome, "duration_s": seconds}, Observation
-    )
+def _ended(outcome: Outcome, seconds: float, cause: Cause | None = None) -> Observation:
+    return Observation(stdout=b"", stderr=b"", exit_code=None, outcome=outcome, duration_s=seconds, cause=cause)
 
 
 def _text(body: Start) -> str:

@@ -52,6 +52,8 @@ class SandboxConfig:
     """"none": only a loopback of its own. "open": Podman's default network."""
     ttl: str | float | None = None
     """The sandbox is deleted this long after its creation; None: no limit."""
+    idle_ttl: str | float | None = None
+    """The sandbox is deleted when it has had no call under way for this long; None: no limit."""
     env: dict[str, str] = field(default_factory=dict)
     """Environment of every process in the sandbox."""
     labels: dict[str, str] = field(default_factory=dict)
@@ -81,6 +83,8 @@ class SandboxConfig:
             raise ValueError(f'network: "none" or "open"; got {self.network!r}')
         if self.ttl is not None and self.ttl_s <= 0:  # type: ignore[operator]
             raise ValueError(f"ttl: a duration above zero, as in 1h; got {self.ttl!r}")
+        if self.idle_ttl is not None and self.idle_ttl_s <= 0:  # type: ignore[operator]
+            raise ValueError(f"idle_ttl: a duration above zero, as in 10m; got {self.idle_ttl!r}")
         for key, value in self.env.items():
             if not ENV_KEY.fullmatch(key):
                 raise ValueError(f"env: a name is letters, digits and _, no digit first; got {key!r}")
@@ -127,12 +131,12 @@ class SandboxConfig:
     @property
     def ttl_s(self) -> float | None:
         """Lifetime in seconds, or None."""
-        if self.ttl is None:
-            return None
-        try:
-            return units.seconds(self.ttl)
-        except ValueError as error:
-            raise ValueError(f"ttl: {error}") from None
+        return _seconds("ttl", self.ttl)
+
+    @property
+    def idle_ttl_s(self) -> float | None:
+        """Seconds without a call, or None."""
+        return _seconds("idle_ttl", self.idle_ttl)
 
     @property
     def parsed_mounts(self) -> list[Mount]:
@@ -147,3 +151,10 @@ class SandboxConfig:
                 raise ValueError(f"mounts: the destination is a path below / without ..; got {text!r}")
             mounts.append(Mount(source, destination, mode == "ro"))
         return mounts
+
+
+def _seconds(name: str, value: str | float | None) -> float | None:
+    try:
+        return None if value is None else units.seconds(value)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None

@@ -132,7 +132,7 @@ class FileMethods:
         def end(_: object) -> None:
             this.end(SandboxLost(f"sandbox {box.id} ended while its files were copied"))
 
-        ended = box.ended
+        ended = box.init_end
         ended.add_done_callback(end)
         running = self._running.setdefault(box.id, set())
         running.add(this)

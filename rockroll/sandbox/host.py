@@ -3,8 +3,9 @@
 In: rpc calls. Out: their replies. Leaves one box's life to box.py, and models to the hooks that the node passes in.
 
 Every box has an owner. A `connection` box goes when the rpc connection that made it ends, however it ends; a `detached`
-one when it is deleted or its TTL is over. A node that starts removes what a dead one left of connection boxes and takes
-the detached ones over: their init and files live on, their sessions are opened again on next use.
+one when it is deleted or its TTL is over. A node that starts takes over what a dead one left: the detached boxes, and
+those whose owner's process lives, until it claims them or ends. Their init and files live on, their sessions come back
+on next use. The rest is removed; how each box ended stays in the registry.
 """
 
 from __future__ import annotations
@@ -23,15 +24,23 @@ from socket import socket as Socket
 from typing import Any
 
 from rockroll import home, rpc
-from rockroll.errors import ImageMissing, LimitNotEnforced, RockrollError, SandboxNotFound, UsageError
-from rockroll.sandbox import disk, layer, processes, runtime, wire
-from rockroll.sandbox.box import INSIDE, Box, Endpoint, make_folder
+from rockroll.errors import (
+    ImageMissing,
+    LimitNotEnforced,
+    RockrollError,
+    SandboxLost,
+    SandboxNotFound,
+    UsageError,
+)
+from rockroll.sandbox import disk, layer, processes, runtime, saved, wire
+from rockroll.sandbox.box import INSIDE, Box, Endpoint, container_name, make_folder
 from rockroll.sandbox.config import SandboxConfig
 from rockroll.sandbox.file_methods import FileMethods
+from rockroll.sandbox.lifecycle import story
 from rockroll.sandbox.oci_exec import Runtime
 from rockroll.sandbox.podman import HOME_LABEL, Podman, PodmanService
-from rockroll.sandbox.process import become_subreaper
-from rockroll.sandbox.profile import create_body, first_id
+from rockroll.sandbox.process import Process, become_subreaper, birth
+from rockroll.sandbox.profile import create_body, first_id, remove_cgroups
 from rockroll.sandbox.reaper import Reaper
 from rockroll.sandbox.registry import Registry, Row
 from rockroll.sandbox.snapshot import Fill, Snapshots
@@ -62,7 +71,7 @@ class SandboxHost:
     ) -> None:
         self._endpoint = Endpoint(endpoint_port, on_endpoint, on_endpoint_gone)
         self._env = env or (lambda _: {})
-        self._service = PodmanService()
+        self._service = PodmanService(record=home.node_dir() / "podman.pid", revive=True)
         self._podman: Podman
         self._runtime: Runtime
         self._registry: Registry
@@ -71,6 +80,9 @@ class SandboxHost:
         self._boxes: dict[str, Box] = {}
         self._owned: dict[str, set[str]] = {}
         self._ttl: dict[str, asyncio.TimerHandle] = {}
+        self._idle: dict[str, asyncio.TimerHandle] = {}
+        self._owners: dict[str, Process] = {}
+        """The processes of owners whose boxes an earlier node made, until they claim them."""
         self._creating = asyncio.Semaphore(CREATES_AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
         self._removing: dict[str, asyncio.Task[None]] = {}
@@ -84,6 +96,8 @@ class SandboxHost:
             "sandbox.create": self._create,
             "sandbox.list": self._list,
             "sandbox.get": self._get,
+            "sandbox.claim": self._claim,
+            "sandbox.restore": self._restore,
             "sandbox.stop": self._stop,
             "sandbox.start": self._start,
             "sandbox.delete": self._delete,
@@ -135,14 +149,18 @@ class SandboxHost:
         found = await self._podman.list({HOME_LABEL: home.home_id()})
         containers = {str(entry["Labels"].get(ID_LABEL, "")): entry for entry in found}
         for row in self._registry.rows():
-            entry = containers.get(row.id)
-            # Without a container in its row its creation was cut short: its files may be half there.
-            if row.owner == "detached" and entry is not None and row.container:
+            owned = row.owner == "detached" or birth(row.owner_pid) == row.owner_birth != 0
+            if row.id in containers and owned and row.state != "starting":
                 del containers[row.id]
-                await self._adopt(row, entry)
+                await self._adopt(row)
             else:
-                self._registry.drop(row.id)
-        await asyncio.gather(*(self._podman.remove(entry["Id"]) for entry in containers.values()))
+                self._registry.drop(row.id, "node_lost" if owned else "owner_gone", time.time())
+        removals = [self._podman.remove(entry["Id"]) for entry in containers.values()]
+        for error in await asyncio.gather(*removals, return_exceptions=True):
+            if isinstance(error, BaseException):  # one that resists is no reason to serve nobody
+                _log.error("a container of an earlier node could not be removed: %s", error)
+        for entry in containers.values():
+            remove_cgroups(entry["Id"])
         for folder in (home.runtime_dir() / "b").glob("*"):
             if folder.name not in self._boxes:
                 await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
@@ -154,21 +172,35 @@ class SandboxHost:
         for spool in (home.node_dir() / "spool").glob("*.log"):
             if spool.stem not in self._boxes:
                 spool.unlink(missing_ok=True)
+        for folder in saved.folder().glob("*"):
+            if folder.name not in self._boxes:
+                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
-    async def _adopt(self, row: Row, entry: Mapping[str, Any]) -> None:
+    async def _adopt(self, row: Row) -> None:
         box = self._make_box(row)
         self._boxes[row.id] = box
         box.commands.load()
         try:
-            if entry.get("State") == "running":
-                await box.adopt(row.container)
-            else:
-                box.container, box.state = row.container, "exited"
-        except RockrollError as error:
+            await box.adopt(row.container, row.state, row.cause, row.ended)
+            if row.owner == "connection":
+                self._watch_owner(row)
+        except (RockrollError, ProcessLookupError) as error:
             _log.warning("sandbox %s of an earlier node cannot be taken over: %s", row.id, error)
-            await self._remove(box)
+            await self._remove(box, "node_lost")
             return
         self._watch_ttl(box)
+
+    def _watch_owner(self, row: Row) -> None:
+        """ProcessLookupError where it has just ended."""
+        owner = self._owners[row.id] = Process(row.owner_pid)
+        if birth(row.owner_pid) != row.owner_birth:
+            raise ProcessLookupError("its owner has just ended")
+
+        def ended(_: object) -> None:
+            if box := self._boxes.get(row.id):
+                self._spawn(self._remove(box, "owner_gone"))
+
+        owner.ended.add_done_callback(ended)
 
     def _make_box(self, row: Row) -> Box:
         return Box(
@@ -182,16 +214,29 @@ class SandboxHost:
             runtime=self._runtime,
             spawner=self._spawner,
             endpoint=self._endpoint,
+            changed=lambda box: self._registry.mark(box.id, box.state, box.cause, box.ended),
         )
 
+    def next_end(self) -> float | None:
+        """Unix time at which the first of the boxes that outlive this node must go; None for never."""
+        now = time.time()
+        detached = [box for box in self._boxes.values() if box.owner == "detached"]
+        ends = [box.created + box.config.ttl_s for box in detached if box.config.ttl_s is not None]
+        ends += [now + box.config.idle_ttl_s for box in detached if box.config.idle_ttl_s is not None]
+        return min(ends, default=None)
+
     async def close(self) -> None:
-        """Connection boxes are deleted, detached ones left running for the next node."""
-        for timer in self._ttl.values():
+        """Connection boxes are deleted, detached ones left running for the next node. Raises where a box could not be
+        removed: then there is something left for a next node to do."""
+        for timer in (*self._ttl.values(), *self._idle.values()):
             timer.cancel()
+        for owner in self._owners.values():
+            owner.forget()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         boxes = list(self._boxes.values())
-        await asyncio.gather(
-            *(self._remove(box) if box.owner == "connection" else box.leave() for box in boxes), return_exceptions=True
+        done = await asyncio.gather(
+            *(self._remove(box, "node_lost") if box.owner == "connection" else box.leave() for box in boxes),
+            return_exceptions=True,
         )
         self._reaper.close()
         self._files.close()
@@ -199,11 +244,14 @@ class SandboxHost:
         await self._service.close()
         self._registry.close()
         become_subreaper(False)  # nobody here waits for orphans any more
+        for error in done:
+            if isinstance(error, BaseException):
+                raise error
 
     async def on_disconnect(self, peer: rpc.Peer) -> None:
         """The owner of connection boxes is gone: so are they."""
         boxes = [self._boxes[id] for id in self._owned.pop(peer.id, ()) if id in self._boxes]
-        done = await asyncio.gather(*(self._remove(box) for box in boxes), return_exceptions=True)
+        done = await asyncio.gather(*(self._remove(box, "owner_gone") for box in boxes), return_exceptions=True)
         for error in done:
             if isinstance(error, BaseException):
                 _log.error("a sandbox of a gone client could not be removed: %s", error)
@@ -217,6 +265,11 @@ class SandboxHost:
         return self._box(id).id
 
     def _box(self, id: str) -> Box:
+        box = self._find(id)
+        box.last_used = time.monotonic()
+        return box
+
+    def _find(self, id: str) -> Box:
         if box := self._boxes.get(id):
             return box
         named = [box for box in self._boxes.values() if box.name == id]
@@ -225,6 +278,12 @@ class SandboxHost:
             return matching[0]
         if matching:
             raise SandboxNotFound(f"{id!r} begins the ids of {len(matching)} sandboxes; give more of it")
+        if id and (row := self._registry.last_gone(id)):
+            raise SandboxNotFound(
+                f"sandbox {id!r} is gone; {story(row.cause, row.ended)}; `rockroll sandbox ls --all` lists what was",
+                cause=row.cause,
+                ended=row.ended,
+            )
         raise SandboxNotFound(f"no sandbox {id!r}; `rockroll sandbox ls` lists those there are")
 
     # -- sandbox.*
@@ -267,6 +326,8 @@ class SandboxHost:
         if any(box.name == name for box in self._boxes.values()):
             raise UsageError(f"name: a sandbox named {name!r} exists; delete it or choose another name")
         row = Row(id, name, dataclasses.asdict(config), owner, "", time.time())
+        if owner == "connection" and peer.pid:
+            row = row._replace(owner_pid=peer.pid, owner_birth=birth(peer.pid))
         box = self._boxes[id] = self._make_box(row)
         self._registry.put(row)
         try:
@@ -276,6 +337,7 @@ class SandboxHost:
             # Whatever there is of it goes, also when this task is being cancelled.
             await asyncio.shield(self._spawn(self._remove(box)))
             raise
+        self._registry.mark(id, box.state, box.cause, box.ended)
         if owner == "connection":
             self._owned.setdefault(peer.id, set()).add(id)
         self._watch_ttl(box)
@@ -287,7 +349,7 @@ class SandboxHost:
         options = ["bind", "ro", "nosuid", "nodev", "noexec"]
         request = create_body(
             box.config,
-            name=f"rockroll-{home.home_id()}-{box.id}",
+            name=container_name(box.id),
             env=self._env(box.id),
             labels={ID_LABEL: box.id, **({disk.LABEL: "1"} if mounts else {})},
             mounts=[
@@ -297,15 +359,14 @@ class SandboxHost:
             ],
         )
         request["image"] = image or request["image"]
-        # Shielded: a create that Podman has begun must be known by its id, else nobody could remove it.
         creating = asyncio.ensure_future(self._podman.create(request))
         try:
             box.container = await asyncio.shield(creating)
         except asyncio.CancelledError:
-            await asyncio.wait([creating])
-            if creating.exception() is None:
-                box.container = creating.result()
+            self._spawn(self._undo(creating))
             raise
+        if box.state == "gone":
+            raise SandboxLost(f"sandbox {box.id} was deleted while it was being made", cause=box.cause)
         await box.up(box.container, fill)
         self._registry.put(row._replace(container=box.container))
         unenforced = [limit for limit in box.unenforced if limit != "kill-scope"]
@@ -315,28 +376,50 @@ class SandboxHost:
                 " or see `rockroll doctor` for the cure"
             )
 
+    async def _undo(self, creating: asyncio.Future[str]) -> None:
+        """A create that Podman has begun is seen to its end, however often its caller is cancelled: nobody else would
+        ever know of that container."""
+        try:
+            container = await creating
+        except RockrollError:
+            return
+        await self._podman.remove(container)
+
     def _watch_ttl(self, box: Box) -> None:
         if box.config.ttl_s is not None:
             left = max(0.0, box.created + box.config.ttl_s - time.time())
             loop = asyncio.get_running_loop()
-            self._ttl[box.id] = loop.call_later(left, lambda: self._spawn(self._remove(box)))
+            self._ttl[box.id] = loop.call_later(left, lambda: self._spawn(self._remove(box, "ttl")))
+        if box.config.idle_ttl_s is not None:
+            self._look_idle(box, box.config.idle_ttl_s)
 
-    async def _remove(self, box: Box) -> None:
+    def _look_idle(self, box: Box, limit: float) -> None:
+        """Now, and again when it could have been idle for long enough at the earliest."""
+        left = limit if box.calls else box.last_used + limit - time.monotonic()
+        if left > 0:
+            self._idle[box.id] = asyncio.get_running_loop().call_later(left, self._look_idle, box, limit)
+        else:
+            self._spawn(self._remove(box, "ttl"))
+
+    async def _remove(self, box: Box, cause: wire.Cause = "deleted") -> None:
         """Once for each box, to its end: a second caller waits for the first, a cancelled one leaves it running."""
         if box.id not in self._removing:
-            task = asyncio.get_running_loop().create_task(self._remove_once(box))
+            task = asyncio.get_running_loop().create_task(self._remove_once(box, cause))
             self._removing[box.id] = task
             task.add_done_callback(lambda _: self._removing.pop(box.id, None))
         await asyncio.shield(self._removing[box.id])
 
-    async def _remove_once(self, box: Box) -> None:
-        if timer := self._ttl.pop(box.id, None):
-            timer.cancel()
+    async def _remove_once(self, box: Box, cause: wire.Cause) -> None:
+        for timers in (self._ttl, self._idle):
+            if timer := timers.pop(box.id, None):
+                timer.cancel()
+        if owner := self._owners.pop(box.id, None):
+            owner.forget()
         try:
-            await box.remove()
+            await box.remove(cause)
         finally:
             self._boxes.pop(box.id, None)
-            self._registry.drop(box.id)
+            self._registry.drop(box.id, cause, time.time())
             for owned in self._owned.values():
                 owned.discard(box.id)
 
@@ -351,8 +434,29 @@ class SandboxHost:
         if not task.cancelled() and (error := task.exception()):
             _log.error("a sandbox could not be removed: %s", error)
 
-    async def _list(self, _body: wire.Empty, _peer: rpc.Peer) -> list[wire.SandboxInfo]:
-        return [box.info() for box in self._boxes.values()]
+    async def _list(self, body: wire.List, _peer: rpc.Peer) -> list[wire.SandboxInfo]:
+        found = [box.info() for box in self._boxes.values()]
+        if body.all or body.state == "gone":
+            found += [_story(row) for row in self._registry.gone()]
+        return [
+            info for info in found if body.labels.items() <= info.labels.items() and body.state in (None, info.state)
+        ]
+
+    async def _claim(self, body: wire.Ref, peer: rpc.Peer) -> wire.SandboxInfo:
+        """The owner's process is back after its node has died: from now on its connection holds the box again."""
+        box = self._box(body.id)
+        if owner := self._owners.get(box.id):
+            if owner.pid != peer.pid:
+                raise UsageError(f"sandbox {box.id} belongs to process {owner.pid}; only that process can claim it")
+            self._owned.setdefault(peer.id, set()).add(box.id)
+            del self._owners[box.id]
+            owner.forget()
+        return box.info()
+
+    async def _restore(self, body: wire.Restore, _peer: rpc.Peer) -> wire.Restored:
+        box = self._box(body.id)
+        cause, sessions, lost = await box.restore(restart=body.restart)
+        return wire.Restored(info=box.info(), cause=cause, sessions=sessions, lost=lost)
 
     async def _get(self, body: wire.Ref, _peer: rpc.Peer) -> wire.SandboxInfo:
         return self._box(body.id).info()
@@ -442,7 +546,7 @@ class SandboxHost:
         await self._box(body.id).close_session(body.session)
 
     async def _list_sessions(self, body: wire.Ref, _peer: rpc.Peer) -> list[wire.SessionInfo]:
-        return [session.info() for session in self._box(body.id).sessions()]
+        return self._box(body.id).session_infos()
 
     async def _run(self, body: wire.Run, _peer: rpc.Peer) -> wire.Observation:
         return await self._box(body.id).run(body)
@@ -493,6 +597,23 @@ class SandboxHost:
             sandboxes=self.count(),
             rootless=self._rootless,
         )
+
+
+def _story(row: Row) -> wire.SandboxInfo:
+    """A sandbox that is gone."""
+    config = _config(row.config)
+    return wire.SandboxInfo(
+        id=row.id,
+        name=row.name,
+        state="gone",
+        image=config.image_name,
+        node=os.uname().nodename,
+        created=row.created,
+        owner=row.owner,
+        labels=dict(config.labels),
+        cause=row.cause,
+        ended=row.ended,
+    )
 
 
 def _config(fields: Mapping[str, Any]) -> SandboxConfig:

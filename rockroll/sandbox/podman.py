@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
+import signal
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Mapping
@@ -22,10 +24,17 @@ import aiohttp
 from rockroll import home
 from rockroll.errors import HostError, ImageMissing, SandboxError, SandboxNotFound
 from rockroll.sandbox import runtime
+from rockroll.sandbox.process import birth
 
 HOME_LABEL = "rockroll.home"
 API = "http://podman/v4.0.0/libpod"
 CALL_TIMEOUT_S = 120.0  # a loaded host starts 7 boxes a second with 1,000 alive; longer than this is a hang
+PREDECESSOR_S = 5.0
+"""A service whose node was killed has this long to finish what it was asked: a create takes up to 1 s."""
+STEADY_S = 1.0
+"""A service that dies sooner than this after its start cannot stay: the next one waits 0.2, 0.4 … LONGEST_PAUSE_S."""
+LONGEST_PAUSE_S = 10.0
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,10 +54,19 @@ class PodmanService:
     start() ─► running ─► close(). The service dies with the thread that started it (PDEATHSIG), so start it from a
     thread that lives as long as the process: the main one. The listening socket is made here and handed over
     (socket activation), so that the first request waits in its backlog and nothing has to poll for readiness.
+
+    record: a file that names the service's process. A service that one before us recorded there is waited for, and
+    killed should it linger: it ends by SIGTERM, which lets it finish a create that nobody knows of any more.
+    revive: a service that dies is replaced at the same socket; calls that can be asked twice are asked again.
     """
 
-    def __init__(self, host: runtime.HostRuntime | None = None) -> None:
+    def __init__(
+        self, host: runtime.HostRuntime | None = None, *, record: Path | None = None, revive: bool = False
+    ) -> None:
         self._host = host
+        self._record, self._revive = record, revive
+        self._listening: socket.socket | None = None
+        self._watch: asyncio.Task[None] | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._podman: Podman | None = None
         self._log: BinaryIO | None = None
@@ -68,42 +86,81 @@ class PodmanService:
 
     async def start(self) -> Podman:
         """Starts the service and waits until it answers. Raises HostError with the cure."""
-        host = self._host or await asyncio.to_thread(runtime.detect)
+        self._host = self._host or await asyncio.to_thread(runtime.detect)
+        if self._record:
+            await _outlive(self._record)
         _remove_stale_sockets()
         directory = home.runtime_dir()
         self.path = Path(tempfile.mktemp(prefix=f"podman-{os.getpid()}-", suffix=".sock", dir=directory))
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the service
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
-            listening.bind(str(self.path))
-            listening.listen(256)
-            # sh moves the socket to fd 3, where socket activation looks, and keeps the pid that LISTEN_PID names.
-            # It comes as stdin: dash knows no descriptor above 9, and a busy process has none below.
-            script = 'exec 3<&0 0</dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec "$@"'
-            try:
-                self._process = await asyncio.create_subprocess_exec(
-                    *("setpriv", "--pdeathsig", "TERM", "sh", "-c", script, "sh"),
-                    *(runtime.podman_binary(), "system", "service", "--time", "0"),
-                    env=host.environment(),
-                    stdin=listening.fileno(),
-                    cwd=directory,  # conmon inherits it, and leaves a file named "oom" there on cgroup v1
-                    stdout=self._log,
-                    stderr=self._log,
-                    start_new_session=True,  # Ctrl-C is the node's to handle: it still needs Podman to clean up
-                )
-            except FileNotFoundError as error:
-                raise HostError(
-                    f"{error.filename} is not installed; run scripts/setup, or apt install podman"
-                ) from None
+        self._listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._podman = Podman(self.path, describe_failure=self._failure)
         try:
+            self._listening.bind(str(self.path))
+            self._listening.listen(256)
+            await self._spawn()
+            if not self._revive:
+                self._close_listening()
             await self._podman.version()
         except BaseException:
             await self.close()
             raise
+        if self._revive:
+            self._podman.ask_again = True
+            self._watch = asyncio.get_running_loop().create_task(self._keep_alive())
         return self._podman
+
+    async def _spawn(self) -> None:
+        assert self._listening is not None and self._host is not None
+        # sh moves the socket to fd 3, where socket activation looks, and keeps the pid that LISTEN_PID names.
+        # It comes as stdin: dash knows no descriptor above 9, and a busy process has none below.
+        script = 'exec 3<&0 0</dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec "$@"'
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *("setpriv", "--pdeathsig", "TERM", "sh", "-c", script, "sh"),
+                *(runtime.podman_binary(), "system", "service", "--time", "0"),
+                env=self._host.environment(),
+                stdin=self._listening.fileno(),
+                cwd=home.runtime_dir(),  # conmon inherits it, and leaves a file named "oom" there on cgroup v1
+                stdout=self._log,
+                stderr=self._log,
+                start_new_session=True,  # Ctrl-C is the node's to handle: it still needs Podman to clean up
+            )
+        except FileNotFoundError as error:
+            raise HostError(f"{error.filename} is not installed; run scripts/setup, or apt install podman") from None
+        if self._record:
+            self._record.write_text(f"{self._process.pid} {birth(self._process.pid)}")
+
+    async def _keep_alive(self) -> None:
+        loop, failed = asyncio.get_running_loop(), 0
+        while True:
+            assert self._process is not None
+            began = loop.time()
+            code = await self._process.wait()
+            failed = 0 if loop.time() - began > STEADY_S else failed + 1
+            _log.warning("Podman's service ended with %s; another one is started: %s", code, self._failure())
+            if failed:
+                await asyncio.sleep(min(LONGEST_PAUSE_S, 0.1 * 2**failed))
+            try:
+                await self._spawn()
+            except (HostError, OSError) as error:
+                _log.error("Podman's service could not be started again: %s", error)
+                self._close_listening()
+                return
+
+    def _close_listening(self) -> None:
+        """Whoever asks from now on hears at once that nobody answers."""
+        if self._listening is not None:
+            self._listening.close()
+            self._listening = None
 
     async def close(self) -> None:
         """Ends the service and removes its socket. Containers go on."""
+        if self._watch:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
+            self._watch = None
+        self._close_listening()
         if self._podman:
             await self._podman.close()
             self._podman = None
@@ -114,6 +171,8 @@ class PodmanService:
             except TimeoutError:
                 self._process.kill()
                 await self._process.wait()
+        if self._record:
+            self._record.unlink(missing_ok=True)
         if self.path:
             self.path.unlink(missing_ok=True)
         if self._log:
@@ -141,6 +200,8 @@ class Podman:
 
     def __init__(self, socket_path: Path, describe_failure: Any = None) -> None:
         self._failure = describe_failure or (lambda: "")
+        self.ask_again = False
+        """Whether a service that dies is replaced at this socket: then a call that it left unanswered is repeated."""
         # keepalive below the service's own idle time; no limit on connections: events and waits hold one each
         connector = aiohttp.UnixConnector(str(socket_path), limit=0, keepalive_timeout=30)
         self._http = aiohttp.ClientSession(
@@ -165,7 +226,15 @@ class Podman:
 
     async def create(self, body: Mapping[str, Any]) -> str:
         """Makes a container from a SpecGenerator body (profile.create_body); its id. Raises ImageMissing."""
-        made = await self._json("POST", "/containers/create", json=body, image=str(body.get("image", "")))
+        image, name = str(body.get("image", "")), str(body.get("name", ""))
+        try:
+            made = await self._json("POST", "/containers/create", json=body, image=image)
+        except HostError as error:
+            if not self.ask_again or not name or "already in use" not in error.message:
+                raise
+            # The name is ours alone: an earlier asking of this very call made it, wholly or in part.
+            await self.remove(name)
+            made = await self._json("POST", "/containers/create", json=body, image=image)
         return made["Id"]
 
     async def start(self, id: str) -> None:
@@ -191,8 +260,13 @@ class Podman:
             except HostError as error:
                 # With a user namespace Podman's own cleanup still unmounts /dev/shm in 5 % of removals; asked again,
                 # it waits for that cleanup's lock.
-                if attempt == 2 or "resource busy" not in error.message:
+                unheard = "could not be stopped" in error.message
+                if attempt == 2 or not (unheard or "resource busy" in error.message):
                     raise
+                if unheard:
+                    found = await self.inspect(id)
+                    if birth(int(found["State"]["Pid"])) == 0:
+                        leave_exit(found, None)
             else:
                 return True
         return False
@@ -284,14 +358,19 @@ class Podman:
         return json.loads(await self._call(method, path, **kwargs) or b"null")
 
     async def _call(self, method: str, path: str, image: str = "", **kwargs: Any) -> bytes:
-        try:
-            async with self._http.request(method, API + path, **kwargs) as response:
-                await self._raise_for(response, f"{method} {path}", image)
-                return await response.read()
-        except TimeoutError:
-            raise HostError(f"Podman did not answer {method} {path}; see `podman ps` and the host's load") from None
-        except (aiohttp.ClientError, OSError) as error:
-            raise self._unreachable(error) from error
+        for left in (2, 1, 0) if self.ask_again else (0,):
+            try:
+                async with self._http.request(method, API + path, **kwargs) as response:
+                    await self._raise_for(response, f"{method} {path}", image)
+                    return await response.read()
+            except TimeoutError:
+                raise HostError(f"Podman did not answer {method} {path}; see `podman ps` and the host's load") from None
+            except (aiohttp.ClientError, OSError) as error:
+                # Every call here comes to the same when it is asked twice: to start what runs or remove what is gone
+                # is nothing, and create looks after itself. A file that is sent can be read only once.
+                if not left or "data" in kwargs:
+                    raise self._unreachable(error) from error
+        raise AssertionError("the last try returns or raises")
 
     async def _raise_for(self, response: aiohttp.ClientResponse, call: str, image: str) -> None:
         if response.status < 400:
@@ -307,6 +386,17 @@ class Podman:
     def _unreachable(self, error: Exception) -> HostError:
         reason = self._failure() or str(error) or type(error).__name__
         return HostError(f"rockroll's Podman service does not answer: {reason}; run `rockroll doctor`")
+
+
+def leave_exit(found: Mapping[str, Any], code: int | None) -> None:
+    """Tells Podman of the end of a container whose init is dead, where conmon was killed before it could leave its exit
+    file: without one Podman takes it to run, or to be stopping for ever, and neither starts nor removes it.
+
+    found: of `inspect`. code: init's, where it is known.
+    """
+    if found["State"]["Status"] in ("running", "paused", "stopping"):
+        code = 128 + signal.SIGKILL if code is None else code
+        (runtime.exits_dir() / found["Id"]).write_text(str(code))
 
 
 def _failure(status: int, call: str, image: str, message: str) -> Exception:
@@ -336,6 +426,31 @@ def _event(raw: dict[str, Any]) -> PodmanEvent:
         time_ns=int(raw.get("timeNano", 0)),
         attributes=attributes,
     )
+
+
+async def _outlive(record: Path) -> None:
+    """Waits until the service of a node that was killed has ended; after PREDECESSOR_S it is killed too."""
+    try:
+        pid, born = map(int, record.read_text().split())
+        pidfd = os.pidfd_open(pid)
+    except (FileNotFoundError, ValueError, ProcessLookupError):
+        return
+    try:
+        if birth(pid) != born:
+            return
+        loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+        loop.add_reader(pidfd, ended.set)
+        try:
+            async with asyncio.timeout(PREDECESSOR_S):
+                await ended.wait()
+        except TimeoutError:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            await ended.wait()
+        finally:
+            loop.remove_reader(pidfd)
+    finally:
+        os.close(pidfd)
 
 
 def _remove_stale_sockets() -> None:

@@ -137,7 +137,8 @@ class Pool:
             self._spawn(self._add())
 
     async def _add(self, tries: int = 2) -> None:
-        sandbox = Sandbox(self.config)
+        # A lease must not go on, unknowing, in a box whose processes died with its node.
+        sandbox = Sandbox(self.config, outlives_node=False)
         try:
             async with self._slots:
                 await sandbox.start()

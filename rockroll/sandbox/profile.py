@@ -187,6 +187,18 @@ def cgroups(pid: int) -> dict[str, Path]:
     return found
 
 
+def remove_cgroups(container: str) -> None:
+    """Removes what is left of a removed container's cgroups: where conmon was killed in the middle of its end, Podman
+    takes them to be gone."""
+    for root, point in set(_cgroup_mounts().values()):
+        group = point / os.path.relpath(f"/libpod_parent/libpod-{container}", root)
+        for folder, _, _ in os.walk(group, topdown=False):
+            try:
+                Path(folder).rmdir()
+            except OSError:
+                continue  # gone meanwhile, or a process is still leaving it
+
+
 @functools.cache
 def _cgroup_mounts() -> dict[str, tuple[str, Path]]:
     """Controller ("unified" for v2) → the cgroup path its mount starts at, the mount point."""

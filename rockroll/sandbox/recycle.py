@@ -151,6 +151,17 @@ def renew(pid: int, before: Baseline) -> None:
                 raise NotRecyclable(f"{point}/{left[0]} is still there after it was removed")
 
 
+def memory_mounts(pid: int) -> dict[str, int]:
+    """Where files are in memory: every writable tmpfs but /dev, with an id of that very file system (0: this kernel
+    tells none). {} where pid is gone."""
+    try:
+        mounts = Path(f"/proc/{pid}/mountinfo").read_text()
+        points = sorted({point for point, kind in _writable(mounts) if kind == "tmpfs" and point != "/dev"})
+        return {point: os.statvfs(f"/proc/{pid}/root{point}").f_fsid for point in points}
+    except OSError:
+        return {}
+
+
 def disk_bytes(upper: Path) -> int:
     """Bytes that the writable layer takes on the host; a file with several names once."""
     total = 0

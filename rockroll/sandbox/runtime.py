@@ -221,12 +221,20 @@ cgroup_manager = "{_cgroup_manager()}"
 """
 
 
+def _store() -> Path:
+    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share"
+    return Path(data).absolute() / "rockroll" / "podman"
+
+
+def _store_name() -> str:
+    return hashlib.sha256(str(_store()).encode()).hexdigest()[:8]
+
+
 def _own_store() -> str:
     """Writes storage.conf for an ordinary user; the lines that containers.conf then needs."""
     if not is_rootless():
         return ""
-    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share"
-    store = Path(data).absolute() / "rockroll" / "podman"
+    store = _store()
     text = f"""\
 # Written by rockroll; used for its own Podman service only (CONTAINERS_STORAGE_CONF).
 [storage]
@@ -236,12 +244,11 @@ rootless_storage_path = "{store}"
     temporary = _conf_dir() / "storage.conf.new"
     temporary.write_text(text)
     temporary.replace(_conf_dir() / "storage.conf")
-    name = hashlib.sha256(str(store).encode()).hexdigest()[:8]
     # Locks in a file of this store: the shared-memory ones are one set per user, and whichever store comes up first
     # after a boot frees them all.
     return f"""\
 lock_type = "file"
-tmp_dir = "{home.user_runtime_dir() / f"rockroll-podman-{name}"}"
+tmp_dir = "{home.user_runtime_dir() / f"rockroll-podman-{_store_name()}"}"
 """
 
 
@@ -259,6 +266,12 @@ def _cgroup_manager() -> str:
     """cgroupfs works everywhere but for an ordinary user on cgroup v2, to whom only systemd delegates a subtree."""
     v2 = Path("/sys/fs/cgroup/cgroup.controllers").exists()
     return "systemd" if is_rootless() and v2 and (home.user_runtime_dir() / "systemd").is_dir() else "cgroupfs"
+
+
+def exits_dir() -> Path:
+    """Where conmon leaves the exit code of each container for Podman."""
+    base = home.user_runtime_dir() / f"rockroll-podman-{_store_name()}" if is_rootless() else Path("/run/libpod")
+    return base / "exits"
 
 
 def which(name: str) -> str | None:

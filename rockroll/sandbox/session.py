@@ -95,16 +95,26 @@ class Home(Protocol):
 class Session:
     """See the module's drawing. `close` before letting go."""
 
-    def __init__(self, home: Home, name: str, scope: Scope, *, env: Mapping[str, str], cwd: str | None) -> None:
+    def __init__(
+        self,
+        home: Home,
+        name: str,
+        scope: Scope,
+        *,
+        env: Mapping[str, str],
+        cwd: str | None,
+        past: bytes | None = None,
+    ) -> None:
+        """past: the state of the session of this name that the box had before it died, or its node did."""
         self.name = name
         self.scope = scope
         self.created = time.time()
         self._home, self._env, self._cwd = home, dict(env), cwd
         self._shell: Shell | None = None
         self._turn = asyncio.Lock()
-        self._state = b""
+        self._state = past or b""
         self._unexported: dict[str, str | None] = {}
-        self._had_shell = False
+        self._had_shell = past is not None
         self._closed = False
         self._mending: asyncio.Task[None] | None = None
         self._unlooked: asyncio.Handle | None = None

@@ -229,6 +229,8 @@ class Shell:
         self._surroundings: tuple[bytes, Surroundings] = b"", Surroundings(b"")
         self.state = b""
         """Variables, functions, options and so on after the last command whose state has arrived."""
+        self.on_state: Sink = _nowhere
+        """Given each new state; b"" when the shell ends because it was told to."""
         self.verdict: asyncio.Future[Verdict] = self._loop.create_future()
         self._loop.add_reader(self._control, self._on_control)
 
@@ -338,9 +340,13 @@ class Shell:
         self._err.finish()
         self.verdict.set_result(verdict)
 
-    def _on_death(self, _: asyncio.Future[int | None]) -> None:
+    def _on_death(self, status: asyncio.Future[int | None]) -> None:
         if self._timer:
             self._timer.cancel()
+        if self._unsaved and self._fds:
+            self._collect_state()  # it may have told its state and died before anybody looked
+        if status.result() is not None and status.result() >= 0:  # type: ignore[operator]
+            self.on_state(b"")
         if not self.verdict.done():
             self._out.drain()
             self._err.drain()
@@ -365,6 +371,7 @@ class Shell:
             if self._overtaken:  # else the options of the one and the variables of the other would be mixed
                 state = state.rpartition(self._overtaken)[2]
             self.state = state if len(state) <= STATE_LIMIT else b""
+            self.on_state(self.state)
             self._saving.clear()
             self._unsaved = self._overtaken = b""
         elif len(self._saving) > 2 * STATE_LIMIT:
@@ -428,7 +435,7 @@ def replay(state: bytes) -> bytes:
 
 
 def _nowhere(_: bytes) -> None:
-    """Output of the prelude: there is none that anybody should see."""
+    """For bytes that nobody should see, as the prelude's output."""
 
 
 def _fifo(path: Path, uid: int, mode: int) -> None:

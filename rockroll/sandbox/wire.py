@@ -10,8 +10,12 @@ from typing import Any, Literal
 
 import msgspec
 
-State = Literal["starting", "running", "paused", "stopped", "exited"]
-"""`stopped`: somebody asked for it. `exited`: init died by itself or was killed."""
+State = Literal["starting", "running", "paused", "stopped", "exited", "gone"]
+"""`stopped`: somebody asked for it. `exited`: init died by itself or was killed. `gone`: removed; only its story is
+kept."""
+
+Cause = Literal["oom", "killed", "runtime_crash", "node_lost", "ttl", "owner_gone", "exited", "deleted"]
+"""Why a sandbox died or went (lifecycle.py): apart from how a call in it ended."""
 
 Outcome = Literal["ok", "timeout", "closed", "oom", "killed", "lost"]
 """ok: ran to its end, whatever the exit code. timeout: killed at its limit. closed: the shell ended (`exit 3`).
@@ -41,6 +45,15 @@ class Ref(Struct, frozen=True):
     id: str
 
 
+class List(Struct, frozen=True):
+    """Which sandboxes to list; every condition given must hold."""
+
+    all: bool = False
+    """Those that are gone too: the last 1,000."""
+    labels: dict[str, str] = {}
+    state: State | None = None
+
+
 class SandboxInfo(Struct, frozen=True):
     id: str
     name: str
@@ -56,6 +69,10 @@ class SandboxInfo(Struct, frozen=True):
     """What this host cannot enforce: limit names, and "kill-scope" where processes are found without a cgroup."""
     env: dict[str, str] = {}
     """Environment of every session and execute."""
+    cause: Cause | None = None
+    """How it ended, once it has."""
+    ended: float | None = None
+    """When, in Unix time."""
 
 
 class Snapshot(Struct, frozen=True):
@@ -168,6 +185,22 @@ class Recycled(Struct, frozen=True):
     """Why it could not be made new again; the sandbox has then been destroyed."""
 
 
+class Restore(Struct, frozen=True):
+    id: str
+    restart: bool = False
+    """Stops it first where it runs."""
+
+
+class Restored(Struct, frozen=True):
+    info: SandboxInfo
+    cause: Cause | None
+    """How it had ended; None where somebody stopped it, or it ran on."""
+    sessions: list[str] = []
+    """They come back at their next command, with folder, variables, functions, aliases and options."""
+    lost: list[str] = []
+    """What cannot come back, in words; [] where it ran on."""
+
+
 class SessionSpec(Struct, frozen=True):
     id: str
     session: str = DEFAULT_SESSION
@@ -215,6 +248,8 @@ class Observation(Struct, frozen=True):
     duration_s: float = 0.0
     events: dict[str, int] = {}
     """Limits met while it ran that did not end it: "oom_kills", "pids_refused", each with how often (meter.py)."""
+    cause: Cause | None = None
+    """Where the outcome is "lost": how the sandbox ended."""
 
     @property
     def output(self) -> str:
@@ -409,8 +444,10 @@ class Empty(Struct, frozen=True):
 
 BODIES: dict[str, type[Struct]] = {
     "sandbox.create": Create,
-    "sandbox.list": Empty,
+    "sandbox.list": List,
     "sandbox.get": Ref,
+    "sandbox.claim": Ref,
+    "sandbox.restore": Restore,
     "sandbox.stop": Ref,
     "sandbox.start": Ref,
     "sandbox.delete": Ref,

@@ -27,7 +27,7 @@ class Lab:
         self.host = host
         self.handlers = host.handlers()
         self.config = {"memory": "128m", "pids": 64, **config}
-        self.peer = cast(rpc.Peer, type("Peer", (), {"id": f"lab-{id(self)}"})())
+        self.peer = cast(rpc.Peer, type("Peer", (), {"id": f"lab-{id(self)}", "pid": os.getpid()})())
         self.id = ""
 
     @property

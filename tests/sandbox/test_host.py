@@ -44,7 +44,7 @@ async def test_a_setting_that_there_is_not_is_named(host: SandboxHost) -> None:
         await Lab(host, memory="64k").up()
     with pytest.raises(ImageMissing):
         await Lab(host, image="localhost/no-such-image:1").up()
-    assert not [info for info in await Lab(host).call("sandbox.list", wire.Empty()) if "no-such" in info.image]
+    assert not [info for info in await Lab(host).call("sandbox.list", wire.List()) if "no-such" in info.image]
 
 
 async def test_a_create_that_is_cancelled_leaves_nothing(host: SandboxHost) -> None:
@@ -56,8 +56,22 @@ async def test_a_create_that_is_cancelled_leaves_nothing(host: SandboxHost) -> N
         (made,) = await asyncio.gather(creating, return_exceptions=True)
         if isinstance(made, Lab):  # it was quicker
             await made.call("sandbox.delete", ref(made))
+    await asyncio.gather(*host._tasks)
     assert host.count() == before
     assert len(await host._podman.list({"rockroll.home": home.home_id()})) == before
+
+
+async def test_a_box_that_is_deleted_while_it_is_made_leaves_nothing(host: SandboxHost) -> None:
+    before = {info.id for info in await Lab(host).call("sandbox.list", wire.List())}
+    creating = asyncio.create_task(Lab(host).up())
+    while not (new := host._boxes.keys() - before):
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.02)
+    await Lab(host).call("sandbox.delete", wire.Ref(id=new.pop()))
+    with pytest.raises(SandboxError):
+        await creating
+    assert host.count() == len(before)
+    assert len(await host._podman.list({"rockroll.home": home.home_id()})) == len(before)
 
 
 async def test_stop_and_start_keep_files_and_lose_processes(lab: Lab) -> None:
@@ -125,11 +139,11 @@ async def test_logs_are_followed_to_the_end_of_the_box(host: SandboxHost) -> Non
             got.extend(chunk.data)
 
     following = asyncio.create_task(follow())
-    await lab.run("echo one; sleep 0.1; echo two", command_id="c1")
+    await lab.run("echo one; sleep 0.1; echo two")
     await lab.execute("echo", "three")
     await lab.call("sandbox.delete", ref(lab))
     await asyncio.wait_for(following, 2)
-    assert b"[default c1] $ echo one" in got and got.endswith(b"[execute] $ echo three\nthree\n")
+    assert b"[default] $ echo one" in got and got.endswith(b"[execute] $ echo three\nthree\n")
 
 
 # ---- over rpc ------------------------------------------------------------------------------------------------------
@@ -167,13 +181,16 @@ async def test_a_connections_boxes_and_commands_end_with_it(host: SandboxHost) -
 # ---- hosts one after the other -------------------------------------------------------------------------------------
 
 
-async def test_a_new_host_sweeps_connection_boxes_and_takes_detached_ones_over(
+async def test_a_new_host_sweeps_boxes_of_dead_owners_and_takes_detached_and_owned_ones_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ROCKROLL_HOME", str(tmp_path))
     first = SandboxHost()
     await first.start()
-    gone, kept = await Lab(first).up(), Lab(first)
+    owner = await asyncio.create_subprocess_exec("sleep", "1000")
+    gone, owned, kept = Lab(first), await Lab(first).up(), Lab(first)
+    gone.peer.pid = owner.pid
+    await gone.up()
     created = wire.Create(config={"memory": "64m", "name": "keep"}, owner="detached")
     kept.id = (await kept.call("sandbox.create", created)).id
     await kept.run("echo data >/srv/f; x=1; setsid -f sleep 99")
@@ -181,7 +198,9 @@ async def test_a_new_host_sweeps_connection_boxes_and_takes_detached_ones_over(
     # As after SIGKILL: nothing of the first one runs on, and it has told nobody.
     await first._service.close()
     first._registry.close()
-    for each in (gone, kept):
+    owner.kill()
+    await owner.wait()
+    for each in (gone, owned, kept):
         for session in each.box.sessions():
             await session.close()
         each.box._forget()
@@ -191,10 +210,18 @@ async def test_a_new_host_sweeps_connection_boxes_and_takes_detached_ones_over(
     await second.start()
     try:
         kept.host, kept.handlers = second, second.handlers()
-        assert [info.id for info in await kept.call("sandbox.list", wire.Empty())] == [kept.id]
+        assert [info.id for info in await kept.call("sandbox.list", wire.List())] == [owned.id, kept.id]
+        with pytest.raises(SandboxNotFound, match="the process that owned it ended"):
+            second.resolve(gone.id)
+        owned.host, owned.handlers = second, second.handlers()
+        await owned.call("sandbox.claim", ref(owned))
+        await second.on_disconnect(owned.peer)
+        with pytest.raises(SandboxNotFound, match="the process that owned it ended"):
+            second.resolve(owned.id)
         assert second.resolve("keep") == kept.id and kept.box.init == init
         assert (kept.box.owner, kept.named("99")) == ("detached", [])
-        assert (await kept.run("cat /srv/f; echo [$x]")).stdout == b"data\n[]\n"
+        back = await kept.run("cat /srv/f; echo [$x]")
+        assert (back.stdout, back.session_restarted) == (b"data\n[1]\n", True)
         assert [path.name for path in (home.runtime_dir() / "b").iterdir()] == [kept.id]
         await kept.call("sandbox.delete", ref(kept))
         assert await second._podman.list({"rockroll.home": home.home_id()}) == []

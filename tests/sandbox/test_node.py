@@ -89,15 +89,33 @@ async def test_sigterm_removes_the_boxes_of_connections_and_keeps_detached_ones(
     assert containers() == []
 
 
-async def test_a_killed_node_is_told_as_a_lost_sandbox_and_the_next_node_sweeps(end_process: EndProcess) -> None:
+async def test_a_killed_node_costs_the_call_under_way_and_the_next_one_goes_on(end_process: EndProcess) -> None:
     sandbox = await Sandbox(SMALL).start()
+    await sandbox.arun("cd /srv; x=kept; f() { echo f $x; }; echo data >file")
     running = asyncio.ensure_future(sandbox.arun("sleep 1000"))
     await asyncio.sleep(0.2)
-    await asyncio.to_thread(end_process, await node_pid(), signal.SIGKILL)
-    with pytest.raises(SandboxLost, match="node"):
+    before = await node_pid()
+    await asyncio.to_thread(end_process, before, signal.SIGKILL)
+    with pytest.raises(SandboxLost, match="node") as told:
         await running
-    with pytest.raises(SandboxNotFound):
-        await sandbox.arun("true")
+    assert told.value.fields["cause"] == "node_lost"
+    seen = await sandbox.arun("f; pwd; cat file; pgrep -r D,R,S,T -c sleep")
+    assert (seen.stdout, seen.session_restarted) == (b"f kept\n/srv\ndata\n0\n", True)
+    assert await node_pid() != before and sandbox.connected
+    await node_client.close_node()  # it is held by this connection again, and goes with it
+    with pytest.raises(SandboxNotFound, match="the process that owned it ended"):
+        while True:
+            await Sandbox.attach(sandbox.id)
+    assert containers() == []
+
+
+async def test_a_box_that_must_not_outlive_its_node_is_lost_with_it(end_process: EndProcess) -> None:
+    sandbox = await Sandbox(SMALL, outlives_node=False).start()
+    await asyncio.to_thread(end_process, await node_pid(), signal.SIGKILL)
+    for _ in range(2):
+        with pytest.raises(SandboxLost, match="node"):
+            await sandbox.arun("true")
+    await sandbox.delete()
     assert containers() == []
 
 
