@@ -59,6 +59,7 @@ class Dialogue:
         """Seconds in which at least one call was with the engine."""
         self.over: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
         """Done when the episode cannot go on: with the engine's failure; None where an agent will not stop asking."""
+        self._gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tokenizer, self._engine, self._sampling, self._seed = tokenizer, engine, sampling, seed
         self._on_turn = on_turn
         self._flying: set[asyncio.Future[Generation]] = set()
@@ -74,6 +75,9 @@ class Dialogue:
     async def ask(self, messages: Sequence[Message], max_tokens: int | None = None) -> Turn:
         """The model's answer. Raises ModelServiceError where the call is refused or the engine fails."""
         self.asked += 1
+        if self.over.done() and not self._closed:
+            # The agent is being killed. An answer now would only let it ask again, as often as it can until then.
+            await asyncio.shield(self._gone)
         if self._closed:
             raise _refusal(410, "episode_ended", f"episode {self.id} has ended: this call comes too late")
         sampling = self._sampling
@@ -120,6 +124,8 @@ class Dialogue:
     async def close(self) -> None:
         """Ends the calls under way: what they had sampled is not part of the episode."""
         self._closed = True
+        if not self._gone.done():
+            self._gone.set_result(None)
         flying = list(self._flying)
         for work in flying:
             work.cancel()

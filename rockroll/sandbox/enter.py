@@ -77,7 +77,6 @@ class _CapData(ctypes.Structure):
 def serve(orders: socket.socket) -> None:
     """One fork an order, until the node closes its end."""
     while True:
-        _reap()
         data, ancillary, _, _ = orders.recvmsg(MAX_ORDER, socket.CMSG_SPACE(MAX_FDS * 4))
         if not data:
             return
@@ -87,6 +86,7 @@ def serve(orders: socket.socket) -> None:
                 fds.frombytes(raw[: len(raw) - len(raw) % 4])
         child = os.fork()
         if child == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             orders.close()
             order = json.loads(data)
             if "seccomp_of" in order:
@@ -94,15 +94,6 @@ def serve(orders: socket.socket) -> None:
             enter(order, list(fds))
         for fd in fds:
             os.close(fd)
-
-
-def _reap() -> None:
-    """Children of earlier orders. Not waited for at once: joining cgroups takes them some ms, others need not wait."""
-    try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-    except ChildProcessError:
-        return
 
 
 def tell_seccomp(pid: int, report: int) -> NoReturn:
@@ -256,4 +247,6 @@ def fail(report: int, step: str, code: int) -> NoReturn:
 
 if __name__ == "__main__":
     prctl("parent", PR_SET_PDEATHSIG, signal.SIGKILL)
+    # Children are not waited for: until then they would count as processes of the box whose groups they have joined.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     serve(socket.socket(fileno=int(sys.argv[1])))

@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import os
 import shutil
+import subprocess
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -132,6 +133,13 @@ async def lab(host: SandboxHost) -> AsyncIterator[Lab]:
     yield lab
     if lab.id in host._boxes:
         await lab.call("sandbox.delete", wire.Ref(id=lab.id))
+
+
+@pytest.fixture
+def deep_path(tmp_path: Path) -> Iterator[Path]:
+    """A folder for trees that are too deep for pytest's own cleaning up."""
+    yield tmp_path
+    subprocess.run(["rm", "-rf", tmp_path], check=True)
 
 
 needs_cgroups = pytest.mark.skipif(

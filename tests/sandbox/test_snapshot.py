@@ -135,6 +135,7 @@ async def test_folders_may_be_as_deep_as_a_path_can_name(lab: Lab) -> None:
     with pytest.raises(SandboxError, match=r"could not be copied: .*File name too long"):
         await snapshot(lab, "deeper")
     assert (await lab.call("sandbox.stats", Ref(id=lab.id))).disk_bytes >= 0
+    await lab.call("snapshot.delete", wire.SnapshotRef(name="deep"))
 
 
 async def test_a_busy_box_is_held_still_and_goes_on(lab: Lab) -> None:
@@ -236,7 +237,7 @@ async def test_a_fork_belongs_to_whom_its_origin_belongs(host: SandboxHost) -> N
     with pytest.raises(UsageError, match="'named' exists"):
         await fork(origin, "named")
     await host.on_disconnect(origin.peer)
-    assert [each.id for each in await origin.call("sandbox.list", wire.Empty())] == [kept.id]
+    assert [each.id for each in await origin.call("sandbox.list", wire.List())] == [kept.id]
     await origin.call("sandbox.delete", Ref(id=kept.id))
 
 

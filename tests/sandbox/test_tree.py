@@ -133,8 +133,8 @@ def test_suid_sgid_and_sticky_bits_stay_behind(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "target").stat().st_mode) == 0o777
 
 
-def test_a_tree_1500_folders_deep_comes_over_with_few_descriptors(tmp_path: Path) -> None:
-    fd = os.open(tmp_path, os.O_RDONLY)
+def test_a_tree_1500_folders_deep_comes_over_with_few_descriptors(deep_path: Path) -> None:
+    fd = os.open(deep_path, os.O_RDONLY)
     for name in ["source", *["d" * 10] * 1500]:
         os.mkdir(name, dir_fd=fd)
         inner = os.open(name, os.O_RDONLY, dir_fd=fd)
@@ -146,12 +146,12 @@ def test_a_tree_1500_folders_deep_comes_over_with_few_descriptors(tmp_path: Path
 
     def watched() -> Iterator[Part]:
         nonlocal most
-        for part in parts_of(tmp_path / "source"):
+        for part in parts_of(deep_path / "source"):
             most = max(most, descriptors())
             yield part
 
     before = descriptors()
-    done = write(tmp_path / "target", watched())
+    done = write(deep_path / "target", watched())
     assert (done.folders, done.files) == (1501, 1)
     assert most - before < 100
     assert descriptors() == before

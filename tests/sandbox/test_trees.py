@@ -129,11 +129,11 @@ def peak_kb(pid: int) -> int:
     return int(line.split()[1])
 
 
-async def test_five_hundred_folders_deep(box: Sandbox, tmp_path: Path) -> None:
+async def test_five_hundred_folders_deep(box: Sandbox, deep_path: Path) -> None:
     await out(box, f"mkdir -p /srv/{'d/' * 500}; echo x >/srv/{'d/' * 500}f")
-    done = await box.download("/srv", tmp_path / "deep")
+    done = await box.download("/srv", deep_path / "deep")
     assert (done.folders, done.files) == (501, 1)
-    done = await box.upload(tmp_path / "deep", "/root/deep")
+    done = await box.upload(deep_path / "deep", "/root/deep")
     assert (done.folders, done.files) == (501, 1)
     assert len(await box.list_files("/root/deep", recursive=True)) == 501
     await box.remove("/root/deep", recursive=True)
