@@ -148,7 +148,7 @@ async def _pass_on(command: Command, *, offset: int = 0, stdin: bool = False, sh
             async for chunk in command.output(offset):
                 streams[chunk.stream].write(chunk.data)
                 streams[chunk.stream].flush()
-        return await command.wait()
+        return await command.wait(output=not show)
     finally:
         if feeding:
             feeding.cancel()

@@ -144,13 +144,16 @@ class Box:
         self._folder = folder_of(id)
         make_folder(id)
         self._disk = disk.Disk(id)
+        self._hold = freezer.Hold()
         self.share = Share(self._folder, config)
-        self._environment = Environment(self._folder / "env.json")
+        self._environment = Environment(environment_path(id))
         self._sessions: dict[str, Session] = {}
         self._saved = Saved(id)
         self._slots: dict[Scope, Slot] = {}
         self._past: dict[str, SavedSession] = {}
         """Sessions that come back at their next command."""
+        self._told_late: dict[str, Changes] = {}
+        """Variables of `change_environment` that such a session has not been told of."""
         self._changed = changed
         self._leaving: Outcome | None = None
         self._asked: Cause | None = None
@@ -218,6 +221,12 @@ class Box:
         except OSError:
             return "lost"
         return "lost" if int(fields[6]) & PF_EXITING else None
+
+    def held_s(self) -> float:
+        return self._hold.seconds()
+
+    async def thawed(self) -> None:
+        await self._hold.over()
 
     def oom_killed(self) -> bool:
         before = self._oom_kills
@@ -312,7 +321,7 @@ class Box:
             if self.state not in ("running", "stopped", "exited"):
                 raise self._not_running()
             upper = await self._layer()
-            async with freezer.frozen(self._init) if self.state == "running" else contextlib.nullcontext():
+            async with self._hold.frozen(self._init) if self.state == "running" else contextlib.nullcontext():
                 await layer.copy(upper, target)
 
     async def image_id(self) -> str:
@@ -524,6 +533,7 @@ class Box:
                 self._forget()
                 profile.remove_cgroups(self.container)
                 self._endpoint.gone(self.id)
+                self._environment.clear()
                 self.log_file.close(remove=True)
                 shutil.rmtree(self._folder, ignore_errors=True)
                 self._saved.clear()
@@ -557,6 +567,9 @@ class Box:
         for session in sessions.values():
             if slot := self._slots.pop(session.scope, None):
                 slot.close()
+            if self._cgroup:
+                self._cgroup.give_back(session.scope)
+            self._told_late[session.name] = {**self._told_late.get(session.name, {}), **session.pending()}
 
     # -- commands
 
@@ -580,6 +593,8 @@ class Box:
         kept = past or saved.fresh(name, env, cwd)
         scope = self._cgroup.scope(keeps=True)
         session = Session(self, name, scope, env=kept.env, cwd=kept.cwd, past=past.state if past else None)
+        if past and (late := self._told_late.pop(name, {})):
+            session.change_env(late)
         self._sessions[name] = session
         self._slots[session.scope] = self._saved.slot(kept)
         return session
@@ -693,7 +708,7 @@ class Box:
         self._uses += 1
         await self._close_sessions()
         await self.commands.clear()
-        self._past = {}
+        self._past, self._told_late = {}, {}
         self._saved.clear()
         if not await cgroup.kill(self._cgroup.everything):
             return "a process outlived SIGKILL for 5 s"
@@ -735,6 +750,8 @@ class Box:
         self.execer.environment = self._environment.change(changes)
         for session in self.sessions():
             session.change_env(changes)
+        for name in self._past:
+            self._told_late[name] = {**self._told_late.get(name, {}), **changes}
         return self.environment()
 
     async def terminal(self, body: Terminal) -> TerminalEnd:
@@ -821,6 +838,11 @@ def spool_path(sandbox_id: str) -> Path:
     folder = home.node_dir() / "spool"
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder / f"{sandbox_id}.log"
+
+
+def environment_path(sandbox_id: str) -> Path:
+    """The file of a box's changed variables."""
+    return spool_path(sandbox_id).with_suffix(".env")
 
 
 def folder_of(sandbox_id: str) -> Path:

@@ -53,9 +53,11 @@ class Command:
         except PeerLost as error:
             raise SandboxLost(f"the node died while output was read: {error}") from error
 
-    async def wait(self) -> Observation:
-        """Its end, with all output that was kept. Cancelling this leaves the command running: see `cancel`."""
-        return await self._sandbox._call("command.wait", self._ref, Observation)
+    async def wait(self, *, output: bool = True) -> Observation:
+        """Its end, with all output that was kept (`output=False`: without). Cancelling this leaves the command running:
+        see `cancel`."""
+        ref = wire.CommandRef(id=self._sandbox.id, command_id=self.id, output=output)
+        return await self._sandbox._call("command.wait", ref, Observation)
 
     async def _wait_or_cancel(self) -> Observation:
         try:

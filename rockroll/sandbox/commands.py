@@ -161,13 +161,18 @@ class Commands:
         """Whether any is under way."""
         return any(not command.done.is_set() for command in self._all.values())
 
-    async def wait(self, command_id: str) -> Observation:
-        """Its end. Cancelling this leaves the command alone. Raises what kept it from running."""
+    async def wait(self, command_id: str, output: bool = True) -> Observation:
+        """Its end, with its output unless the caller has that. Cancelling this leaves the command alone.
+
+        Raises what kept it from running.
+        """
         command = self._get(command_id)
         await command.done.wait()
         if command.error:
             raise command.error
-        return command.journal.observation()
+        if not output and command.journal.end is not None:
+            return command.journal.end
+        return await asyncio.to_thread(command.journal.observation)
 
     async def output(self, command_id: str, offset: int, follow: bool) -> AsyncIterator[Part]:
         """What it printed from `offset` on, in order of arrival; with follow, as it comes, to its end."""
@@ -207,7 +212,7 @@ class Commands:
         if command.task is not None:
             command.task.cancel()
         await command.done.wait()
-        return command.journal.observation()
+        return await asyncio.to_thread(command.journal.observation)
 
     async def clear(self) -> None:
         """Ends all and forgets them: the box's next user must not see them."""

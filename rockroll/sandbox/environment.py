@@ -65,7 +65,9 @@ def check(changes: Changes) -> None:
 def as_bash(changes: Changes) -> bytes:
     """What an open shell runs, and keeps its $?. A variable that it has made readonly stays as it is."""
     lines = [
-        f"\\builtin unset -v {key}" if value is None else f"\\builtin export {key}={shlex.quote(value)}"
+        # `||`: with set -e a readonly variable would end the shell.
+        (f"\\builtin unset -v {key}" if value is None else f"\\builtin export {key}={shlex.quote(value)}")
+        + " || \\builtin :"
         for key, value in changes.items()
     ]
     first = "_ROCKROLL_STATUS=$?"

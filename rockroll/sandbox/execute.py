@@ -107,6 +107,8 @@ async def execute(home: Home, scope: Scope, body: Execute, tether: Tether | None
     process: Process | None = None
     over = False
     try:
+        if tether:
+            tether.send = partial(_send, scope)  # before the start: its first output may be seen before that returns
         stdin = _piped(tether.feed, home.uid) if tether and tether.feed else _stdin(body.stdin, home.uid)
         try:
             process = await home.execer.spawn(
@@ -131,8 +133,6 @@ async def execute(home: Home, scope: Scope, body: Execute, tether: Tether | None
             os.close(stdin)
         for pipe in pipes:
             pipe.started()
-        if tether:
-            tether.send = partial(_send, scope)
         in_time = await settled(process.ended, body.timeout)
         if in_time:
             code, outcome = _verdict(process.ended.result(), home)

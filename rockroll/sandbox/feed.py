@@ -30,6 +30,7 @@ class Feed:
         self._fd: asyncio.Future[int] = self._loop.create_future()
         self._turn = asyncio.Lock()
         self._fifo: Path | None = None
+        self._waiting: asyncio.Future[None] | None = None
 
     def through(self, fd: int) -> None:
         """Writes to this descriptor from now on, and owns it."""
@@ -87,6 +88,8 @@ class Feed:
             fd = self._fd.result()
             self._loop.remove_writer(fd)
             os.close(fd)
+        if self._waiting and not self._waiting.done():
+            self._waiting.set_result(None)  # somebody else may hold the pipe's other end, and never read
         ended, self._fd = self._fd, self._loop.create_future()
         self._fd.cancel()
         if not ended.done():

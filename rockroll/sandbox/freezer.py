@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,6 +21,36 @@ WITHIN_S = 5.0
 PAUSE_S = 0.001
 """v1 has no event for "all are frozen now": reading the file is what completes it."""
 _WORDS = {"freezer.state": ("FROZEN", "THAWED"), "cgroup.freeze": ("1", "0")}
+
+
+class Hold:
+    """One box's standing still: for how long it did, and its end."""
+
+    def __init__(self) -> None:
+        self._before = 0.0
+        self._since = 0.0
+        self._over = asyncio.Event()
+        self._over.set()
+
+    @asynccontextmanager
+    async def frozen(self, init: int) -> AsyncIterator[None]:
+        """As `frozen`, counted."""
+        self._since = time.monotonic()
+        self._over.clear()
+        try:
+            async with frozen(init):
+                yield
+        finally:
+            self._before += time.monotonic() - self._since
+            self._over.set()
+
+    def seconds(self) -> float:
+        """All of it until now."""
+        return self._before + (0.0 if self._over.is_set() else time.monotonic() - self._since)
+
+    async def over(self) -> None:
+        """Returns once the box is not frozen."""
+        await self._over.wait()
 
 
 @asynccontextmanager

@@ -169,7 +169,7 @@ class SandboxHost:
                 await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         await disk.whole(lambda: disk.sweep(self._boxes))
         await self._snapshots.sweep()
-        for spool in (home.node_dir() / "spool").glob("*.log"):
+        for spool in (home.node_dir() / "spool").glob("*"):
             if spool.stem not in self._boxes:
                 spool.unlink(missing_ok=True)
         for folder in saved.folder().glob("*"):
@@ -561,7 +561,7 @@ class SandboxHost:
         return self._box(body.id).commands.list()
 
     async def _wait_command(self, body: wire.CommandRef, _peer: rpc.Peer) -> wire.Observation:
-        return await self._box(body.id).commands.wait(body.command_id)
+        return await self._box(body.id).commands.wait(body.command_id, body.output)
 
     async def _cancel_command(self, body: wire.CommandRef, _peer: rpc.Peer) -> wire.Observation:
         return await self._box(body.id).commands.cancel(body.command_id)

@@ -11,6 +11,8 @@ commands.py.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import os
 import struct
 from bisect import bisect_right
@@ -24,6 +26,8 @@ from rockroll.sandbox.wire import Observation
 
 _HEAD = struct.Struct(">cI")
 PART = 1 << 16
+MOST_FRAMES = 1 << 16
+"""What the node remembers of one command's output has an end, however its streams alternate."""
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,6 +68,7 @@ class Journal:
         self._position = 0
         self._offsets: list[int] = []
         self._places: list[tuple[int, int, int]] = []  # position in the file, stream, length
+        self._lost = 0  # bytes that could not be kept
         self._followers: set[asyncio.Future[None]] = set()
 
     @classmethod
@@ -85,16 +90,41 @@ class Journal:
         return journal
 
     def write(self, stream: int, data: bytes) -> None:
-        """Appends output; stream is 1 or 2."""
-        if self._fd >= 0 and self.end is None:
-            self._note(self._append(b"%d" % stream, data), stream, len(data))
+        """Appends output; stream is 1 or 2. What cannot be kept is counted, in the end's truncated_bytes."""
+        if self._fd < 0 or self.end is not None:
+            return
+        try:
+            if not self._extend(stream, data):
+                if len(self._places) >= MOST_FRAMES:
+                    raise OSError(errno.ENOSPC, "the streams alternate too often")
+                self._note(self._append(b"%d" % stream, data), stream, len(data))
+        except OSError:
+            self._lost += len(data)
+        else:
             self._wake()
+
+    def _extend(self, stream: int, data: bytes) -> bool:
+        """Adds to the last frame where it is of this stream and small: a byte at a time must not become a frame each.
+        The length is written after the bytes, so that a crash leaves the frame as it was."""
+        if not self._places:
+            return False
+        position, last, length = self._places[-1]
+        if last != stream or length + len(data) > PART:
+            return False
+        _write_all(self._fd, data, self._position)
+        _write_all(self._fd, _HEAD.pack(b"%d" % stream, length + len(data)), position - _HEAD.size)
+        self._places[-1] = position, stream, length + len(data)
+        self._position += len(data)
+        self.size += len(data)
+        return True
 
     def finish(self, end: Observation) -> None:
         """How it ended; the bytes in `end` are not kept again."""
         if self._fd >= 0 and self.end is None:
-            self.end = msgspec.structs.replace(end, stdout=b"", stderr=b"")
-            self._append(b"E", msgspec.msgpack.encode(self.end))
+            truncated = end.truncated_bytes + self._lost
+            self.end = msgspec.structs.replace(end, stdout=b"", stderr=b"", truncated_bytes=truncated)
+            with contextlib.suppress(OSError):  # a full disk: this node knows it, the next one will say "lost"
+                self._append(b"E", msgspec.msgpack.encode(self.end))
             self._wake()
 
     def observation(self) -> Observation:
@@ -142,7 +172,7 @@ class Journal:
 
     def _append(self, kind: bytes, body: bytes) -> int:
         """Where the body begins in the file. One write: a crash leaves whole frames, or one torn at the end."""
-        os.pwrite(self._fd, _HEAD.pack(kind, len(body)) + body, self._position)
+        _write_all(self._fd, _HEAD.pack(kind, len(body)) + body, self._position)
         place = self._position + _HEAD.size
         self._position = place + len(body)
         return place
@@ -156,6 +186,12 @@ class Journal:
         for follower in self._followers:
             if not follower.done():
                 follower.set_result(None)
+
+
+def _write_all(fd: int, data: bytes, position: int) -> None:
+    """Raises OSError where not all of it was written; what stands after the last whole frame is written over."""
+    if os.pwrite(fd, data, position) < len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _frames(raw: bytes) -> list[tuple[bytes, int, bytes]]:

@@ -91,6 +91,14 @@ class Home(Protocol):
         """Appends to the box's log."""
         ...
 
+    def held_s(self) -> float:
+        """Seconds for which the box has stood still, while its files were copied."""
+        ...
+
+    async def thawed(self) -> None:
+        """Waits while it stands still."""
+        ...
+
 
 class Session:
     """See the module's drawing. `close` before letting go."""
@@ -142,7 +150,7 @@ class Session:
             raise UsageError(f"timeout: seconds above zero, or none at all; got {timeout:g}")
         async with self._turn:
             restarted = await self._ready()
-            await self._export()
+            restarted |= await self._export()
             return await self._run(command, timeout, max_output, label, restarted, tether)
 
     def change_env(self, changes: Changes) -> None:
@@ -150,18 +158,29 @@ class Session:
         self._env = {key: value for key, value in self._env.items() if key not in changes}
         self._unexported.update(changes)
 
-    async def _export(self) -> None:
+    async def _export(self) -> bool:
+        """Whether the shell had to be replaced for it: then it is a new one, which does not have the changes yet."""
         if not self._unexported or self._shell is None:
-            return
-        code, self._unexported = as_bash(self._unexported), {}
+            return False
+        changes, code = self._unexported, as_bash(self._unexported)
+        self._unexported = {}
         verdict = self._shell.begin(code, _unseen, _unseen)  # with set -x it would show values, and they may be secret
         try:
-            if not await settled(verdict, EXPORT_S):  # a DEBUG trap of the session's own holds it up
-                await self._interrupt_shielded(self._shell, verdict)
+            held_up = not await settled(verdict, EXPORT_S)  # by a DEBUG trap of the session's own
+            if held_up and await self._interrupt_shielded(self._shell, verdict):
+                self._unexported = {**changes, **self._unexported}
+                if self._shell is None:
+                    await self._ready()
+                return True
         except asyncio.CancelledError:
             if not verdict.done():
                 self._mend(self._interrupt(self._shell, verdict))
             raise
+        return False
+
+    def pending(self) -> Changes:
+        """Variables that no shell of it has been told of yet."""
+        return dict(self._unexported)
 
     def saved(self) -> tuple[bytes, dict[str, str], str | None, bool]:
         """For a shell that is to begin as this one is: the state after its last command, the variables and folder it
@@ -195,6 +214,11 @@ class Session:
             if self._home.doomed():
                 raise SandboxLost("the sandbox ended while a shell was being opened in it") from None
             raise
+        if self._closed:  # meanwhile: what was killed then was not yet this shell
+            self._shell.send(signal.SIGKILL)
+            await self._shell.ended()
+            self._drop_shell()
+            raise self._was_closed()
         return had
 
     def _was_closed(self) -> SessionError:
@@ -207,7 +231,7 @@ class Session:
         assert shell is not None
         log = Headed(self._home.log, self.name, label, command)
         out, err = captures(limit, log, tether)
-        begun = time.perf_counter()
+        begun, held = time.perf_counter(), self._home.held_s()
         self.scope.begin()
         verdict = shell.begin(command, out, err, tether.feed if tether else None)
         self.scope.meter.begin()  # while bash reads what was typed: that takes it longer
@@ -219,7 +243,7 @@ class Session:
             self._mend(self._interrupt(shell, verdict))
             log.end("killed: its caller is gone")
             raise
-        if not ended:
+        if not ended and not await self._after_a_hold(verdict, held):
             restarted = await self._interrupt_shielded(shell, verdict)
             outcome, code = self._home.doomed() or "timeout", None
         elif verdict.result().died:
@@ -244,6 +268,16 @@ class Session:
             duration_s=time.perf_counter() - begun,
             events=self.scope.meter.events(),
         )
+
+    async def _after_a_hold(self, verdict: asyncio.Future[Verdict], before: float) -> bool:
+        """The timeout is over. While its files are copied the box stands still: that time is given back; whether the
+        command ended in it."""
+        while (held := self._home.held_s()) > before:
+            await self._home.thawed()
+            before, given = held, held - before
+            if await settled(verdict, given):
+                return True
+        return False
 
     def _send(self, shell: Shell, number: int) -> None:
         """A signal to what the command under way has started; Ctrl-C's is for bash as well, as on a terminal."""
@@ -300,14 +334,16 @@ class Session:
 
     async def _interrupt(self, shell: Shell, verdict: asyncio.Future[Verdict]) -> bool:
         """Ends the command and everything it started; whether the shell had to be replaced."""
+        await self._home.thawed()  # one that stands still cannot answer
         end = asyncio.get_running_loop().time() + RESIST_S
-        shell.send(signal.SIGINT)
-        cgroup.send(self.scope.started, (shell.pid,), signal.SIGINT)
-        await settled(verdict, GRACE_S)
-        cgroup.send(self.scope.started, (shell.pid,), signal.SIGKILL)
-        while not await settled(verdict, STEP_S) and asyncio.get_running_loop().time() < end:
-            cgroup.send(self.scope.started, (shell.pid,), signal.SIGKILL)
+        while True:
+            # Both each time: a bash that waits for a child heeds its SIGINT only if the child dies of one as well.
             shell.send(signal.SIGINT)
+            cgroup.send(self.scope.started, (shell.pid,), signal.SIGINT)
+            await settled(verdict, GRACE_S)
+            cgroup.send(self.scope.started, (shell.pid,), signal.SIGKILL)
+            if await settled(verdict, STEP_S) or asyncio.get_running_loop().time() > end:
+                break
         if not verdict.done():
             shell.send(signal.SIGKILL)  # no SIGCONT before: a stopped shell would go on for a moment
             await shell.ended()

@@ -45,6 +45,8 @@ OPEN_TIMEOUT_S = 20.0
 READ = 1 << 18
 REGISTER_AFTER_S = 0.001
 """A stream is watched only once a command is older than this: most are not, and watching costs four system calls."""
+STATE_PART = 1 << 20
+"""Bytes of state that are taken in one turn of the loop."""
 STATE_LIMIT = 8 << 20
 """Variables and functions over this are not carried into a shell that must be replaced."""
 
@@ -336,9 +338,11 @@ class Shell:
         self._id = b""
         if self._timer:
             self._timer.cancel()
-        self._out.finish()
-        self._err.finish()
-        self.verdict.set_result(verdict)
+        try:
+            self._out.finish()
+            self._err.finish()
+        finally:
+            self.verdict.set_result(verdict)
 
     def _on_death(self, status: asyncio.Future[int | None]) -> None:
         if self._timer:
@@ -360,9 +364,11 @@ class Shell:
         if self._state_timer:
             self._state_timer.cancel()
             self._state_timer = None
+        left = STATE_PART  # whoever floods this pipe must not keep us here
         try:
-            while data := os.read(self._state, READ):
+            while left > 0 and (data := os.read(self._state, READ)):
                 self._saving += data
+                left -= len(data)
         except BlockingIOError:
             pass
         if self._unsaved and self._saving.endswith(self._unsaved):
@@ -428,7 +434,8 @@ def replay(state: bytes) -> bytes:
     names = b" ".join(shopts.split(b":"))
     # What a new shell has set is unset first. `set -e` and its like come last: until then an assignment to a readonly
     # variable may fail. By then the state's own functions and aliases are there: hence \builtin.
-    lines = [b"shopt -u ${BASHOPTS//:/ }", b"shopt -s " + names]
+    # What the shell inherits and the session had unset or no longer exported is not in the state.
+    lines = [b"unset -v $(compgen -e)", b"shopt -u ${BASHOPTS//:/ }", b"shopt -s " + names]
     lines += [b"set +o braceexpand +o hashall +o interactive-comments", rest]
     lines += [b"\\builtin set -o " + name for name in shell.split(b":")]
     return b"\n".join(lines) + b"\n"

@@ -8,6 +8,7 @@ writers put in.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import os
 from collections.abc import AsyncIterator
@@ -35,10 +36,12 @@ class Spool:
         self._followers: set[asyncio.Future[None]] = set()
 
     def write(self, data: bytes) -> None:
-        """Appends; nothing once it is closed."""
+        """Appends; nothing once it is closed, and nothing that a full disk of the host does not take: a log must never
+        fail the command that it is of."""
         if self._fd < 0 or not data:
             return
-        self.size += os.pwrite(self._fd, data, self.size)
+        with contextlib.suppress(OSError):
+            self.size += os.pwrite(self._fd, data, self.size)
         if self.size - self.start > self._limit:
             self._give_back(self.size - self._limit // 2)
         self._wake()

@@ -278,6 +278,8 @@ class Start(Struct, frozen=True):
 class CommandRef(Struct, frozen=True):
     id: str
     command_id: str
+    output: bool = True
+    """Whether `command.wait` answers with what was printed, too."""
 
 
 class CommandInfo(Struct, frozen=True):

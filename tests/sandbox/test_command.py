@@ -14,9 +14,11 @@ import pytest_asyncio
 
 from rockroll.errors import SessionError, UsageError
 from rockroll.sandbox import commands, wire
+from rockroll.sandbox import journal as journal_module
 from rockroll.sandbox.commands import Commands
 from rockroll.sandbox.feed import Feed, Tether
 from rockroll.sandbox.journal import Asked, Journal
+from rockroll.sandbox.spool import Spool
 from tests.sandbox.conftest import Lab
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -279,3 +281,39 @@ async def test_a_feed_whose_command_never_opens_it_ends(tmp_path: Path) -> None:
     feed.over()
     with pytest.raises(SessionError, match="closed"):
         await writing
+
+
+async def test_a_byte_at_a_time_is_not_a_frame_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "MOST_FRAMES", 10)
+    journal = Journal(tmp_path / "j", asked())
+    for number in range(300_000):
+        journal.write(1, b"%d" % (number % 10))
+    assert len(journal._places) == 5
+    for number in range(20):  # one that alternates gets an end, and what is over is counted
+        journal.write(1 + number % 2, b"x")
+    _finished(journal)
+    assert journal.end is not None and journal.end.truncated_bytes == 7
+    again = Journal.load(tmp_path / "j")
+    assert again.observation().stdout[:20] == b"01234567890123456789"
+    assert (again.size, again.end) == (300_013, journal.end)
+
+
+async def test_a_full_disk_costs_the_record_and_not_the_command(tmp_path: Path) -> None:
+    """/dev/full takes no byte."""
+    log = Spool(tmp_path / "log")
+    os.dup2(os.open("/dev/full", os.O_RDWR), log._fd)
+    log.write(b"x" * 100)
+    assert log.size == 0
+    log.close(remove=True)
+    journal = Journal(tmp_path / "j", asked())
+    os.dup2(os.open("/dev/full", os.O_RDWR), journal._fd)
+    journal.write(1, b"x" * 100)
+    _finished(journal)
+    assert journal.end is not None and (journal.size, journal.end.truncated_bytes) == (0, 100)
+    journal.close(remove=True)
+
+
+async def test_input_for_a_program_that_has_ended_but_whose_child_holds_the_pipe_is_refused(shared: Lab) -> None:
+    command = await begin(shared, ["sh", "-c", "exec 3<&0; sleep 5 <&3 & sleep 0.3"], stdin=True)
+    with pytest.raises(SessionError, match="closed"):
+        await asyncio.wait_for(command.send(b"x" * 1_000_000), 3)

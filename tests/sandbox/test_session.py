@@ -356,3 +356,56 @@ async def test_the_saved_state_is_the_last_commands_alone_however_fast_they_come
         assert b":extglob:" in state.partition(b"\n")[0]
         assert state.count(b"\ndeclare -r BASHOPTS") == 1
         await lab.call("session.close", wire.SessionSpec(id=lab.id, session=session))
+
+
+async def test_what_a_session_had_unset_stays_unset_in_its_next_shell(s: Session) -> None:
+    await s.run("unset OPENAI_API_KEY; export -n OPENAI_BASE_URL; export MINE=1")
+    await s.run("kill -STOP $$", timeout=0.4)
+    assert await s.out("echo [$OPENAI_API_KEY] $MINE; env | grep -c '^OPENAI_BASE_URL=' || true") == "[] 1\n0"
+
+
+async def test_a_flood_of_state_harms_its_own_session_only(shared: Lab) -> None:
+    await shared.run("echo", session="flood")
+    (place,) = [p for p in (shared.box._folder / "s").iterdir() if p.name == str(shared.box._shells)]
+    flood = f"head -c 400000000 /dev/zero >/dev/rr/{place.name}/state & x=1"
+    running = asyncio.create_task(shared.run(flood, session="flood", timeout=2))
+    worst = 0.0
+    while not running.done():
+        begun = time.perf_counter()
+        await shared.run("true", session="beside")
+        worst = max(worst, time.perf_counter() - begun)
+    assert worst < 1
+    await shared.call("session.close", wire.SessionSpec(id=shared.id, session="flood"))
+
+
+async def test_closing_a_session_while_its_shell_opens_ends_it(shared: Lab) -> None:
+    for _ in range(5):
+        running = asyncio.create_task(shared.run("sleep 7666", session="hasty", timeout=10))
+        await asyncio.sleep(0)
+        await asyncio.wait_for(shared.call("session.close", wire.SessionSpec(id=shared.id, session="hasty")), 5)
+        assert isinstance((await asyncio.gather(running, return_exceptions=True))[0], SessionError)
+        assert not shared.named("7666")
+
+
+async def test_sessions_of_a_recycled_box_leave_no_descriptor(lab: Lab) -> None:
+    async def use() -> int:
+        await lab.run("true")
+        await lab.run("true", session="other")
+        assert (await lab.recycle()).ok
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    before = await use()
+    assert max([await use() for _ in range(3)]) <= before
+    assert lab.box._cgroup is not None and lab.box._cgroup._made <= 3
+
+
+async def test_time_in_which_a_box_stands_still_does_not_count(lab: Lab) -> None:
+    await lab.run("x=kept")
+    running = asyncio.create_task(lab.run("sleep 0.4; echo done", timeout=0.8))
+    await asyncio.sleep(0.1)
+    async with lab.box._hold.frozen(lab.box.init):
+        await asyncio.sleep(1)
+    done = await running
+    assert (done.outcome, done.stdout, done.session_restarted) == ("ok", b"done\n", False)
+    late = await lab.run("sleep 60", timeout=0.2)
+    assert (late.outcome, late.session_restarted) == ("timeout", False)
