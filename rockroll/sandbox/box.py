@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import shutil
 import signal
@@ -23,6 +24,7 @@ from rockroll import home
 from rockroll.errors import (
     HostError,
     LimitNotEnforced,
+    RockrollError,
     SandboxError,
     SandboxLost,
     SandboxNotFound,
@@ -83,6 +85,7 @@ Short, because bash reads what is typed to it one byte at a time, and every comm
 PF_EXITING = 0x4
 CONMON_S = 10.0
 """Conmon ends some 0.1 s after the box's init; longer than this it hangs, and Podman is asked all the same."""
+_log = logging.getLogger(__name__)
 
 
 class Endpoint:
@@ -169,7 +172,11 @@ class Box:
         self._conmon: Process | None = None
         self._cgroup: BoxCgroup | None = None
         self._execer: OciExec | None = None
+        self._loose = False
+        """Whether an init may live that nobody watches: a start has failed."""
         self._closing: asyncio.Task[None] | None = None
+        self._turns: set[asyncio.Task[None]] = set()
+        """Stops and starts under way: they go on to their end when their callers do not."""
         self._life = asyncio.Lock()
         """Held by stop, start, recycle and remove: Podman does not bear two of them on one container."""
         self._shells = 0
@@ -410,7 +417,7 @@ class Box:
                 self._conmon = None
 
     def _on_init_end(self, status: asyncio.Future[int | None]) -> None:
-        self.state = after(self.state, "died")
+        self.state = after(self.state, "stop" if self._leaving == "killed" else "died")
         self._endpoint.gone(self.id)
         # The counter is read now: its cgroup goes with the container.
         bury = self._bury(status.result(), self.oom_killed())
@@ -447,31 +454,49 @@ class Box:
             await asyncio.shield(self._closing)
 
     async def stop(self) -> None:
-        """Ends everything in the box; its files stay."""
+        """Ends everything in the box; its files stay. Where Podman cannot, it runs on as it was."""
+        await self._whole(self._stop())
+
+    async def _stop(self) -> None:
         async with self._life:
             self._need_container()
             if self.state == "stopped":
                 return
-            self.state = after(self.state, "stop")
+            stopped = after(self.state, "stop")
             self._leaving = "killed"
-            await self._podman.stop(self.container)
-            await self._ended()
-            self.cause = self.ended = None
+            try:
+                await self._podman.stop(self.container)
+            except BaseException:
+                if self._init_lives():
+                    self._leaving = None
+                raise
+            await self._end_init()
+            self.state, self.cause, self.ended = stopped, None, None
             self._changed(self)
+
+    async def _whole(self, work: Coroutine[Any, Any, None]) -> None:
+        """In a task of the box's own: half a start would be a box that nobody knows."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._turns.add(task)
+        task.add_done_callback(self._turns.discard)
+        await asyncio.shield(task)
 
     async def start(self, *, sessions: bool = False) -> None:
         """Again after stop or death; the endpoint is bound anew before any command runs.
 
         sessions: each comes back with its state at its next command; else it is new then, and says so.
         """
+        await self._whole(self._start(sessions))
+
+    async def _start(self, sessions: bool) -> None:
         async with self._life:
             self._need_container()
             if self.state == "running":
                 return
-            cause = self.cause
-            self.state = after(self.state, "start")
+            cause, ended, starting = self.cause, self.ended, after(self.state, "start")
+            await self._end_init()
+            self.state = starting
             try:
-                await self._ended()
                 past = self._saved.load() or self._past
                 if not sessions:
                     past = {name: saved.fresh(name, {}, None) for name in past}
@@ -479,7 +504,7 @@ class Box:
                 self._past = past
                 await self.up(self.container)
             except BaseException:
-                self.state, self.cause = "exited", cause or "runtime_crash"
+                await self._fall(cause or "runtime_crash", ended)
                 raise
             self.cause = self.ended = None
             self._changed(self)
@@ -505,10 +530,32 @@ class Box:
         lost = lost if restart and lost else ["every process that ran, background jobs too", *lost]
         return cause, sorted(self._past), lost
 
-    async def _ended(self) -> None:
-        """Init is dead, and so is every session."""
-        if self._init_end:
+    async def _fall(self, cause: Cause, ended: float | None) -> None:
+        """The box could not be brought up, or not be taken over: `exited`, whatever of it runs."""
+        self.state, self._loose = "exited", True
+        try:
+            await self._end_init()
+        except (RockrollError, OSError) as error:
+            _log.warning("sandbox %s: what is left of it ends at the next start: %s", self.id, error)
+        self.state, self.cause, self.ended = "exited", cause, ended or time.time()
+        self._changed(self)
+
+    def _init_lives(self) -> bool:
+        return self._init_end is not None and not self._init_end.ended.done()
+
+    async def _end_init(self) -> None:
+        """Init is dead, and so is every session. Raises HostError, SandboxNotFound where Podman must be asked."""
+        if self._loose and not self._init_lives():
+            found = await self._podman.inspect(self.container)
+            if self._is_mine(int(found["State"]["Pid"])):
+                self._init = int(found["State"]["Pid"])
+                with contextlib.suppress(SandboxLost):
+                    self._watch_init(int(found["State"].get("ConmonPid") or 0))
+        if self._init_end and self._init_lives():
+            freezer.thaw(self._init)  # on cgroup v1 what is frozen does not die
+            self._init_end.send(signal.SIGKILL)
             await asyncio.shield(self._init_end.ended)
+        self._loose = False
         if self._closing:
             await self._closing
 
@@ -547,12 +594,15 @@ class Box:
 
     async def leave(self) -> None:
         """The node ends and the box goes on: its sessions end, init and files stay for the next node."""
-        await self._close_sessions()
-        await self.commands.close()
-        self._forget()
-        if self._conmon:
-            self._conmon.forget()
-        self.log_file.close(remove=False)
+        async with self._life:
+            if self._closing:
+                await self._closing
+            await self._close_sessions()
+            await self.commands.close()
+            self._forget()
+            if self._conmon:
+                self._conmon.forget()
+            self.log_file.close(remove=False)
 
     def _forget(self) -> None:
         if self._init_end:
@@ -814,7 +864,8 @@ class Box:
             return SandboxLost(f"{said}; `restore` brings its files and sessions back", cause=self.cause)
         if self.state == "stopped":
             return SandboxLost(f"sandbox {self.id} is stopped; start it again, or `restore` it with its sessions")
-        doing = self._busy or ("being deleted" if self._leaving and self.state == "running" else self.state)
+        leaving = "being stopped" if self._leaving == "killed" else "being deleted"
+        doing = self._busy or (leaving if self._leaving and self.state == "running" else self.state)
         return SandboxError(f"sandbox {self.id} is {doing}: it takes commands only while it runs")
 
 

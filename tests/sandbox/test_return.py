@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from rockroll import home
-from rockroll.errors import SandboxError, SandboxLost, SandboxNotFound, UsageError
+from rockroll.errors import HostError, SandboxError, SandboxLost, SandboxNotFound, UsageError
 from rockroll.sandbox import saved, wire
 from rockroll.sandbox.host import SandboxHost
 from tests.sandbox.conftest import Lab
@@ -275,3 +275,59 @@ async def test_a_podman_service_that_is_killed_is_replaced_and_calls_go_on(host:
     assert await lab.out("echo on") == "on"
     await lab.call("sandbox.delete", ref(lab))
     assert await host._podman.list({"rockroll.home": home.home_id()}) == []
+
+
+# ---- a stop or start that fails ------------------------------------------------------------------------------------
+
+
+async def test_a_stop_that_podman_refuses_leaves_the_box_running_and_can_be_repeated(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await lab.run("x=1")
+
+    async def refuse(*_: Any) -> None:
+        raise HostError("Podman did not answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lab.host._podman, "stop", refuse)
+        with pytest.raises(HostError):
+            await lab.call("sandbox.stop", ref(lab))
+    assert await lab.out("echo $x") == "1"
+    assert (await lab.call("sandbox.stop", ref(lab))).state == "stopped"
+    assert (await lab.call("sandbox.start", ref(lab))).state == "running"
+
+
+async def test_a_start_that_fails_half_way_leaves_no_init_and_can_be_repeated(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await lab.run("x=1")
+    inits: list[int] = []
+
+    async def fail(_: str, pid: int) -> None:
+        inits.append(pid)
+        raise HostError("the port is taken")
+
+    os.kill(lab.box.init, signal.SIGKILL)
+    await until_dead(lab)
+    with monkeypatch.context() as patch:
+        patch.setattr(lab.box._endpoint, "open", fail)
+        with pytest.raises(HostError, match="port"):
+            await asyncio.wait_for(restore(lab), 10)
+    (init,) = inits
+    assert not Path(f"/proc/{init}").exists()
+    assert ((await until_dead(lab)).cause, lab.box.state) == ("killed", "exited")
+    assert (await asyncio.wait_for(restore(lab), 10)).sessions == ["default"]
+    assert await lab.out("echo $x") == "1"
+
+
+async def test_a_start_whose_caller_hangs_up_is_seen_to_its_end(lab: Lab) -> None:
+    await lab.run("x=1")
+    for delay in (0.0, 0.1, 0.2):
+        await lab.call("sandbox.stop", ref(lab))
+        starting = asyncio.create_task(restore(lab))
+        await asyncio.sleep(delay)
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        await asyncio.gather(*lab.box._turns)
+        await asyncio.wait_for(restore(lab), 10)
+        assert await lab.out("echo $x") == "1"
