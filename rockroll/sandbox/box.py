@@ -339,14 +339,24 @@ class Box:
 
     async def adopt(self, container: str, state: State, cause: Cause | None, ended: float | None) -> None:
         """A box that an earlier node left. Where its init lives, what that node's sessions ran is killed and they come
-        back at their next command; else it is `stopped` or `exited`, for a restore. state, cause, ended: as that node
-        knew them. Raises HostError, SandboxNotFound.
+        back at their next command; else it is `stopped` or `exited`, for a restore; `exited` too where it could not be
+        taken over. state, cause, ended: as that node knew them. Raises SandboxNotFound where Podman knows it no more.
         """
         self.container = container
         self._starts += 1
-        for left in (self._folder / "s").iterdir():
-            shutil.rmtree(left)
+        for left in (*(self._folder / "s").iterdir(), *(self._folder / "x").iterdir()):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
         self._past = self._saved.load()
+        try:
+            await self._take_over(state, cause, ended)
+        except SandboxNotFound:
+            raise
+        except (RockrollError, OSError) as error:
+            _log.warning("sandbox %s of an earlier node could not be taken over: %s", self.id, error)
+            await self._fall(cause or "runtime_crash", ended)
+
+    async def _take_over(self, state: State, cause: Cause | None, ended: float | None) -> None:
+        container = self.container
         found = await self._podman.inspect(container)
         if self._is_mine(int(found["State"]["Pid"])):
             await self._attach(fresh=False)
@@ -560,33 +570,38 @@ class Box:
             await self._closing
 
     async def remove(self, cause: Cause = "deleted") -> None:
-        """Deletes the container and every trace of it on this host. Never fails for what is gone already.
+        """Deletes the container and every trace of it on this host. Never fails for what is gone already; where it
+        fails (HostError) the box is there still, and can be removed again.
 
         cause: why, unless it has died of something before.
         """
         async with self._life:
+            if self._removed:
+                return
             self._leaving, self._asked = "lost", cause
             try:
                 await self._podman.remove(self.container or container_name(self.id))
                 if self._disk.exists():
                     await disk.whole(self._disk.remove)
-            finally:
-                if self._init_end and not self._init_end.ended.done():
-                    await asyncio.wait([self._init_end.ended], timeout=5)
-                if self._closing:
-                    await self._closing
-                await self._close_sessions()
-                await self.commands.clear()
-                self._forget()
-                profile.remove_cgroups(self.container)
-                self._endpoint.gone(self.id)
-                self._environment.clear()
-                self.log_file.close(remove=True)
-                shutil.rmtree(self._folder, ignore_errors=True)
-                self._saved.clear()
-                self._removed = True
-                self.state, self.cause = after(self.state, "removed"), self.cause or cause
-                self.ended = self.ended or time.time()
+            except BaseException:
+                self._leaving = self._asked = None
+                raise
+            if self._init_end and not self._init_end.ended.done():
+                await asyncio.wait([self._init_end.ended], timeout=5)
+            if self._closing:
+                await self._closing
+            await self._close_sessions()
+            await self.commands.clear()
+            self._forget()
+            profile.remove_cgroups(self.container)
+            self._endpoint.gone(self.id)
+            self._environment.clear()
+            self.log_file.close(remove=True)
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._saved.clear()
+            self._removed = True
+            self.state, self.cause = after(self.state, "removed"), self.cause or cause
+            self.ended = self.ended or time.time()
 
     def _need_container(self) -> None:
         if self._removed:

@@ -49,6 +49,8 @@ from rockroll.sandbox.spawner import Spawner
 ID_LABEL = "rockroll.id"
 CREATES_AT_ONCE = 4
 """With more at once on two cores no box is ready sooner (22-25 a second at 4 and at 8)."""
+REMOVE_AGAIN_S = 60.0
+"""A box whose time is over or whose owner is gone, and which Podman could not remove, is tried again after this."""
 _VERSION = importlib.metadata.version("rockroll")
 _log = logging.getLogger(__name__)
 
@@ -182,13 +184,23 @@ class SandboxHost:
         box.commands.load()
         try:
             await box.adopt(row.container, row.state, row.cause, row.ended)
-            if row.owner == "connection":
-                self._watch_owner(row)
-        except (RockrollError, ProcessLookupError) as error:
-            _log.warning("sandbox %s of an earlier node cannot be taken over: %s", row.id, error)
-            await self._remove(box, "node_lost")
+        except SandboxNotFound:
+            await self._discard(box, "node_lost")
             return
+        if row.owner == "connection":
+            try:
+                self._watch_owner(row)
+            except ProcessLookupError:
+                await self._discard(box, "owner_gone")
+                return
         self._watch_ttl(box)
+
+    async def _discard(self, box: Box, cause: wire.Cause) -> None:
+        """One that resists is no reason to serve nobody."""
+        try:
+            await self._remove(box, cause)
+        except RockrollError as error:
+            _log.error("sandbox %s of an earlier node could not be removed: %s", box.id, error)
 
     def _watch_owner(self, row: Row) -> None:
         """ProcessLookupError where it has just ended."""
@@ -410,18 +422,22 @@ class SandboxHost:
         await asyncio.shield(self._removing[box.id])
 
     async def _remove_once(self, box: Box, cause: wire.Cause) -> None:
+        try:
+            await box.remove(cause)
+        except RockrollError:
+            if cause in ("ttl", "owner_gone"):  # nobody else will ask again
+                loop = asyncio.get_running_loop()
+                self._ttl[box.id] = loop.call_later(REMOVE_AGAIN_S, lambda: self._spawn(self._remove(box, cause)))
+            raise
         for timers in (self._ttl, self._idle):
             if timer := timers.pop(box.id, None):
                 timer.cancel()
         if owner := self._owners.pop(box.id, None):
             owner.forget()
-        try:
-            await box.remove(cause)
-        finally:
-            self._boxes.pop(box.id, None)
-            self._registry.drop(box.id, cause, time.time())
-            for owned in self._owned.values():
-                owned.discard(box.id)
+        self._boxes.pop(box.id, None)
+        self._registry.drop(box.id, cause, time.time())
+        for owned in self._owned.values():
+            owned.discard(box.id)
 
     def _spawn(self, work: Any) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)

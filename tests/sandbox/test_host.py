@@ -12,7 +12,7 @@ from socket import socket as Socket
 import pytest
 
 from rockroll import home, rpc
-from rockroll.errors import ImageMissing, SandboxError, SandboxLost, SandboxNotFound, UsageError
+from rockroll.errors import HostError, ImageMissing, SandboxError, SandboxLost, SandboxNotFound, UsageError
 from rockroll.sandbox import wire
 from rockroll.sandbox.host import SandboxHost
 from tests.sandbox.conftest import Lab
@@ -122,6 +122,45 @@ async def test_a_box_is_deleted_at_its_time_to_live(host: SandboxHost) -> None:
             await asyncio.sleep(0.05)
 
 
+async def test_a_removal_that_fails_forgets_nothing_and_can_be_repeated(
+    host: SandboxHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = await Lab(host, name="stays").up()
+    await lab.run("x=1")
+
+    async def refuse(*_: object) -> None:
+        raise HostError("Podman did not answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(host._podman, "remove", refuse)
+        with pytest.raises(HostError):
+            await lab.call("sandbox.delete", ref(lab))
+    assert "stays" in [row.name for row in host._registry.rows()]
+    assert await lab.out("echo $x") == "1"
+    assert (await lab.call("sandbox.delete", ref(lab))).state == "gone"
+    with pytest.raises(SandboxNotFound, match="it was deleted"):
+        host.resolve("stays")
+
+
+async def test_a_time_to_live_that_podman_does_not_carry_out_is_tried_again(
+    host: SandboxHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: object) -> None:
+        refused.set()
+        raise HostError("Podman did not answer")
+
+    refused = asyncio.Event()
+    with monkeypatch.context() as patch:
+        patch.setattr("rockroll.sandbox.host.REMOVE_AGAIN_S", 0.2)
+        patch.setattr(host._podman, "remove", refuse)
+        lab = await Lab(host, ttl="1s").up()
+        await asyncio.wait_for(refused.wait(), 5)
+        assert lab.id in host._boxes
+    async with asyncio.timeout(5):
+        while lab.id in host._boxes:
+            await asyncio.sleep(0.01)
+
+
 async def test_limits_and_use_are_read_from_the_kernel(lab: Lab) -> None:
     await lab.run("head -c 1000000 /dev/zero >/srv/file; sleep 9 & true")
     stats = await lab.call("sandbox.stats", ref(lab))
@@ -225,6 +264,37 @@ async def test_a_new_host_sweeps_boxes_of_dead_owners_and_takes_detached_and_own
         assert [path.name for path in (home.runtime_dir() / "b").iterdir()] == [kept.id]
         await kept.call("sandbox.delete", ref(kept))
         assert await second._podman.list({"rockroll.home": home.home_id()}) == []
+    finally:
+        await second.close()
+
+
+async def test_a_box_that_cannot_be_taken_over_is_kept_for_a_restore(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROCKROLL_HOME", str(tmp_path))
+    first = SandboxHost()
+    await first.start()
+    lab = Lab(first)
+    lab.id = (await lab.call("sandbox.create", wire.Create(config={"memory": "64m"}, owner="detached"))).id
+    await lab.run("echo data >/srv/f; x=1")
+    init = lab.box.init
+    await first.close()
+
+    async def fail(*_: object) -> None:
+        raise HostError("the port is taken")
+
+    second = SandboxHost()
+    with monkeypatch.context() as patch:
+        patch.setattr("rockroll.sandbox.box.Endpoint.open", fail)
+        await second.start()
+    try:
+        lab.host, lab.handlers = second, second.handlers()
+        info = await lab.call("sandbox.get", ref(lab))
+        assert (info.state, info.cause) == ("exited", "runtime_crash")
+        assert not Path(f"/proc/{init}").exists()
+        assert (await lab.call("sandbox.restore", wire.Restore(id=lab.id))).sessions == ["default"]
+        assert await lab.out("cat /srv/f; echo $x") == "data\n1"
+        await lab.call("sandbox.delete", ref(lab))
     finally:
         await second.close()
 
