@@ -13,7 +13,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
 from socket import socket as Socket
 from typing import Any
@@ -137,7 +137,7 @@ class Box:
         self.last_used = time.monotonic()
         """When a call named it last."""
         self.calls = 0
-        """Commands under way."""
+        """Calls under way that hold its idle time back: see in_use."""
         self.unenforced: list[str] = []
         self.log_file = Spool(spool_path(id))
         self.commands = Commands(id, self._run_command)
@@ -185,6 +185,16 @@ class Box:
         self._busy: str = ""
         """What is being done to it that bears no command meanwhile."""
         self._removed = False
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Around whatever is done with the box: it is not idle until the end of that."""
+        self.calls += 1
+        try:
+            yield
+        finally:
+            self.calls -= 1
+            self.last_used = time.monotonic()
 
     # -- what sessions and executes ask
 
@@ -708,17 +718,14 @@ class Box:
 
     async def _answer(self, work: Coroutine[Any, Any, Observation]) -> Observation:
         """What a call comes to; where the box dies under it, with the cause."""
-        self.calls += 1
-        try:
-            done = await work
-        except (SandboxLost, SessionError):
-            if not self.doomed():
-                raise
-            await self._death()
-            raise self._not_running() from None
-        finally:
-            self.calls -= 1
-            self.last_used = time.monotonic()
+        with self.in_use():
+            try:
+                done = await work
+            except (SandboxLost, SessionError):
+                if not self.doomed():
+                    raise
+                await self._death()
+                raise self._not_running() from None
         if done.outcome != "lost":
             return done
         await self._death()

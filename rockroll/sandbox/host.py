@@ -11,8 +11,10 @@ on next use. The rest is removed; how each box ended stays in the registry.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import importlib.metadata
+import inspect
 import logging
 import os
 import resource
@@ -94,7 +96,7 @@ class SandboxHost:
 
     def handlers(self) -> dict[str, Callable[..., Any]]:
         """Method name → handler, for rpc.Server(types=wire.BODIES)."""
-        return {
+        handlers = {
             "sandbox.create": self._create,
             "sandbox.list": self._list,
             "sandbox.get": self._get,
@@ -130,6 +132,33 @@ class SandboxHost:
             "logs": self._logs,
             "node.info": self._info,
         }
+        return {method: self._in_use(method, handler) for method, handler in handlers.items()}
+
+    def _in_use(self, method: str, handler: Callable[..., Any]) -> Callable[..., Any]:
+        """The handler; where it works on a box, that box is in use from the call to its end."""
+        if "id" not in wire.BODIES[method].__struct_fields__:
+            return handler
+        if not inspect.isasyncgenfunction(handler):
+
+            async def answer(body: Any, peer: rpc.Peer, *parts: Any) -> Any:
+                with self._box(body.id).in_use():
+                    return await handler(body, peer, *parts)
+
+            return answer
+
+        async def stream(body: Any, peer: rpc.Peer) -> AsyncIterator[Any]:
+            with self._box(body.id).in_use():
+                async with contextlib.aclosing(handler(body, peer)) as items:
+                    async for item in items:
+                        try:
+                            yield item
+                        except asyncio.CancelledError as stop:
+                            # The handler's to catch, as if nobody stood between it and the server.
+                            with contextlib.suppress(StopAsyncIteration):
+                                await items.athrow(stop)
+                            return
+
+        return stream
 
     # -- life of the host
 

@@ -112,6 +112,22 @@ async def test_an_idle_box_goes_and_a_busy_one_stays(host: SandboxHost) -> None:
     assert 2.4 < time.monotonic() - begun < 4.5
 
 
+async def test_a_box_that_is_copied_or_looked_at_is_not_idle(host: SandboxHost) -> None:
+    lab = await Lab(host, idle_ttl="1s").up()
+    following = lab.handlers["logs"](wire.Logs(id=lab.id, follow=True), lab.peer)
+    await lab.run("echo said")
+    assert b"said" in (await anext(following)).data
+    ended = asyncio.ensure_future(anext(following))
+    await asyncio.sleep(2.2)
+    assert lab.id in host._boxes and not ended.done()
+    ended.cancel()
+    await asyncio.gather(ended, return_exceptions=True)
+    await following.aclose()
+    async with asyncio.timeout(5):
+        while lab.id in host._boxes:
+            await asyncio.sleep(0.02)
+
+
 async def test_a_deletion_is_told_to_who_waits(host: SandboxHost) -> None:
     lab = await Lab(host).up()
     running = await working(lab, "602")
