@@ -23,7 +23,7 @@ import aiohttp
 
 from rockroll import home
 from rockroll.errors import HostError, ImageMissing, SandboxError, SandboxNotFound
-from rockroll.sandbox import runtime
+from rockroll.sandbox import reaper, runtime
 from rockroll.sandbox.process import birth
 
 HOME_LABEL = "rockroll.home"
@@ -116,16 +116,17 @@ class PodmanService:
         # It comes as stdin: dash knows no descriptor above 9, and a busy process has none below.
         script = 'exec 3<&0 0</dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec "$@"'
         try:
-            self._process = await asyncio.create_subprocess_exec(
-                *("setpriv", "--pdeathsig", "TERM", "sh", "-c", script, "sh"),
-                *(runtime.podman_binary(), "system", "service", "--time", "0"),
-                env=self._host.environment(),
-                stdin=self._listening.fileno(),
-                cwd=home.runtime_dir(),  # conmon inherits it, and leaves a file named "oom" there on cgroup v1
-                stdout=self._log,
-                stderr=self._log,
-                start_new_session=True,  # Ctrl-C is the node's to handle: it still needs Podman to clean up
-            )
+            with reaper.starting():
+                self._process = await asyncio.create_subprocess_exec(
+                    *("setpriv", "--pdeathsig", "TERM", "sh", "-c", script, "sh"),
+                    *(runtime.podman_binary(), "system", "service", "--time", "0"),
+                    env=self._host.environment(),
+                    stdin=self._listening.fileno(),
+                    cwd=home.runtime_dir(),  # conmon inherits it, and leaves a file named "oom" there on cgroup v1
+                    stdout=self._log,
+                    stderr=self._log,
+                    start_new_session=True,  # Ctrl-C is the node's to handle: it still needs Podman to clean up
+                )
         except FileNotFoundError as error:
             raise HostError(f"{error.filename} is not installed; run scripts/setup, or apt install podman") from None
         if self._record:

@@ -30,24 +30,33 @@ class Reaper:
         """Zombies, and when they were first looked at."""
         self._timer: asyncio.TimerHandle | None = None
         self._looked = threading.Event()
+        self._made = threading.Event()
+        """A child has been made since there was none."""
         self._closed = False
 
     def start(self) -> None:
         loop = asyncio.get_running_loop()
+        _waiting.add(self._made)
         threading.Thread(target=self._watch, args=(loop,), name="reaper", daemon=True).start()
 
     def close(self) -> None:
         self._closed = True
+        _waiting.discard(self._made)
         self._looked.set()
+        self._made.set()
         if self._timer is not None:
             self._timer.cancel()
 
     def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
         while not self._closed:
+            self._made.clear()  # before the look: what is made from here on either shows there or wakes this thread
+            if self._closed:
+                return
             try:
                 os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
             except ChildProcessError:
-                return  # not even Podman's service: the host is closing
+                self._made.wait()  # not even Podman's service: it died, or the host is closing
+                continue
             self._looked.clear()
             try:
                 loop.call_soon_threadsafe(self._soon)
@@ -76,6 +85,8 @@ class Reaper:
             self._looked.set()
 
 
+_waiting: set[threading.Event] = set()
+"""Of reapers that may have no child to wait for."""
 _starting: dict[object, float] = {}
 """Starts under way, and since when: a zombie first seen after one began may be what it started, and is its to take."""
 
@@ -89,6 +100,8 @@ def starting() -> Iterator[None]:
         yield
     finally:
         del _starting[key]
+        for made in _waiting:
+            made.set()
 
 
 def _zombies() -> Iterator[int]:
