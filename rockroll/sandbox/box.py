@@ -140,7 +140,7 @@ class Box:
         """Calls under way that hold its idle time back: see in_use."""
         self.unenforced: list[str] = []
         self.log_file = Spool(spool_path(id))
-        self.commands = Commands(id, self._run_command)
+        self.commands = Commands(id, self._run_command, self._need_running)
         self._env = dict(env)
         self._podman, self._runtime, self._endpoint = podman, runtime, endpoint
         self._spawner = spawner
@@ -649,9 +649,15 @@ class Box:
     # -- commands
 
     async def create_session(self, name: str, env: Mapping[str, str], cwd: str | None) -> Session:
-        """Opens a session. Raises SessionError where one has that name."""
+        """Opens a session. Raises SessionError where one has that name, also one that is yet to come back."""
         if name in self._sessions:
             raise SessionError(f"session {name!r} exists; close it first or use another name")
+        past = self._past.get(name)
+        if past and past != saved.fresh(name, {}, None):
+            raise SessionError(
+                f"session {name!r} comes back at its next command with all it knew; close it first to begin anew, or"
+                " use another name"
+            )
         self._past.pop(name, None)
         session = self._make_session(name, env, cwd)
         try:
@@ -831,7 +837,8 @@ class Box:
         self._need_running()
         use, found = self._uses, None
         if body.session is not None:
-            found = self._session(body.session).saved()
+            past = self._past.get(body.session)
+            found = (past.state, past.env, past.cwd, False) if past else self._session(body.session).saved()
         self._shells += 1
         name = f"t{self._shells}"
         place = Place(self._folder / "s" / name, f"{INSIDE}/{name}")

@@ -15,7 +15,7 @@ import hashlib
 import shutil
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -68,9 +68,10 @@ class Command:
 class Commands:
     """`load` what an earlier node left, `start`, and `close` or `clear` at the end."""
 
-    def __init__(self, box_id: str, runs: Runs) -> None:
+    def __init__(self, box_id: str, runs: Runs, ready: Callable[[], None] = lambda: None) -> None:
+        """ready: raises where the box takes no commands now."""
         self._folder = folder_of(box_id)
-        self._runs = runs
+        self._runs, self._ready = runs, ready
         self._all: dict[str, Command] = {}
 
     def load(self) -> None:
@@ -89,7 +90,9 @@ class Commands:
             command.done.set()
 
     def start(self, body: Start) -> CommandInfo:
-        """Begins a command, or finds the one that has this id. UsageError where that one is another command."""
+        """Begins a command, or finds the one that has this id. UsageError where that one is another command;
+        SandboxLost, SandboxError where the box takes none now: the id is then as unused as before.
+        """
         if (body.argv is None) == (body.command is None):
             raise UsageError("a command is either a line for a session (command) or a program (argv)")
         digest = _digest(body)
@@ -102,6 +105,7 @@ class Commands:
             return known.info()
         if not 0 < len(body.command_id) <= 200:
             raise UsageError(f"a command id has 1 to 200 characters; got {len(body.command_id)}")
+        self._ready()
         self._make_room()
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         asked = Asked(

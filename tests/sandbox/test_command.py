@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from rockroll.errors import SessionError, UsageError
+from rockroll.errors import SandboxError, SandboxLost, SessionError, UsageError
 from rockroll.sandbox import commands, wire
 from rockroll.sandbox import journal as journal_module
 from rockroll.sandbox.commands import Commands
@@ -317,3 +317,25 @@ async def test_input_for_a_program_that_has_ended_but_whose_child_holds_the_pipe
     command = await begin(shared, ["sh", "-c", "exec 3<&0; sleep 5 <&3 & sleep 0.3"], stdin=True)
     with pytest.raises(SessionError, match="closed"):
         await asyncio.wait_for(command.send(b"x" * 1_000_000), 3)
+
+
+async def test_a_box_that_does_not_run_uses_no_id_up(lab: Lab, way: str) -> None:
+    await lab.call("sandbox.stop", wire.Ref(id=lab.id))
+    with pytest.raises(SandboxLost, match="stopped"):
+        await begin(lab, told(way, "echo made"), id="make")
+    await lab.call("sandbox.restore", wire.Restore(id=lab.id))
+    command = await begin(lab, told(way, "echo made"), id="make")
+    assert (await command.wait()).stdout == b"made\n"
+
+
+async def test_no_command_begins_while_the_box_is_made_new(lab: Lab) -> None:
+    recycling = asyncio.create_task(lab.recycle())
+    refused = 0
+    while not recycling.done():
+        try:
+            await begin(lab, "true")
+        except SandboxError:
+            refused += 1
+        await asyncio.sleep(0)
+    assert refused and (await recycling).ok
+    assert await lab.call("command.list", wire.Ref(id=lab.id)) == []

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from rockroll import home
-from rockroll.errors import HostError, SandboxError, SandboxLost, SandboxNotFound, UsageError
+from rockroll.errors import HostError, SandboxError, SandboxLost, SandboxNotFound, SessionError, UsageError
 from rockroll.sandbox import saved, wire
 from rockroll.sandbox.host import SandboxHost
 from tests.sandbox.conftest import Lab
@@ -235,6 +235,19 @@ async def test_sessions_that_wait_to_come_back_are_listed_and_can_be_closed(lab:
     assert (waiting.session, waiting.pid) == ("default", 0)
     await lab.call("session.close", wire.SessionSpec(id=lab.id))
     assert (await lab.run("echo [$x]")).stdout == b"[]\n"
+
+
+async def test_a_session_that_waits_to_come_back_is_not_overwritten(lab: Lab) -> None:
+    await lab.new_session("build", env={"A": "b"})
+    await lab.run("x=1", session="build")
+    await restore(lab, restart=True)
+    with pytest.raises(SessionError, match="close it first"):
+        await lab.new_session("build")
+    assert (await lab.run("echo $A $x", session="build")).stdout == b"b 1\n"
+    await restore(lab, restart=True)
+    await lab.call("session.close", wire.SessionSpec(id=lab.id, session="build"))
+    await lab.new_session("build")
+    assert (await lab.run("echo [$A$x]", session="build")).stdout == b"[]\n"
 
 
 async def test_recycling_leaves_nothing_of_a_session_on_disk(lab: Lab) -> None:
