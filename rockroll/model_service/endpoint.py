@@ -96,6 +96,8 @@ class Endpoint:
         A connection that waits for a model is answered first (its call must have been cancelled), then closed.
         """
         self.turn += 1
+        if self._closed:
+            return
         for _ in range(_BACKLOG):
             if (connection := self._next()) is None:
                 break
@@ -131,7 +133,9 @@ class Endpoint:
             raise bad_request(f"the body cannot be read: {' '.join(str(error).split())[:200]}") from None
 
     def close(self) -> None:
-        """Ends the socket and every connection at once."""
+        """Ends the socket and every connection at once. A second time does nothing."""
+        if self._closed:
+            return
         self.turn += 1
         self._closed = True
         if self._resting is not None:

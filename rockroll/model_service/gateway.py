@@ -51,7 +51,7 @@ class _Box:
 
 
 class Gateway:
-    """attach ─► route ─► route … ─► detach, for each sandbox. Belongs to one event loop."""
+    """attach ─► route ─► route … ─► shut ─► attach … ─► detach, for each sandbox. Belongs to one event loop."""
 
     def __init__(self) -> None:
         self._boxes: dict[str, _Box] = {}
@@ -72,6 +72,12 @@ class Gateway:
         if old is not None:
             box.upstream, box.token = old.upstream, old.token
             self._end(old)
+
+    def shut(self, sandbox_id: str) -> None:
+        """Ends the endpoint and the calls of a sandbox that has died; its route waits for the next `attach`. Nothing
+        happens for one that is not attached."""
+        if (box := self._boxes.get(sandbox_id)) is not None:
+            self._end(box)
 
     def forget(self, sandbox_id: str) -> None:
         """Ends the sandbox's endpoint, its calls and its route. Nothing happens for one that is not attached."""

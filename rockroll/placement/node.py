@@ -65,7 +65,8 @@ class Node:
         self._host = SandboxHost(
             endpoint_port=ENDPOINT_PORT,
             on_endpoint=self._gateway.attach,
-            on_endpoint_gone=self._endpoint_gone,
+            on_endpoint_gone=self._gateway.shut,
+            on_removed=self._removed,
             env=lambda _: box_environment(ENDPOINT_PORT),
         )
         self._server = rpc.Server(
@@ -129,7 +130,7 @@ class Node:
         task.add_done_callback(self._leaving.discard)
         self._watch_idle()
 
-    def _endpoint_gone(self, sandbox_id: str) -> None:
+    def _removed(self, sandbox_id: str) -> None:
         self._gateway.forget(sandbox_id)
         self._watch_idle()
 

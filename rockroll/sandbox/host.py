@@ -61,8 +61,8 @@ class SandboxHost:
     """`await start()`, serve `handlers()` and `on_disconnect`, `await close()`.
 
     endpoint_port, on_endpoint: a socket listening on 127.0.0.1:port inside each box, handed over with the box's id
-    before the box's first command and again after each restart. on_endpoint_gone: the box has ended. env: variables
-    for a box that is being made, by its id.
+    before the box's first command and again after each restart. on_endpoint_gone: the box has ended, and may
+    come back. on_removed: it will not. env: variables for a box that is being made, by its id.
     """
 
     def __init__(
@@ -71,9 +71,11 @@ class SandboxHost:
         endpoint_port: int | None = None,
         on_endpoint: Callable[[str, Socket], Awaitable[None]] | None = None,
         on_endpoint_gone: Callable[[str], None] | None = None,
+        on_removed: Callable[[str], None] | None = None,
         env: Callable[[str], Mapping[str, str]] | None = None,
     ) -> None:
         self._endpoint = Endpoint(endpoint_port, on_endpoint, on_endpoint_gone)
+        self._on_removed = on_removed or (lambda _: None)
         self._env = env or (lambda _: {})
         self._service = PodmanService(record=home.node_dir() / "podman.pid", revive=True)
         self._podman: Podman
@@ -195,6 +197,9 @@ class SandboxHost:
         for folder in (home.runtime_dir() / "b").glob("*"):
             if folder.name not in self._boxes:
                 await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        for folder in home.runtime_dir().glob("tty-*-*"):  # of a `rockroll debug` that was killed
+            if not birth(int(folder.name.split("-")[1])):
+                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         for folder in (home.node_dir() / "commands").glob("*"):
             if folder.name not in self._boxes:
                 await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
@@ -274,6 +279,8 @@ class SandboxHost:
         for owner in self._owners.values():
             owner.forget()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        # A removal whose caller is gone is seen to its end: a box half removed cannot be left to the next node.
+        await asyncio.gather(*self._removing.values(), return_exceptions=True)
         boxes = list(self._boxes.values())
         done = await asyncio.gather(
             *(self._remove(box, "node_lost") if box.owner == "connection" else box.leave() for box in boxes),
@@ -467,6 +474,7 @@ class SandboxHost:
         self._registry.drop(box.id, cause, time.time())
         for owned in self._owned.values():
             owned.discard(box.id)
+        self._on_removed(box.id)
 
     def _spawn(self, work: Any) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)

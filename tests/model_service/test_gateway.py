@@ -332,6 +332,22 @@ async def test_after_a_restart_the_new_socket_serves_under_the_old_route(place, 
         await raw(old, b"")
 
 
+async def test_after_a_death_the_route_waits_for_the_next_socket(place, serve):
+    await serve()
+    port = await place.box(token="one")
+    place.gateway.shut("box")
+    place.gateway.shut("box")
+    with pytest.raises(OSError):
+        await raw(port, b"")
+    place.gateway.route("box", place.address, "two")
+    await place.box(token=None)
+    assert (await place.say()).json["choices"][0]["message"]["content"] == "two: hello"
+    place.gateway.shut("box")
+    await place.gateway.detach("box")
+    with pytest.raises(SandboxNotFound):
+        place.gateway.route("box", place.address, "two")
+
+
 async def test_detach_ends_the_sandboxs_calls_and_its_socket(place, serve, held):
     await serve(held)
     port = await place.box("gone")

@@ -47,3 +47,12 @@ async def test_a_program_that_outlives_its_episode_has_no_call_in_the_next(
         held.go.set()
         assert (await sandbox.execute(["python3", "/ask.py", "from two"])).stdout == b"two: from two\n"
         assert [request.messages[0].content for request in held.requests] == ["from one", "from two"]
+
+
+async def test_a_sandbox_that_was_restored_has_its_model_again(node: rpc.Client, tmp_path: Path, held) -> None:
+    held.go.set()
+    async with Sandbox() as sandbox, Relay(f"ipc://{tmp_path}/relay", held) as relay:
+        await route(node, sandbox, relay.address, "one")
+        await sandbox.stop()
+        await sandbox.restore()
+        assert (await sandbox.execute(["python3", "-I", "-c", ASK, "again"])).stdout == b"one: again\n"
