@@ -60,7 +60,7 @@ async def show(start: Callable[[str, int, int], Awaitable[T]], stdin: int, stdou
     """
     loop = asyncio.get_running_loop()
     with (
-        tempfile.TemporaryDirectory(dir=home.runtime_dir(), prefix="tty-") as folder,
+        tempfile.TemporaryDirectory(dir=home.runtime_dir(), prefix=f"tty-{os.getpid()}-") as folder,
         _listening(folder) as (path, door),
     ):
         loop.add_signal_handler(signal.SIGHUP, os.kill, os.getpid(), signal.SIGTERM)  # which cli/loop.py ends well

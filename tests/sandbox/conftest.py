@@ -62,6 +62,12 @@ class Lab:
         await self.call("session.create", wire.SessionSpec(id=self.id, session=name, **more))
         return name
 
+    async def until_saved(self, word: bytes, session: str = "default") -> None:
+        """What the last command did is on disk: bash takes a millisecond after the answer to tell."""
+        async with asyncio.timeout(5):
+            while word not in self.box._saved.load()[session].state:
+                await asyncio.sleep(0.002)
+
     def processes(self) -> list[int]:
         """Every process of the box but init, as the host sees them."""
         assert self.box._cgroup is not None

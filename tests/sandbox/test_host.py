@@ -268,6 +268,22 @@ async def test_a_new_host_sweeps_boxes_of_dead_owners_and_takes_detached_and_own
         await second.close()
 
 
+async def test_a_host_that_closes_sees_a_removal_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROCKROLL_HOME", str(tmp_path))
+    host = SandboxHost()
+    await host.start()
+    lab = Lab(host)
+    lab.id = (await lab.call("sandbox.create", wire.Create(config={"memory": "64m"}, owner="detached"))).id
+    await lab.run("x=1")
+    deleting = asyncio.create_task(lab.call("sandbox.delete", ref(lab)))
+    while not host._removing:
+        await asyncio.sleep(0)
+    deleting.cancel()
+    await asyncio.gather(deleting, return_exceptions=True)
+    await host.close()
+    assert not host._boxes and not list((home.runtime_dir() / "b").iterdir())
+
+
 async def test_a_box_that_cannot_be_taken_over_is_kept_for_a_restore(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,8 +293,16 @@ async def test_a_box_that_cannot_be_taken_over_is_kept_for_a_restore(
     lab = Lab(first)
     lab.id = (await lab.call("sandbox.create", wire.Create(config={"memory": "64m"}, owner="detached"))).id
     await lab.run("echo data >/srv/f; x=1")
+    await lab.until_saved(b"x=")
     init = lab.box.init
     await first.close()
+    cut_off = home.runtime_dir() / "b" / lab.id / "x" / "exec-1.json"  # as after SIGKILL, with an environment in it
+    cut_off.write_text("{}")
+    ended = await asyncio.create_subprocess_exec("true")
+    await ended.wait()
+    dead, alive = (home.runtime_dir() / f"tty-{pid}-x" for pid in (ended.pid, os.getpid()))
+    dead.mkdir()
+    alive.mkdir()
 
     async def fail(*_: object) -> None:
         raise HostError("the port is taken")
@@ -291,6 +315,7 @@ async def test_a_box_that_cannot_be_taken_over_is_kept_for_a_restore(
         lab.host, lab.handlers = second, second.handlers()
         info = await lab.call("sandbox.get", ref(lab))
         assert (info.state, info.cause) == ("exited", "runtime_crash")
+        assert not cut_off.exists() and not dead.exists() and alive.exists()
         assert not Path(f"/proc/{init}").exists()
         assert (await lab.call("sandbox.restore", wire.Restore(id=lab.id))).sessions == ["default"]
         assert await lab.out("cat /srv/f; echo $x") == "data\n1"

@@ -240,6 +240,7 @@ async def test_sessions_that_wait_to_come_back_are_listed_and_can_be_closed(lab:
 async def test_a_session_that_waits_to_come_back_is_not_overwritten(lab: Lab) -> None:
     await lab.new_session("build", env={"A": "b"})
     await lab.run("x=1", session="build")
+    await lab.until_saved(b"x=", "build")
     await restore(lab, restart=True)
     with pytest.raises(SessionError, match="close it first"):
         await lab.new_session("build")
@@ -330,6 +331,7 @@ async def test_a_start_that_fails_half_way_leaves_no_init_and_can_be_repeated(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await lab.run("x=1")
+    await lab.until_saved(b"x=")
     inits: list[int] = []
 
     async def fail(_: str, pid: int) -> None:
@@ -351,6 +353,7 @@ async def test_a_start_that_fails_half_way_leaves_no_init_and_can_be_repeated(
 
 async def test_a_start_whose_caller_hangs_up_is_seen_to_its_end(lab: Lab) -> None:
     await lab.run("x=1")
+    await lab.until_saved(b"x=")
     for delay in (0.0, 0.1, 0.2):
         await lab.call("sandbox.stop", ref(lab))
         starting = asyncio.create_task(restore(lab))
