@@ -487,9 +487,9 @@ class Box:
             try:
                 await self._podman.stop(self.container)
             except BaseException:
-                if self._init_lives():
+                if self.state != "stopped":  # else it did what was asked, only without an answer
                     self._leaving = None
-                raise
+                    raise
             await self._end_init()
             self.state, self.cause, self.ended = stopped, None, None
             self._changed(self)

@@ -313,6 +313,20 @@ def test_with_a_session_it_begins_as_that_one_is_and_does_not_disturb_it(box: Sa
     assert seen.stdout == b"a b /usr/lib\nf:2\n"
 
 
+def test_a_session_that_is_yet_to_come_back_is_found_with_what_it_knew(node_home: Path) -> None:
+    with Sandbox(SandboxConfig(name="back", memory="64m")) as sandbox:
+        sandbox.arun("cd /usr/lib; x=known", session="build")
+        sandbox.stop()
+        sandbox.restore()
+        shell = Terminal("back", "--session", "build")
+        try:
+            shell.until(rb"\[build\] /usr/lib# $")
+            assert b"known" in shell.run("echo $x")
+        finally:
+            shell.close()
+        assert sandbox.arun("echo $x $PWD", session="build").stdout == b"known /usr/lib\n"
+
+
 def test_with_a_busy_session_it_says_so_and_errexit_does_not_close_it(box: Sandbox) -> None:
     box.arun("set -e; y=1", session="busy")
     running = subprocess.Popen([*ROCKROLL, "sandbox", "exec", "demo", "--session", "busy", "--", "sleep 5555; y=2"])

@@ -327,6 +327,21 @@ async def test_a_stop_that_podman_refuses_leaves_the_box_running_and_can_be_repe
     assert (await lab.call("sandbox.start", ref(lab))).state == "running"
 
 
+async def test_a_stop_that_podman_does_and_does_not_answer_is_a_stop(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = lab.host._podman.stop
+
+    async def lose_the_answer(id: str) -> None:
+        await stop(id)
+        await lab.box._death()
+        raise HostError("Podman did not answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lab.host._podman, "stop", lose_the_answer)
+        assert (await lab.call("sandbox.stop", ref(lab))).state == "stopped"
+    assert {row.id: row.state for row in lab.host._registry.rows()}[lab.id] == "stopped"
+    assert (await lab.call("sandbox.start", ref(lab))).state == "running"
+
+
 async def test_a_start_that_fails_half_way_leaves_no_init_and_can_be_repeated(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
