@@ -400,7 +400,8 @@ class Box:
         bundle = Path(found["OCIConfigPath"]).parent
         self._execer = OciExec(self._runtime, self.container, bundle, self._folder / "x")
         await self._execer.look(self._spawner, self._init)
-        self._memory = recycle.memory_mounts(self._init)
+        shown = [mount.destination for mount in self.config.parsed_mounts]
+        self._memory = recycle.memory_mounts(self._init, shown)
         self._cgroup = BoxCgroup(self._init, self._runtime.starts_in_cgroup)
         self._oom_kills = self._cgroup.oom_kills()
         self.unenforced = profile.verify(self._init, self.config) + disk.unenforced(self._init, self.config)
@@ -414,7 +415,7 @@ class Box:
         self._upper = Path(upper) if upper else None
         if fresh:
             try:
-                self._baseline = await asyncio.to_thread(recycle.baseline, self._init, graph)
+                self._baseline = await asyncio.to_thread(recycle.baseline, self._init, graph, shown)
             except recycle.NotRecyclable as error:
                 self._not_recyclable = str(error)
         elif self._baseline:

@@ -12,15 +12,20 @@ call it from a thread.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
+import re
 import stat
 import threading
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from rockroll.errors import SandboxLost
+from rockroll.sandbox.beneath import opened
 from rockroll.sandbox.files import open_in, root_of
 
 CLONE_NEWIPC = 0x08000000
@@ -73,19 +78,23 @@ class Baseline:
     """Where the layers are mounted with mapped ids, the box's map: the image's 0 is then some 100000 above it."""
 
 
-def baseline(pid: int, graph_driver: dict[str, object]) -> Baseline:
+def baseline(pid: int, graph_driver: dict[str, object], shown: Collection[str] = ()) -> Baseline:
     """Taken once, right after the start. Raises NotRecyclable for a box that never will be.
 
-    graph_driver: GraphDriver of `podman inspect`.
+    graph_driver: GraphDriver of `podman inspect`. shown: where in the box the host's own files are mounted.
     """
     data = graph_driver.get("Data")
     if graph_driver.get("Name") != "overlay" or not isinstance(data, dict) or "UpperDir" not in data:
         raise NotRecyclable(f"Podman's storage driver here is {graph_driver.get('Name')}, not overlay")
-    mounts = Path(f"/proc/{pid}/mountinfo").read_text()
+    mounts = _mountinfo(pid)
     memory: dict[str, dict[str, Mark]] = {}
     bound: dict[str, bytes] = {}
     with root_of(pid) as root:
-        for point, kind in _writable(mounts):
+        writable = _writable(mounts)
+        for point, _ in _of_host(root, mounts, writable, shown):
+            # Before all else: a folder of the host's may be in memory too, and would then be emptied.
+            raise NotRecyclable(f"the host's {point} is writable: what was left there cannot be told")
+        for point, kind in writable:
             if point == "/" or kind in _KERNEL_TYPES or kind == "mqueue":
                 continue
             fd = open_in(root, point, os.O_PATH)
@@ -127,7 +136,7 @@ def _mapped(ids: Ids | None, id: int) -> int:
 
 def renew(pid: int, before: Baseline) -> None:
     """Empties and verifies. Raises NotRecyclable; the box is then neither old nor new."""
-    if Path(f"/proc/{pid}/mountinfo").read_text() != before.mounts:
+    if _mountinfo(pid) != before.mounts:
         raise NotRecyclable("its mounts have changed")
     if left := _system_v(pid):
         raise NotRecyclable(f"System V IPC objects are left: {left}")
@@ -151,14 +160,17 @@ def renew(pid: int, before: Baseline) -> None:
                 raise NotRecyclable(f"{point}/{left[0]} is still there after it was removed")
 
 
-def memory_mounts(pid: int) -> dict[str, int]:
-    """Where files are in memory: every writable tmpfs but /dev, with an id of that very file system (0: this kernel
-    tells none). {} where pid is gone."""
+def memory_mounts(pid: int, shown: Collection[str] = ()) -> dict[str, int]:
+    """Where the box's own files are in memory: every writable tmpfs but /dev, with an id of that very file system (0:
+    this kernel tells none). {} where pid is gone. shown: as for `baseline`."""
     try:
-        mounts = Path(f"/proc/{pid}/mountinfo").read_text()
-        points = sorted({point for point, kind in _writable(mounts) if kind == "tmpfs" and point != "/dev"})
-        return {point: os.statvfs(f"/proc/{pid}/root{point}").f_fsid for point in points}
-    except OSError:
+        mounts = _mountinfo(pid)
+        writable = _writable(mounts)
+        with root_of(pid) as root:
+            theirs = _of_host(root, mounts, writable, shown)
+        own = {point for point, kind in writable if kind == "tmpfs" and point != "/dev" and (point, kind) not in theirs}
+        return {point: os.statvfs(f"/proc/{pid}/root{point}").f_fsid for point in sorted(own)}
+    except (OSError, SandboxLost):
         return {}
 
 
@@ -284,16 +296,43 @@ def _walk(top: Path, into: dict[str, Mark], folder: str = "", depth: int = 0) ->
 # -- mounts, seen through the box's root
 
 
-def _writable(mountinfo: str) -> list[tuple[str, str]]:
-    """(mount point, type) of every mount that can be written to."""
-    found = []
+def _mountinfo(pid: int) -> str:
+    return os.fsdecode(Path(f"/proc/{pid}/mountinfo").read_bytes())
+
+
+def _writable(mountinfo: str) -> dict[tuple[str, str], int]:
+    """(mount point, type) of every mount that can be written to, and its id."""
+    found = {}
     for line in mountinfo.splitlines():
         left, _, right = line.partition(" - ")
         fields = left.split(" ")
         kind, _, options = right.split(" ", 2)
         if "rw" in fields[5].split(",") and "rw" in options.split(","):
-            found.append((fields[4].encode().decode("unicode_escape"), kind))
+            found[_unescaped(fields[4]), kind] = int(fields[0])
     return found
+
+
+def _unescaped(path: str) -> str:
+    """The kernel writes a space, tab, newline or backslash of a path as three octal digits."""
+    return os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), os.fsencode(path)))
+
+
+def _of_host(
+    root: int, mountinfo: str, writable: dict[tuple[str, str], int], shown: Iterable[str]
+) -> list[tuple[str, str]]:
+    """Those of `writable` that are mounted at `shown`, or below: a mount of the host's brings what is mounted in it.
+
+    By the mounts' ids, since a link of the image may lead to where one is.
+    """
+    ids: set[int] = set()
+    for point in shown:
+        with contextlib.suppress(OSError), opened(open_in(root, point, os.O_PATH)) as fd:
+            told = Path(f"/proc/self/fdinfo/{fd}").read_text()
+            ids.update(int(line.split()[1]) for line in told.splitlines() if line.startswith("mnt_id:"))
+    parents = [(int(line.split(" ")[0]), int(line.split(" ")[1])) for line in mountinfo.splitlines()]
+    while below := {id for id, parent in parents if parent in ids} - ids:
+        ids |= below
+    return [mount for mount, id in writable.items() if id in ids]
 
 
 def _snapshot(root: int, point: str, known: dict[str, Mark] | None = None) -> dict[str, Mark]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,24 @@ async def test_a_box_with_a_writable_mount_is_never_recycled(host: SandboxHost, 
     lab = await Lab(host, mounts=[f"{tmp_path}:/mnt"]).up()
     recycled = await lab.recycle()
     assert not recycled.ok and "/mnt is writable" in recycled.reason
+
+
+@pytest.mark.parametrize("mode", ["", ":ro"])
+async def test_nothing_of_the_hosts_is_emptied_where_it_is_in_memory_too(host: SandboxHost, mode: str) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as shown:
+        lab = await Lab(host, mounts=[f"{shown}:/var/run/out{mode}"]).up()  # /var/run is a link
+        assert "/run/out" not in lab.box._memory
+        (Path(shown) / "results").write_text("x")
+        recycled = await lab.recycle()
+        assert recycled.ok == bool(mode) and ("/run/out is writable" in recycled.reason) == (not mode)
+        assert (Path(shown) / "results").read_text() == "x"
+
+
+async def test_a_mount_point_may_have_any_name(host: SandboxHost, tmp_path: Path) -> None:
+    lab = await Lab(host, mounts=[f"{tmp_path}:/srv/\u00e9 \\040"]).up()
+    (tmp_path / "seen").touch()
+    assert await lab.out("ls /srv/*/") == "seen"
+    assert "/srv/\u00e9 \\040 is writable" in (await lab.recycle()).reason
 
 
 async def test_what_links_point_at_is_not_touched(lab: Lab, tmp_path: Path) -> None:
