@@ -28,7 +28,7 @@ from collections.abc import AsyncGenerator, Iterator
 from pathlib import PurePosixPath
 from typing import Literal
 
-from rockroll.errors import FileError, HostError
+from rockroll.errors import FileError, HostError, SandboxLost
 from rockroll.sandbox.beneath import FOLDER, kernel_type, open_folder, opened
 from rockroll.sandbox.files import look, open_in, root_of
 from rockroll.sandbox.steps import step
@@ -261,7 +261,7 @@ class Watcher:
         try:
             for made in self._add_one(folder, name):
                 self._add_below(made, news=True)
-        except (FileError, OSError):
+        except (FileError, OSError, SandboxLost):  # a box that is dying ends no watch but its own
             folder.watch.tell("overflow", folder.watch.path)
 
     def _forget(self, folder: _Folder) -> None:
@@ -303,8 +303,18 @@ class Watcher:
                             self._moved_away(watch)
                         pending = False
         finally:
-            os.close(fd)
-            os.close(stop)
+            with self._lock:
+                if (
+                    self._fd == fd
+                ):  # nobody has asked for this end: whoever watches is told, and a later watch begins anew
+                    self._fd = self._stop = -1
+                    for watch in self._watches:
+                        watch.top = None
+                        watch.end()
+                    self._watches.clear()
+                    self._by_wd.clear()
+                os.close(fd)
+                os.close(stop)
 
     def _batch(self, data: bytes) -> None:
         offset = 0
@@ -384,7 +394,7 @@ class Watcher:
                 if watch.recursive:
                     try:
                         self._add_below(watch.top, news=False)
-                    except (FileError, OSError):
+                    except (FileError, OSError, SandboxLost):
                         continue  # it has been told that it is to look by itself
 
     def _forget_told(self) -> None:

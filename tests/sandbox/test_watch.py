@@ -13,6 +13,9 @@ from rockroll import Sandbox, SandboxConfig, rpc
 from rockroll.errors import FileError
 from rockroll.sandbox import wire
 from rockroll.sandbox.client_files import Watch
+from rockroll.sandbox.host import SandboxHost
+from rockroll.sandbox.watch import Watcher
+from tests.sandbox.conftest import Lab
 
 SMALL = SandboxConfig(memory="128m", pids=64)
 Event = tuple[str, ...]
@@ -170,3 +173,43 @@ async def test_what_cannot_be_watched_says_why(box: Sandbox) -> None:
     for path, said in (("/nothing", "no such file"), ("/proc", "proc"), ("srv", "absolute")):
         with pytest.raises(FileError, match=said):
             await anext(box.watch(path))
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_box_that_dies_while_it_makes_folders_ends_no_other_watch(host: SandboxHost) -> None:
+    dying, other = await Lab(host).up(), await Lab(host).up()
+    watcher = Watcher()
+    first, second = watcher.watch(dying.box.init, "/srv", True), watcher.watch(other.box.init, "/srv", True)
+    assert [await anext(first), await anext(second)] == [[], []]
+    with watcher._lock:  # what the kernel tells of waits until the box is dead
+        await dying.run("mkdir /srv/a /srv/b")
+        await dying.call("sandbox.delete", wire.Ref(id=dying.id))
+    await other.run("mkdir /srv/c; touch /srv/c/d")
+    async with asyncio.timeout(20):
+        told = [event.path for event in await anext(second)]
+        while "/srv/c/d" not in told:
+            told += [event.path for event in await anext(second)]
+    await first.aclose()
+    await second.aclose()
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_should_watching_fail_all_watches_end_and_the_next_begins_anew(
+    shared: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watcher = Watcher()
+    with monkeypatch.context() as patch:
+        patch.setattr(watcher, "_batch", lambda _: 1 / 0)
+        first = watcher.watch(shared.box.init, "/srv", False)
+        await anext(first)
+        await shared.run("mkdir /srv/one")
+        async with asyncio.timeout(20):
+            assert [batch async for batch in first] == []
+    second = watcher.watch(shared.box.init, "/srv", False)
+    await anext(second)
+    await shared.run("mkdir /srv/two")
+    async with asyncio.timeout(20):
+        assert [event.path for event in await anext(second)] == ["/srv/two"]
+    await second.aclose()
+    assert watcher._fd == watcher._stop == -1
