@@ -51,6 +51,7 @@ from rockroll.sandbox.config import SandboxConfig
 from rockroll.sandbox.environment import Changes, Environment
 from rockroll.sandbox.execute import execute
 from rockroll.sandbox.feed import Tether
+from rockroll.sandbox.gate import Gate
 from rockroll.sandbox.lifecycle import Facts, after, cause_of, story
 from rockroll.sandbox.oci_exec import OciExec, Runtime
 from rockroll.sandbox.podman import Podman, leave_exit
@@ -185,6 +186,8 @@ class Box:
         self._busy: str = ""
         """What is being done to it that bears no command meanwhile."""
         self._removed = False
+        self.writers = Gate()
+        """Shared by what the node writes into the box's files, for one step each; alone: nobody writes."""
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
@@ -332,13 +335,15 @@ class Box:
             ) from None
 
     async def copy_files(self, target: Path) -> None:
-        """Copies what the box has written into an empty folder; a running box is held still meanwhile."""
+        """Copies what the box has written into an empty folder; a running box is held still meanwhile, and so are
+        uploads into it."""
         async with self._life:
             self._need_container()
             if self.state not in ("running", "stopped", "exited"):
                 raise self._not_running()
             upper = await self._layer()
-            async with self._hold.frozen(self._init) if self.state == "running" else contextlib.nullcontext():
+            still = self._hold.frozen(self._init) if self.state == "running" else contextlib.nullcontext()
+            async with self.writers.alone(), still:
                 await layer.copy(upper, target)
 
     async def image_id(self) -> str:

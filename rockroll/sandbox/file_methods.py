@@ -18,7 +18,7 @@ from rockroll import rpc
 from rockroll.errors import SandboxError, SandboxLost
 from rockroll.sandbox import files, wire
 from rockroll.sandbox.box import Box
-from rockroll.sandbox.steps import step, steps
+from rockroll.sandbox.steps import P, T, step, steps, to_its_end
 from rockroll.sandbox.tree import Copied, Part
 from rockroll.sandbox.tree_read import read_tree
 from rockroll.sandbox.tree_write import TreeWriter
@@ -62,7 +62,7 @@ class FileMethods:
     async def _write(self, body: wire.WriteFile, _peer: rpc.Peer) -> None:
         box = self._box(body.id)
         path = os.fsdecode(body.path)
-        await step(files.write, box.init, path, body.data, body.mode, body.append, box.owner_ids)
+        await self._change(box, files.write, box.init, path, body.data, body.mode, body.append, box.owner_ids)
 
     async def _read(self, body: wire.ReadFile, _peer: rpc.Peer) -> wire.FileChunk:
         return await step(files.read, self._box(body.id).init, os.fsdecode(body.path), body.offset, body.limit)
@@ -75,14 +75,21 @@ class FileMethods:
 
     async def _mkdir(self, body: wire.MakeFolder, _peer: rpc.Peer) -> None:
         box = self._box(body.id)
-        await step(files.make_folder, box.init, os.fsdecode(body.path), body.mode, box.owner_ids)
+        await self._change(box, files.make_folder, box.init, os.fsdecode(body.path), body.mode, box.owner_ids)
 
     async def _remove(self, body: wire.RemoveFile, _peer: rpc.Peer) -> None:
-        await step(files.remove, self._box(body.id).init, os.fsdecode(body.path), body.recursive)
+        box = self._box(body.id)
+        await self._change(box, files.remove, box.init, os.fsdecode(body.path), body.recursive)
 
     async def _move(self, body: wire.MoveFile, _peer: rpc.Peer) -> None:
         box = self._box(body.id)
-        await step(files.move, box.init, os.fsdecode(body.source), os.fsdecode(body.target), box.owner_ids)
+        source, target = os.fsdecode(body.source), os.fsdecode(body.target)
+        await self._change(box, files.move, box.init, source, target, box.owner_ids)
+
+    async def _change(self, box: Box, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """One step that writes into a box."""
+        async with box.writers.shared():
+            return await step(work, *args, **kwargs)
 
     async def _walk(self, body: wire.PathOf, _peer: rpc.Peer) -> AsyncIterator[list[wire.FileStat]]:
         box = self._box(body.id)
@@ -107,13 +114,13 @@ class FileMethods:
             writing = ExitStack()
             try:
                 target = files.tree_target(box.init, os.fsdecode(body.path), box.owner_ids)
-                writer = TreeWriter(await step(writing.enter_context, target))
+                writer = TreeWriter(await self._change(box, writing.enter_context, target))
                 writing.callback(writer.close)
                 async for part in parts.of(Part):
-                    await step(writer.write, part)
+                    await self._change(box, writer.write, part)
                 return writer.done()
             finally:
-                await step(writing.close)
+                await to_its_end(asyncio.ensure_future(self._change(box, writing.close)))
 
     async def _watch(self, body: wire.WatchFiles, _peer: rpc.Peer) -> AsyncIterator[list[wire.FileEvent]]:
         box = self._box(body.id)

@@ -17,14 +17,14 @@ _END: Any = object()
 
 async def step(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """work(*args, **kwargs) in a thread, to its end."""
-    return await _to_its_end(asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs)))
+    return await to_its_end(asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs)))
 
 
 async def steps(items: Generator[T, None, None]) -> AsyncGenerator[T, None]:
     """Every item, each made in a thread while the one before is in use. Closes `items` at the end: open in aclosing."""
     ahead = asyncio.ensure_future(asyncio.to_thread(next, items, _END))
     try:
-        while (item := await _to_its_end(ahead)) is not _END:
+        while (item := await to_its_end(ahead)) is not _END:
             ahead = asyncio.ensure_future(asyncio.to_thread(next, items, _END))
             yield item
     finally:
@@ -38,7 +38,8 @@ async def steps(items: Generator[T, None, None]) -> AsyncGenerator[T, None]:
         await step(items.close)
 
 
-async def _to_its_end(work: asyncio.Future[T]) -> T:
+async def to_its_end(work: asyncio.Future[T]) -> T:
+    """Its result; cancelled, it waits for the end all the same."""
     cancelled: asyncio.CancelledError | None = None
     while not work.done():
         try:
