@@ -84,6 +84,8 @@ INSIDE = "/dev/rr"
 """Where a box sees the folder of its sessions, read-only. /dev is a tmpfs: the mount point leaves no file behind.
 Short, because bash reads what is typed to it one byte at a time, and every command names it five times."""
 PF_EXITING = 0x4
+CALLS_S = 5.0
+"""A call whose process has been killed ends within milliseconds."""
 CONMON_S = 10.0
 """Conmon ends some 0.1 s after the box's init; longer than this it hangs, and Podman is asked all the same."""
 _log = logging.getLogger(__name__)
@@ -183,6 +185,10 @@ class Box:
         self._shells = 0
         self._uses = 0
         """How often the box has been recycled."""
+        self._calling = 0
+        """Calls under way that have or may get a process in the box."""
+        self._no_calls = asyncio.Event()
+        self._no_calls.set()
         self._busy: str = ""
         """What is being done to it that bears no command meanwhile."""
         self._removed = False
@@ -722,11 +728,13 @@ class Box:
 
     async def run(self, body: Run, label: str = "", tether: Tether | None = None) -> Observation:
         """One command in a session, which is made on first use."""
-        return await self._answer(self._run(body, label, tether))
+        with self._call():
+            return await self._answer(self._run(body, label, tether))
 
     async def execute(self, body: Execute, tether: Tether | None = None) -> Observation:
         """One program without a shell."""
-        return await self._answer(self._execute(body, tether))
+        with self._call():
+            return await self._answer(self._execute(body, tether))
 
     async def _answer(self, work: Coroutine[Any, Any, Observation]) -> Observation:
         """What a call comes to; where the box dies under it, with the cause."""
@@ -774,28 +782,38 @@ class Box:
 
     # -- anew
 
-    async def recycle(self) -> str | None:
-        """Makes the box as it was before its first command; None, or the reason why that cannot be."""
+    async def recycle(self, quiet: Callable[[], Awaitable[None]]) -> str | None:
+        """Makes the box as it was before its first command; None, or the reason why that cannot be.
+
+        quiet: ends what others do with its files. From before that call on, `need_rest` refuses them more of it.
+        """
         async with self._life:
             self._need_container()
             self._need_running()
             self._busy = "being recycled"
             try:
-                return await self._recycle()
+                return await self._recycle(quiet)
             finally:
                 self._busy = ""
 
-    async def _recycle(self) -> str | None:
+    async def _recycle(self, quiet: Callable[[], Awaitable[None]]) -> str | None:
         assert self._cgroup is not None
         if self._baseline is None:
             return self._not_recyclable
         self._uses += 1
+        await quiet()
+        await self.commands.clear()  # first: one that waits for its turn would else begin as a session ends
         await self._close_sessions()
-        await self.commands.clear()
         self._past, self._told_late = {}, {}
         self._saved.clear()
+        await self.execer.settled()
         if not await cgroup.kill(self._cgroup.everything):
             return "a process outlived SIGKILL for 5 s"
+        try:
+            async with asyncio.timeout(CALLS_S):
+                await self._no_calls.wait()
+        except TimeoutError:
+            return f"a call did not end within {CALLS_S:g} s of its process"
         if self.doomed():
             return "its init is dead"
         try:
@@ -809,6 +827,22 @@ class Box:
         self.log_file.reset()
         self.execer.environment = self._environment.clear()
         return None
+
+    def need_rest(self) -> None:
+        """SandboxError while something is done to the box that bears nothing beside it."""
+        if self._busy:
+            raise self._not_running()
+
+    @contextlib.contextmanager
+    def _call(self) -> Iterator[None]:
+        self._calling += 1
+        self._no_calls.clear()
+        try:
+            yield
+        finally:
+            self._calling -= 1
+            if not self._calling:
+                self._no_calls.set()
 
     # -- what runs in it, its environment, a terminal
 
@@ -848,7 +882,8 @@ class Box:
         self._shells += 1
         name = f"t{self._shells}"
         place = Place(self._folder / "s" / name, f"{INSIDE}/{name}")
-        code = await terminal.run(self.execer, place, self.owner_ids, body, found)
+        with self._call():
+            code = await terminal.run(self.execer, place, self.owner_ids, body, found)
         if self.doomed():
             return TerminalEnd(exit_code=code, note=f"sandbox {self.name} has ended, and this shell with it")
         if use != self._uses:

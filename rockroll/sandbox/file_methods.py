@@ -49,42 +49,52 @@ class FileMethods:
         }
 
     async def quiet(self, box_id: str) -> None:
-        """Ends the copies and watches of a box that is about to be made new."""
+        """Ends every call on the files of a box that is about to be made new, and waits for its last step. None may
+        begin meanwhile."""
         running = list(self._running.get(box_id, ()))
         for each in running:
-            each.end(SandboxError(f"sandbox {box_id} was made new while its files were copied"))
-        if running:
-            await asyncio.wait([each.task for each in running])
+            each.end(SandboxError(f"sandbox {box_id} was made new while its files were in use"))
+        for each in running:
+            await each.over.wait()
 
     def close(self) -> None:
         self._watcher.close()
 
     async def _write(self, body: wire.WriteFile, _peer: rpc.Peer) -> None:
-        box = self._box(body.id)
-        path = os.fsdecode(body.path)
-        await self._change(box, files.write, box.init, path, body.data, body.mode, body.append, box.owner_ids)
+        box, path = self._box(body.id), os.fsdecode(body.path)
+        async with self._during(box):
+            await self._change(box, files.write, box.init, path, body.data, body.mode, body.append, box.owner_ids)
 
     async def _read(self, body: wire.ReadFile, _peer: rpc.Peer) -> wire.FileChunk:
-        return await step(files.read, self._box(body.id).init, os.fsdecode(body.path), body.offset, body.limit)
+        box = self._box(body.id)
+        async with self._during(box):
+            return await step(files.read, box.init, os.fsdecode(body.path), body.offset, body.limit)
 
     async def _list(self, body: wire.ListFiles, _peer: rpc.Peer) -> list[wire.FileStat]:
-        return await step(files.list_folder, self._box(body.id).init, os.fsdecode(body.path))
+        box = self._box(body.id)
+        async with self._during(box):
+            return await step(files.list_folder, box.init, os.fsdecode(body.path))
 
     async def _stat(self, body: wire.StatFile, _peer: rpc.Peer) -> wire.FileStat | None:
-        return await step(files.look, self._box(body.id).init, os.fsdecode(body.path), body.follow)
+        box = self._box(body.id)
+        async with self._during(box):
+            return await step(files.look, box.init, os.fsdecode(body.path), body.follow)
 
     async def _mkdir(self, body: wire.MakeFolder, _peer: rpc.Peer) -> None:
         box = self._box(body.id)
-        await self._change(box, files.make_folder, box.init, os.fsdecode(body.path), body.mode, box.owner_ids)
+        async with self._during(box):
+            await self._change(box, files.make_folder, box.init, os.fsdecode(body.path), body.mode, box.owner_ids)
 
     async def _remove(self, body: wire.RemoveFile, _peer: rpc.Peer) -> None:
         box = self._box(body.id)
-        await self._change(box, files.remove, box.init, os.fsdecode(body.path), body.recursive)
+        async with self._during(box):
+            await self._change(box, files.remove, box.init, os.fsdecode(body.path), body.recursive)
 
     async def _move(self, body: wire.MoveFile, _peer: rpc.Peer) -> None:
         box = self._box(body.id)
-        source, target = os.fsdecode(body.source), os.fsdecode(body.target)
-        await self._change(box, files.move, box.init, source, target, box.owner_ids)
+        async with self._during(box):
+            source, target = os.fsdecode(body.source), os.fsdecode(body.target)
+            await self._change(box, files.move, box.init, source, target, box.owner_ids)
 
     async def _change(self, box: Box, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """One step that writes into a box."""
@@ -131,7 +141,9 @@ class FileMethods:
 
     @asynccontextmanager
     async def _during(self, box: Box, *, ends_well: bool = False) -> AsyncIterator[None]:
-        """Ends this task's work when the box ends or is made new: with the error that says so, or without one."""
+        """Ends this task's work when the box ends or is made new: with the error that says so, or without one. Raises
+        SandboxError where it is being made new."""
+        box.need_rest()
         task = asyncio.current_task()
         assert task is not None
         this = _Running(task)
@@ -153,16 +165,18 @@ class FileMethods:
         finally:
             ended.remove_done_callback(end)
             running.discard(this)
+            this.over.set()
             if not running:
                 self._running.pop(box.id, None)
 
 
 class _Running:
-    """A copy or watch under way."""
+    """A call under way."""
 
     def __init__(self, task: asyncio.Task[Any]) -> None:
         self.task = task
         self.why: SandboxError | None = None
+        self.over = asyncio.Event()
 
     def end(self, why: SandboxError) -> None:
         if self.why is None:

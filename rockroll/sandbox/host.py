@@ -535,8 +535,7 @@ class SandboxHost:
     async def _recycle(self, body: wire.Ref, _peer: rpc.Peer) -> wire.Recycled:
         box = self._box(body.id)
         try:
-            await self._files.quiet(box.id)
-            reason = await box.recycle()
+            reason = await box.recycle(lambda: self._files.quiet(box.id))
         except BaseException:
             self._spawn(self._remove(box))
             raise
@@ -608,7 +607,9 @@ class SandboxHost:
         return await self._box(body.id).execute(body)
 
     async def _start_command(self, body: wire.Start, _peer: rpc.Peer) -> wire.CommandInfo:
-        return self._box(body.id).commands.start(body)
+        box = self._box(body.id)
+        box.need_rest()
+        return box.commands.start(body)
 
     async def _list_commands(self, body: wire.Ref, _peer: rpc.Peer) -> list[wire.CommandInfo]:
         return self._box(body.id).commands.list()

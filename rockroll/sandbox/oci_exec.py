@@ -18,7 +18,7 @@ import json
 import logging
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,7 @@ class OciExec:
         self.cwd: str = self._process.get("cwd") or "/"
         self._spawner: Spawner | None = None
         self._inside: Inside | None = None
+        self._starting: set[asyncio.Future[Process]] = set()
 
     async def look(self, spawner: Spawner, init: int) -> None:
         """Finds out whether processes can be started without the runtime."""
@@ -90,7 +91,18 @@ class OciExec:
         """
         full = {**self.environment, **(env or {}), **({MARK: scope.mark} if scope.mark else {})}
         work = self._spawn(list(argv), scope, (stdin, stdout, stderr), full, cwd or self.cwd)
+        return await self._started(work)
+
+    async def settled(self) -> None:
+        """Returns when every start under way has come to its process, or to none."""
+        while self._starting:
+            await asyncio.wait(self._starting)
+
+    async def _started(self, work: Coroutine[Any, Any, Process]) -> Process:
+        """Cancelled, it ends what `work` has started."""
         starting = asyncio.ensure_future(work)
+        self._starting.add(starting)
+        starting.add_done_callback(self._starting.discard)
         try:
             return await asyncio.shield(starting)
         except asyncio.CancelledError:
@@ -144,16 +156,21 @@ class OciExec:
         console: a unix socket; the runtime sends the terminal's other end there. size: rows, columns. Errors as of
         `spawn`.
         """
+        return await self._started(self._spawn_on_terminal(list(argv), console, size, env, cwd or self.cwd))
+
+    async def _spawn_on_terminal(
+        self, argv: list[str], console: str, size: tuple[int, int], env: Mapping[str, str], cwd: str
+    ) -> Process:
         full = {**self.environment, **env}
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         try:
             with reaper.starting():
                 return await self._run_runtime(
-                    list(argv),
+                    argv,
                     ["--console-socket", console],
                     (null, null, null),
                     full,
-                    cwd or self.cwd,
+                    cwd,
                     terminal=True,
                     consoleSize={"height": size[0], "width": size[1]},
                 )
