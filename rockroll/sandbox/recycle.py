@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from rockroll.errors import SandboxLost
-from rockroll.sandbox.beneath import opened
+from rockroll.errors import FileError, SandboxLost
+from rockroll.sandbox.beneath import Descent, opened
 from rockroll.sandbox.files import open_in, root_of
 
 CLONE_NEWIPC = 0x08000000
@@ -178,29 +178,41 @@ def disk_bytes(upper: Path) -> int:
     """Bytes that the writable layer takes on the host; a file with several names once."""
     total = 0
     linked: set[int] = set()
-    todo = [str(upper)]
-    while todo:  # not os.fwalk: it ends at a thousand folders in each other
-        folder = todo.pop()
-        try:
-            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError:
-            continue  # the box runs on, and has removed it; or it is deeper than a path can name
-        try:
-            with os.scandir(fd) as entries:
-                for entry in entries:
-                    try:
-                        status = entry.stat(follow_symlinks=False)
-                    except FileNotFoundError:
-                        continue
-                    if stat.S_ISDIR(status.st_mode):
-                        todo.append(f"{folder}/{entry.name}")
-                    elif status.st_nlink == 1:
-                        total += status.st_blocks * 512
-                    elif status.st_ino not in linked:
+
+    def add_up(folder: int) -> list[bytes]:
+        nonlocal total
+        below: list[bytes] = []
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                try:
+                    status = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+                if stat.S_ISDIR(status.st_mode):
+                    below.append(os.fsencode(entry.name))
+                elif status.st_nlink == 1 or status.st_ino not in linked:
+                    total += status.st_blocks * 512
+                    if status.st_nlink > 1:
                         linked.add(status.st_ino)
-                        total += status.st_blocks * 512
-        finally:
-            os.close(fd)
+        return below
+
+    # By descriptors: the box runs on, and may put a link to the host's files where a folder was a moment ago.
+    way = Descent(os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    try:
+        waiting = [add_up(way.fd)]
+        while waiting:
+            if not waiting[-1]:
+                waiting.pop()
+                if waiting:
+                    way.leave()
+                continue
+            try:
+                way.enter(waiting[-1].pop())
+            except (OSError, FileError):
+                continue  # removed or replaced since it was listed, or deeper than anybody goes
+            waiting.append(add_up(way.fd))
+    finally:
+        way.close()
     return total
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from rockroll.sandbox import wire
+from rockroll.errors import SandboxError
+from rockroll.sandbox import files, recycle, wire
+from rockroll.sandbox.beneath import Descent
 from rockroll.sandbox.host import SandboxHost
 from tests.sandbox.conftest import Lab
 
@@ -48,6 +52,34 @@ async def test_the_log_of_the_last_user_is_gone(lab: Lab) -> None:
     await lab.run("echo private")
     await lab.recycle()
     assert [chunk async for chunk in lab.handlers["logs"](wire.Logs(id=lab.id), lab.peer)] == []
+
+
+async def test_what_is_under_way_ends_before_the_box_is_new(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, begun, go_on = files.write, threading.Event(), threading.Event()
+
+    def write_slowly(*args: Any) -> None:
+        begun.set()
+        go_on.wait(20)
+        write(*args)
+
+    monkeypatch.setattr(files, "write", write_slowly)
+    body = wire.WriteFile(id=lab.id, path=b"/srv/late", data=b"z")
+    abandoned = asyncio.create_task(lab.call("file.write", body))
+    await asyncio.to_thread(begun.wait, 20)
+    abandoned.cancel()  # its thread goes on
+    calls = [asyncio.create_task(lab.execute("sh", "-c", "echo theirs; sleep 111")) for _ in range(4)]
+    recycling = asyncio.create_task(lab.recycle())
+    done, _ = await asyncio.wait([recycling], timeout=0.1)
+    assert not done
+    with pytest.raises(SandboxError, match="being recycled"):
+        await lab.call("file.write", body)
+    with pytest.raises(SandboxError, match="being recycled"):
+        await lab.call("command.start", wire.Start(id=lab.id, command_id="1", command=b"true"))
+    go_on.set()
+    assert await recycling == wire.Recycled(ok=True)
+    assert {(await call).outcome for call in calls} == {"killed"}
+    assert lab.processes() == [] and lab.box.log_file.size == 0
+    assert await lab.out("ls /srv") == ""
 
 
 async def test_a_busy_box_is_recycled_under_its_command(lab: Lab) -> None:
@@ -117,3 +149,28 @@ async def test_what_links_point_at_is_not_touched(lab: Lab, tmp_path: Path) -> N
     assert (await lab.recycle()).ok
     assert marker.exists()
     assert await lab.out("ls /usr/bin/env") == "/usr/bin/env"
+
+
+async def test_the_size_of_a_layer_counts_each_file_once_and_never_what_a_swapped_link_leads_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upper, outside = tmp_path / "upper", tmp_path / "outside"
+    for folder in (upper / "a/b/c", outside):
+        folder.mkdir(parents=True)
+        (folder / "f").write_bytes(b"x" * 100_000)
+    (upper / "hard").hardlink_to(upper / "a/b/c/f")
+    size = (upper / "hard").stat().st_blocks * 512
+    assert recycle.disk_bytes(upper) == size
+    enter = Descent.enter
+
+    def swap_before(way: Descent, name: bytes) -> None:
+        if name == b"b":
+            (upper / "a").rename(upper / "was")
+            (upper / "a").symlink_to(tmp_path)
+        if name == b"c":
+            (upper / "was/b/c").rename(upper / "was/b/d")
+            (upper / "was/b/c").symlink_to(outside)
+        enter(way, name)
+
+    monkeypatch.setattr(Descent, "enter", swap_before)
+    assert recycle.disk_bytes(upper) == size  # of `hard`
