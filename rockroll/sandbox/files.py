@@ -13,6 +13,7 @@ import os
 import stat
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -24,6 +25,8 @@ from rockroll.sandbox.wire import FileChunk, FileStat
 
 READ_LIMIT = 64 << 20
 LISTED_AT_ONCE = 2000
+MOST_LISTED = 100_000
+"""Entries of one folder's listing, and folders that wait for their turn in a walk: a box makes millions in a minute."""
 SIDE = "in the sandbox"
 
 
@@ -123,7 +126,10 @@ def list_folder(pid: int, path: str) -> list[FileStat]:
     """What is in a folder, by name; links are not followed."""
     _check(path)
     with root_of(pid) as root, _told(path, "listed"), opened(open_in(root, path, _LIST)) as fd:
-        return sorted(_stats(fd, b""), key=lambda entry: entry.name)
+        found = list(islice(_stats(fd, b""), MOST_LISTED + 1))
+        if len(found) > MOST_LISTED:
+            raise FileError(f"{path} holds more than {MOST_LISTED:,} entries: walk it, which lists it in parts")
+        return sorted(found, key=lambda entry: entry.name)
 
 
 def walk(pid: int, path: str) -> Generator[list[FileStat], None, None]:
@@ -133,30 +139,38 @@ def walk(pid: int, path: str) -> Generator[list[FileStat], None, None]:
     with root_of(pid) as root, _told(path, "listed"):
         way = Descent(open_in(root, path, _LIST))
         try:
-            found = _stats(way.fd, b"")
-            waiting = [_folders(found)]
-            while waiting:
-                if len(found) >= LISTED_AT_ONCE:
-                    yield found
-                    found = []
-                if not waiting[-1]:
-                    waiting.pop()
-                    if waiting:
-                        way.leave()
-                    continue
-                try:
-                    way.enter(waiting[-1].pop())
-                except OSError as error:
-                    if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
-                        raise
-                    continue  # removed or replaced since it was listed
-                below = [] if kernel_type(way.fd) else _stats(way.fd, way.path() + b"/")
-                found += below
-                waiting.append(_folders(below))
+            found = _walked(way, path)
+            while part := list(islice(found, LISTED_AT_ONCE)):
+                yield part
         finally:
             way.close()
-        if found:
+
+
+def _walked(way: Descent, top: str) -> Iterator[FileStat]:
+    waiting: list[list[bytes]] = [[]]
+    stats, folders = _stats(way.fd, b""), 0
+    while waiting:
+        for found in stats:
+            if found.kind == "dir":
+                waiting[-1].append(found.path_bytes.rpartition(b"/")[2])
+                folders += 1
+                if folders > MOST_LISTED:
+                    raise FileError(f"{top} holds more than {MOST_LISTED:,} folders side by side: walk a part of it")
             yield found
+        if not waiting[-1]:
+            waiting.pop()
+            if waiting:
+                way.leave()
+            continue
+        folders -= 1
+        try:
+            way.enter(waiting[-1].pop())
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
+                raise
+            continue  # removed or replaced since it was listed
+        waiting.append([])
+        stats = iter(()) if kernel_type(way.fd) else _stats(way.fd, way.path() + b"/")
 
 
 def look(pid: int, path: str, follow: bool) -> FileStat | None:
@@ -285,28 +299,23 @@ def _empty(top: int, device: int) -> None:
 
 def _clear(folder: int) -> list[bytes]:
     """Removes all but the folders in it, whose names are returned."""
+    folders: list[bytes] = []
     with os.scandir(folder) as entries:
-        found = [(os.fsencode(entry.name), entry.is_dir(follow_symlinks=False)) for entry in entries]
-    for name, is_folder in found:
-        if not is_folder:
-            os.unlink(name, dir_fd=folder)
-    return [name for name, is_folder in found if is_folder]
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(os.fsencode(entry.name))
+            else:
+                os.unlink(entry.name, dir_fd=folder)
+    return folders
 
 
-def _stats(folder: int, before: bytes) -> list[FileStat]:
-    found = []
+def _stats(folder: int, before: bytes) -> Iterator[FileStat]:
     with os.scandir(folder) as entries:
         for entry in entries:
             try:
-                found.append(_stat(before + os.fsencode(entry.name), entry.stat(follow_symlinks=False)))
+                yield _stat(before + os.fsencode(entry.name), entry.stat(follow_symlinks=False))
             except FileNotFoundError:
                 continue  # removed since it was listed
-    return found
-
-
-def _folders(found: list[FileStat]) -> list[bytes]:
-    """Names, in their folder, of the folders among these."""
-    return [entry.path_bytes.rpartition(b"/")[2] for entry in found if entry.kind == "dir"]
 
 
 def _stat(name: bytes, status: os.stat_result, link: int | None = None) -> FileStat:

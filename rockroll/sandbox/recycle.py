@@ -21,6 +21,7 @@ import stat
 import threading
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -243,6 +244,7 @@ def _changes(before: Baseline) -> list[str]:
                     raise NotRecyclable(f"/{path} of the image was deleted")
                 elif not below:
                     new.append(path)
+                    _check_worth(len(new))
                 elif stat.S_ISDIR(status.st_mode) and stat.S_ISDIR(os.lstat(below[0]).st_mode):
                     _same_folder(path, before, status, below[0])
                     todo.append((path, below))
@@ -350,6 +352,7 @@ def _of_host(
 def _snapshot(root: int, point: str, known: dict[str, Mark] | None = None) -> dict[str, Mark]:
     """Everything on one mount. With `known`, what is not in it is named but not entered: it will be removed whole."""
     found: dict[str, Mark] = {}
+    most = MOST_ENTRIES + len(known or ())
     top = open_in(root, point, os.O_RDONLY | os.O_DIRECTORY)
     device = os.fstat(top).st_dev
     todo = [("", top)]
@@ -358,13 +361,14 @@ def _snapshot(root: int, point: str, known: dict[str, Mark] | None = None) -> di
             folder, fd = todo.pop()
             try:
                 with os.scandir(fd) as entries:
-                    names = [entry.name for entry in entries]
+                    names = [entry.name for entry in islice(entries, most + 1)]
                 for name in names:
                     path = f"{folder}/{name}" if folder else name
                     status = os.stat(name, dir_fd=fd, follow_symlinks=False)
                     if status.st_dev != device:
                         continue  # another mount: it has its own turn
                     found[path] = _mark(status)
+                    _check_worth(len(found) - len(known or ()))
                     if stat.S_ISDIR(status.st_mode) and (known is None or path in known):
                         if path.count("/") > MOST_DEPTH:
                             raise NotRecyclable(f"folders are nested more than {MOST_DEPTH} deep")
@@ -390,8 +394,12 @@ class _Budget:
 
     def spend(self) -> None:
         self._left -= 1
-        if self._left < 0:
-            raise NotRecyclable(f"more than {MOST_ENTRIES} files were made: a new box is cheaper")
+        _check_worth(MOST_ENTRIES - self._left)
+
+
+def _check_worth(made: int) -> None:
+    if made > MOST_ENTRIES:
+        raise NotRecyclable(f"more than {MOST_ENTRIES} files were made: a new box is cheaper")
 
 
 def _remove_all(root: int, point: str, paths: list[str], budget: _Budget) -> None:
@@ -423,7 +431,7 @@ def _remove(parent: int, name: str, device: int, budget: _Budget, depth: int) ->
         if os.fstat(fd).st_dev != device:
             raise NotRecyclable(f"{name} is a mount that was not there before")
         with os.scandir(fd) as entries:
-            names = [entry.name for entry in entries]
+            names = [entry.name for entry in islice(entries, MOST_ENTRIES + 1)]
         for inner in names:
             _remove(fd, inner, device, budget, depth + 1)
     finally:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rockroll.errors import FileError, SandboxLost
-from rockroll.sandbox import wire
+from rockroll.sandbox import files, wire
 from tests.sandbox.conftest import Lab
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -102,3 +102,23 @@ async def test_a_stopped_box_has_no_files_to_give(lab: Lab) -> None:
     await lab.call("sandbox.stop", wire.Ref(id=lab.id))
     with pytest.raises(SandboxLost, match="stopped"):
         await read(lab, "/etc/hostname")
+
+
+async def test_a_folder_too_large_for_one_listing_is_walked_in_parts(
+    shared: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "MOST_LISTED", 50)
+    monkeypatch.setattr(files, "LISTED_AT_ONCE", 20)
+    await shared.out("mkdir -p /srv/many/d/e; cd /srv/many; touch $(seq 60) d/e/f")
+    with pytest.raises(FileError, match="more than 50 entries: walk it"):
+        await shared.call("file.list", wire.ListFiles(id=shared.id, path=b"/srv/many"))
+    walking = shared.handlers["file.walk"](wire.PathOf(id=shared.id, path=b"/srv/many"), shared.peer)
+    parts = [[entry.name for entry in part] async for part in walking]
+    assert sorted(name for part in parts for name in part) == sorted([*map(str, range(1, 61)), "d", "d/e", "d/e/f"])
+    assert [len(part) for part in parts] == [20, 20, 20, 3]
+    await shared.out("cd /srv/many; mkdir $(seq 101 160)")
+    with pytest.raises(FileError, match="more than 50 folders side by side"):
+        walking = shared.handlers["file.walk"](wire.PathOf(id=shared.id, path=b"/srv/many"), shared.peer)
+        _ = [part async for part in walking]
+    await shared.call("file.remove", wire.RemoveFile(id=shared.id, path=b"/srv/many", recursive=True))
+    assert await shared.out("ls -d /srv/many || true") == ""

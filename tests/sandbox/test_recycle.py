@@ -118,6 +118,16 @@ async def test_what_cannot_be_undone_destroys_the_box(host: SandboxHost, command
     assert lab.id not in host._boxes
 
 
+@pytest.mark.parametrize("where", ["/srv", "/dev/shm", "/srv/one"])
+async def test_more_than_is_worth_removing_destroys_the_box(
+    host: SandboxHost, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recycle, "MOST_ENTRIES", 100)
+    lab = await Lab(host).up()
+    await lab.run(f"mkdir -p {where}; cd {where}; touch $(seq 101)")
+    assert "more than 100 files were made" in (await lab.recycle()).reason
+
+
 async def test_a_box_with_a_writable_mount_is_never_recycled(host: SandboxHost, tmp_path: Path) -> None:
     lab = await Lab(host, mounts=[f"{tmp_path}:/mnt"]).up()
     recycled = await lab.recycle()
