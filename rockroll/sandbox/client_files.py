@@ -219,7 +219,7 @@ class Files(Connection):
                 async for item in items:
                     yield item
         except PeerLost as error:
-            raise SandboxLost(f"the node died while {method} was under way: {error}") from error
+            raise SandboxLost(f"the node died while {method} was under way: {error}", cause="node_lost") from error
 
 
 _MaybeStat: Any = wire.FileStat | None

@@ -7,13 +7,13 @@ byte offset, its end; input and signals to it. Leaves the doing to the node (com
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections.abc import AsyncIterator
 from typing import Protocol, TypeVar
 
 from rockroll.errors import PeerLost, SandboxLost, UsageError
 from rockroll.rpc import Client
 from rockroll.sandbox import wire
+from rockroll.sandbox.signals import number_of
 from rockroll.sandbox.wire import CommandInfo, Observation, OutputChunk
 
 T = TypeVar("T")
@@ -51,7 +51,7 @@ class Command:
             async for chunk in node.stream("command.output", body, type=OutputChunk):
                 yield chunk
         except PeerLost as error:
-            raise SandboxLost(f"the node died while output was read: {error}") from error
+            raise SandboxLost(f"the node died while output was read: {error}", cause="node_lost") from error
 
     async def wait(self, *, output: bool = True) -> Observation:
         """Its end, with all output that was kept (`output=False`: without). Cancelling this leaves the command running:
@@ -91,7 +91,7 @@ class Command:
 
         INT reaches the session's bash as well, as Ctrl-C does on a terminal: it then leaves the command.
         """
-        body = wire.SendSignal(id=self._sandbox.id, command_id=self.id, signal=signal_number(which))
+        body = wire.SendSignal(id=self._sandbox.id, command_id=self.id, signal=number_of(which))
         await self._sandbox._call("command.signal", body)
 
     async def info(self) -> CommandInfo:
@@ -104,14 +104,3 @@ class Command:
     @property
     def _ref(self) -> wire.CommandRef:
         return wire.CommandRef(id=self._sandbox.id, command_id=self.id)
-
-
-def signal_number(which: str | int) -> int:
-    """15 of "TERM", "SIGTERM", "15" or 15. UsageError for what is none."""
-    text = str(which).upper()
-    if text.isdigit() and int(text) in signal.valid_signals():
-        return int(text)
-    try:
-        return signal.Signals[text if text.startswith("SIG") else f"SIG{text}"]
-    except KeyError:
-        raise UsageError(f"a signal is a name as in TERM or a number as in 15; got {which!r}") from None

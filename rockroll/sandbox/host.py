@@ -45,6 +45,7 @@ from rockroll.sandbox.process import Process, become_subreaper, birth
 from rockroll.sandbox.profile import create_body, first_id, remove_cgroups
 from rockroll.sandbox.reaper import Reaper
 from rockroll.sandbox.registry import Registry, Row
+from rockroll.sandbox.signals import number_of
 from rockroll.sandbox.snapshot import Fill, Snapshots
 from rockroll.sandbox.spawner import Spawner
 
@@ -570,14 +571,13 @@ class SandboxHost:
     async def _delete_snapshot(self, body: wire.SnapshotRef, _peer: rpc.Peer) -> wire.SnapshotInfo:
         return await self._snapshots.delete(body.name)
 
-    # -- commands, logs
     # -- what runs in it, its environment, a terminal
 
     async def _processes(self, body: wire.Ref, _peer: rpc.Peer) -> list[wire.ProcessInfo]:
         return await asyncio.to_thread(self._box(body.id).processes)
 
     async def _signal(self, body: wire.Signal, _peer: rpc.Peer) -> None:
-        number = processes.number_of(body.signal)
+        number = number_of(body.signal)
         await asyncio.to_thread(processes.send, self._box(body.id).everything, body.pid, number, body.birth)
 
     async def _get_env(self, body: wire.Ref, _peer: rpc.Peer) -> dict[str, str]:

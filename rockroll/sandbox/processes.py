@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from rockroll.sandbox.wire import ProcessInfo
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_UID = re.compile("[0-9]{1,10}")
 COMMAND_BYTES = 4096
 """Of a command line, which may be as long as the stack."""
 
@@ -92,17 +94,6 @@ def send(find: Callable[[], list[int]], pid: int, number: int, birth: int = 0) -
     raise gone
 
 
-def number_of(name: str | int) -> int:
-    """ "TERM", "SIGTERM", "15" or 15 → 15. UsageError."""
-    text = str(name).strip().upper()
-    try:
-        if text.isdigit():
-            return signal.Signals(int(text)).value
-        return signal.Signals[text if text.startswith("SIG") else f"SIG{text}"].value
-    except (ValueError, KeyError):
-        raise UsageError(f"signal: a name or number, as in TERM, KILL or 15; got {name!r}") from None
-
-
 class _Users:
     """Names of the box's users, as its own /etc/passwd says; a number where it says nothing."""
 
@@ -118,7 +109,8 @@ class _Users:
             for line in text.splitlines():
                 name, _, rest = line.partition(":")
                 number = rest.split(":")[1:2]
-                if number and number[0].isdigit():
+                # Digits of ASCII: int() takes neither "²", which isdigit() does, nor thousands of digits.
+                if number and _UID.fullmatch(number[0]):
                     self._names.setdefault(int(number[0]), name)
 
     def name(self, uid: int) -> str:

@@ -8,6 +8,7 @@ import pytest
 
 from rockroll.errors import SandboxError, SandboxLost, UsageError
 from rockroll.sandbox import processes, wire
+from rockroll.sandbox.signals import number_of
 from tests.sandbox.conftest import Lab
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -105,7 +106,20 @@ async def test_a_signal_that_there_is_not_is_refused(shared: Lab, name: str) -> 
 
 
 async def test_signals_by_name_and_number() -> None:
-    assert [processes.number_of(name) for name in ("TERM", "sigterm", "15", 15)] == [15] * 4
+    assert [number_of(name) for name in ("TERM", "sigterm", "15", 15)] == [15] * 4
+
+
+@pytest.mark.parametrize("name", ["\u00b2", "9" * 5000, "-1", 99])
+async def test_what_looks_like_a_number_and_is_none_is_no_signal(name: str | int) -> None:
+    with pytest.raises(UsageError, match="as in TERM"):
+        number_of(name)
+
+
+async def test_users_of_a_box_may_be_written_in_any_way(lab: Lab) -> None:
+    await lab.run(
+        f"echo 'a:x:\u00b2:' >/etc/passwd; echo 'b:x:{'9' * 5000}:' >>/etc/passwd; echo 'c:x:0:' >>/etc/passwd"
+    )
+    assert {each.user for each in await listed(lab)} == {"c"}
 
 
 async def test_a_hostile_command_line_is_text_of_bounded_length(lab: Lab) -> None:
