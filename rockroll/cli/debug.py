@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from rockroll.cli.text import safe
 from rockroll.errors import SandboxError, SandboxNotFound, UsageError
 
 
@@ -68,7 +69,7 @@ async def _attach(id: str, session: str | None) -> int:
     finally:
         await close_node()
     if end.note:
-        print(f"rockroll: {end.note}", file=sys.stderr)
+        print(f"rockroll: {safe(end.note)}", file=sys.stderr)
     return end.exit_code
 
 

@@ -14,6 +14,7 @@ import typer
 
 from rockroll import __version__
 from rockroll.cli import bench, commands, debug, doctor, image, sandbox, train
+from rockroll.cli.text import safe_lines
 from rockroll.errors import RockrollError
 
 # Early Typer raises Click's exceptions, later Typer those of its own copy of Click; this is the right one's base.
@@ -66,7 +67,7 @@ def run(arguments: list[str]) -> int:
     except RockrollError as error:
         if "--debug" in arguments:
             raise
-        print(f"rockroll: {error.message}", file=sys.stderr)
+        print(f"rockroll: {safe_lines(error.message)}", file=sys.stderr)
         return error.exit_code
     except _WrongUsage as error:
         error.show()
@@ -81,7 +82,7 @@ def run(arguments: list[str]) -> int:
         if "--debug" in arguments:
             raise
         said = f"{type(error).__name__}: {error}"
-        print(f"rockroll: {said} (a defect; --debug before the command shows where)", file=sys.stderr)
+        print(f"rockroll: {safe_lines(said)} (a defect; --debug before the command shows where)", file=sys.stderr)
         return 1
 
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rockroll.cli.text import safe as _safe
+from rockroll.cli.text import safe_lines
 from rockroll.errors import RockrollError, UsageError
 
 if TYPE_CHECKING:
@@ -561,7 +563,7 @@ def _each(ids: list[str] | None, method: str, as_json: bool) -> None:
         if as_json:
             _print_json([_public(info) for info in done])
         for error in errors[1:]:
-            print(f"rockroll: {error}", file=sys.stderr)
+            print(f"rockroll: {safe_lines(str(error))}", file=sys.stderr)
         if errors:
             raise errors[0]
         return done
@@ -583,7 +585,7 @@ def _bring_back(ids: list[str], restart: bool, as_json: bool) -> None:
             targets = list(dict.fromkeys(ids))
             errors = await _side_by_side([lambda target=target: one(target) for target in targets], keep_going=True)
         for error in errors[1:]:
-            print(f"rockroll: {error}", file=sys.stderr)
+            print(f"rockroll: {safe_lines(str(error))}", file=sys.stderr)
         if as_json:
             fields = ("cause", "sessions", "lost")
             _print_json([{**_public(each.info), **{name: getattr(each, name) for name in fields}} for each in done])
@@ -683,11 +685,6 @@ def _print_json(value: Any) -> None:
     import json
 
     print(json.dumps(value, indent=2))  # ASCII: a control character in a label comes out escaped
-
-
-def _safe(text: str) -> str:
-    """Text that somebody else chose, without the control characters that would drive this terminal."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 
 def _labels(labels: dict[str, str]) -> str:

@@ -94,6 +94,14 @@ def test_what_somebody_else_chose_does_not_drive_the_terminal() -> None:
     assert b"\x1b" not in seen and b"\x07" not in seen
 
 
+def test_neither_do_names_of_a_box_in_an_error(box: str, tmp_path: Path) -> None:
+    sandbox("exec", "demo", "--", "bash", "-c", r"mkdir /srv/evil; touch /srv/evil/$'\e[31m\a'")
+    (tmp_path / "evil" / "\x1b[31m\x07").mkdir(parents=True)
+    said = sandbox("cp", "demo:/srv/evil", str(tmp_path / "evil"), code=1).stderr
+    assert rb"\x1b[31m\x07 is a folder on this side" in said
+    assert b"\x1b" not in said and b"\x07" not in said
+
+
 # ---- exec ----------------------------------------------------------------------------------------------------------
 
 
