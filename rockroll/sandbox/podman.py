@@ -13,8 +13,7 @@ import os
 import signal
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote
@@ -35,17 +34,6 @@ STEADY_S = 1.0
 """A service that dies sooner than this after its start cannot stay: the next one waits 0.2, 0.4 … LONGEST_PAUSE_S."""
 LONGEST_PAUSE_S = 10.0
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class PodmanEvent:
-    """One change of a container: action is Podman's word (create, start, died, remove, pause, …)."""
-
-    action: str
-    id: str
-    name: str
-    time_ns: int
-    attributes: dict[str, str]
 
 
 class PodmanService:
@@ -282,33 +270,6 @@ class Podman:
         params = {"all": str(all).lower(), "filters": json.dumps(filters)}
         return await self._json("GET", "/containers/json", params=params) or []
 
-    async def pause(self, id: str) -> None:
-        """Freezes every process of the container."""
-        await self._call("POST", f"/containers/{_q(id)}/pause")
-
-    async def unpause(self, id: str) -> None:
-        """Thaws it."""
-        await self._call("POST", f"/containers/{_q(id)}/unpause")
-
-    async def wait(self, id: str) -> int:
-        """Waits for the end of PID 1; its exit code. (Podman 4.3 looks every 250 ms: prefer a pidfd or events().)"""
-        timeout = aiohttp.ClientTimeout(total=None)
-        return int(await self._json("POST", f"/containers/{_q(id)}/wait", timeout=timeout))
-
-    async def events(self, labels: Mapping[str, str] | None = None) -> AsyncIterator[PodmanEvent]:
-        """Container events from now on, as they happen; ends when the service does."""
-        filters = {"type": ["container"], "label": [f"{key}={value}" for key, value in (labels or {}).items()]}
-        params = {"stream": "true", "filters": json.dumps(filters)}
-        timeout = aiohttp.ClientTimeout(total=None)
-        try:
-            async with self._http.get(f"{API}/events", params=params, timeout=timeout) as response:
-                await self._raise_for(response, "GET /events", "")
-                async for line in response.content:
-                    if line.strip():
-                        yield _event(json.loads(line))
-        except (aiohttp.ClientError, OSError) as error:
-            raise self._unreachable(error) from error
-
     # -- images
 
     async def images(self) -> list[dict[str, Any]]:
@@ -415,18 +376,6 @@ def _failure(status: int, call: str, image: str, message: str) -> Exception:
     if "allocating lock" in lower:
         return HostError("Podman's locks are used up (2,048 containers and volumes); remove some with `podman rm`")
     return HostError(f"Podman refused {call} ({status}): {message}")
-
-
-def _event(raw: dict[str, Any]) -> PodmanEvent:
-    attributes = raw.get("Actor", {}).get("Attributes", {})
-    action = raw.get("Action") or raw.get("status", "")
-    return PodmanEvent(
-        action=action,
-        id=raw.get("Actor", {}).get("ID", ""),
-        name=attributes.get("name", ""),
-        time_ns=int(raw.get("timeNano", 0)),
-        attributes=attributes,
-    )
 
 
 async def _outlive(record: Path) -> None:

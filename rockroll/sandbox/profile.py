@@ -106,18 +106,6 @@ def first_id(config: SandboxConfig) -> int:
     return runtime.MAPPED_FIRST_ID
 
 
-def host_root(pid: int) -> tuple[int, int]:
-    """The uid and gid, as this process sees them, of root in the container of pid: the owner to give to its files."""
-    found = []
-    for kind in ("uid", "gid"):
-        try:
-            first = Path(f"/proc/{pid}/{kind}_map").read_text().splitlines()[0].split()
-        except (FileNotFoundError, ProcessLookupError, IndexError):
-            raise SandboxLost(f"the sandbox's first process {pid} is gone") from None
-        found.append(int(first[1]) if first[0] == "0" else 0)
-    return found[0], found[1]
-
-
 def verify(pid: int, config: SandboxConfig) -> list[str]:
     """The limits ("memory", "swap", "pids", "cpus", "cpuset") that the kernel does not hold the container of pid to; []
     is best.

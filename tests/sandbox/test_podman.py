@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import select
 import signal
@@ -35,41 +34,6 @@ async def test_a_box_lives_from_create_to_remove(podman: Podman) -> None:
     assert await podman.remove(box.id) is False
     with pytest.raises(SandboxNotFound):
         await podman.inspect(box.id)
-
-
-async def test_pause_stops_the_box_and_unpause_lets_it_go_on(podman: Podman) -> None:
-    box = await start_box(podman, SMALL)
-    await podman.pause(box.id)
-    assert (await podman.inspect(box.id))["State"]["Status"] == "paused"
-    await podman.unpause(box.id)
-    assert (await podman.inspect(box.id))["State"]["Status"] == "running"
-
-
-async def test_events_tell_of_this_homes_boxes_as_they_happen(podman: Podman) -> None:
-    box = await start_box(podman, SMALL)
-    events = podman.events({HOME_LABEL: home.home_id()})
-    following = asyncio.ensure_future(anext(events))
-    done: list[str] = []
-    # The stream begins when Podman has opened its log; until an event has come, there has to be something to tell.
-    while not following.done():
-        await podman.pause(box.id)
-        await podman.unpause(box.id)
-    event = following.result()
-    assert (event.id, event.name) == (box.id, box.name)
-    await podman.kill(box.id)
-    async for event in events:
-        done.append(event.action)
-        if event.action == "died":
-            break
-    await events.aclose()  # type: ignore[attr-defined]
-    assert done[-1] == "died"
-
-
-async def test_wait_gives_the_exit_code(podman: Podman) -> None:
-    box = await start_box(podman, SMALL)
-    waiting = asyncio.ensure_future(podman.wait(box.id))
-    await podman.kill(box.id, "KILL")
-    assert await waiting == 137
 
 
 async def test_a_missing_image_says_what_to_type(podman: Podman) -> None:
