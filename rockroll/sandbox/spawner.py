@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import resource
@@ -105,6 +106,8 @@ class Spawner:
 
     async def _send(self, data: bytes, fds: Sequence[int]) -> None:
         loop = asyncio.get_running_loop()
+        if len(data) > enter.MAX_ORDER:
+            raise EnterFailed("order", errno.EMSGSIZE)
         while True:
             orders = self._running()
             try:
@@ -117,7 +120,11 @@ class Spawner:
                     await writable.wait()
                 finally:
                     loop.remove_writer(orders)
-            except (BrokenPipeError, ConnectionResetError):
+            except OSError as error:
+                if error.errno in (errno.EMSGSIZE, errno.ENOBUFS):  # net.core.wmem_max caps what the socket takes
+                    raise EnterFailed("order", error.errno) from None
+                if not isinstance(error, BrokenPipeError | ConnectionResetError):
+                    raise
                 if self._process is not None:
                     await asyncio.shield(self._process.ended)  # then a new one is started
 

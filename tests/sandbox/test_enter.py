@@ -6,10 +6,12 @@ import asyncio
 import difflib
 import os
 import signal
+import socket
 
 import pytest
 
 from rockroll.errors import SandboxLost
+from rockroll.sandbox import enter
 from rockroll.sandbox.host import SandboxHost
 from tests.sandbox.conftest import Lab
 
@@ -106,6 +108,18 @@ async def test_nothing_of_the_host_can_be_seen_through_a_process_that_is_being_s
         "cgroup.procs",
     ):
         assert trace not in seen, seen
+
+
+@pytest.mark.parametrize("room", [enter.MAX_ORDER, 100_000], ids=["too-large-for-an-order", "too-large-for-the-socket"])
+async def test_what_is_too_large_for_an_order_is_started_by_the_runtime(host: SandboxHost, lab: Lab, room: int) -> None:
+    if room < enter.MAX_ORDER:
+        orders = host._spawner._running()
+        orders.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, room // 2)
+    helper = host._spawner._process
+    done = await lab.execute("sh", "-c", "echo $#", "sh", *["x" * 100_000] * (room // 100_000 + 1))
+    assert done.stdout == f"{room // 100_000 + 1}\n".encode(), done
+    assert host._spawner._process is helper and helper is not None and not helper.ended.done()
+    host._spawner.close()  # the next has its own socket
 
 
 async def test_the_helper_is_started_again_when_it_dies(host: SandboxHost, lab: Lab) -> None:
