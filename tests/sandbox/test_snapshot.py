@@ -313,6 +313,28 @@ async def test_a_process_that_cannot_be_frozen_is_waited_for_only_so_long(
     assert await lab.out("echo on") == "on"
 
 
+async def test_what_the_node_writes_waits_while_files_are_copied(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    await lab.run("mkdir /srv/a; echo x >/srv/a/f; echo 1 >/srv/order")
+    calls: list[asyncio.Task[None]] = []
+    copy = layer.copy
+
+    async def copy_slowly(source: Path, target: Path) -> None:
+        write = wire.WriteFile(id=lab.id, path=b"/srv/order", data=b"2")
+        calls.append(asyncio.create_task(lab.call("file.write", write)))
+        calls.append(
+            asyncio.create_task(lab.call("file.move", wire.MoveFile(id=lab.id, source=b"/srv/a", target=b"/b")))
+        )
+        assert not (await asyncio.wait(calls, timeout=0.2))[0]
+        await copy(source, target)
+
+    monkeypatch.setattr(layer, "copy", copy_slowly)
+    await snapshot(lab, "still")
+    await asyncio.gather(*calls)
+    assert await lab.out("cat /srv/order /b/f") == "2x"
+    kept = lab.host._snapshots._folder / "still" / "files"
+    assert (kept / "srv/order").read_text() == "1\n" and (kept / "srv/a/f").exists() and not (kept / "b").exists()
+
+
 # ---- a node that is killed -----------------------------------------------------------------------------------------
 
 
@@ -340,25 +362,3 @@ async def test_after_kill_9_under_way_no_half_is_left_and_the_origin_goes_on(
     await delete_snapshot("whole")
     await again.delete()
     await close_node()
-
-
-async def test_what_the_node_writes_waits_while_files_are_copied(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    await lab.run("mkdir /srv/a; echo x >/srv/a/f; echo 1 >/srv/order")
-    calls: list[asyncio.Task[None]] = []
-    copy = layer.copy
-
-    async def copy_slowly(source: Path, target: Path) -> None:
-        write = wire.WriteFile(id=lab.id, path=b"/srv/order", data=b"2")
-        calls.append(asyncio.create_task(lab.call("file.write", write)))
-        calls.append(
-            asyncio.create_task(lab.call("file.move", wire.MoveFile(id=lab.id, source=b"/srv/a", target=b"/b")))
-        )
-        assert not (await asyncio.wait(calls, timeout=0.2))[0]
-        await copy(source, target)
-
-    monkeypatch.setattr(layer, "copy", copy_slowly)
-    await snapshot(lab, "still")
-    await asyncio.gather(*calls)
-    assert await lab.out("cat /srv/order /b/f") == "2x"
-    kept = home.node_dir() / "snapshots" / "still" / "files"
-    assert (kept / "srv/order").read_text() == "1\n" and (kept / "srv/a/f").exists() and not (kept / "b").exists()
