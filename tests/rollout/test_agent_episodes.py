@@ -124,7 +124,7 @@ async def test_what_policy_and_agent_do_to_themselves_is_scored_as_it_stands(
     assert episode.turns == len(engine.answers)
     if mode == "stubborn":
         assert episode.turns == 3
-        said = agents.Said.graded[0][1].split(b"\n")
+        said = agents.Said.graded[0][1].splitlines()
         assert 1 <= len(said) <= 8 and said[0] == b"403 turn_budget_exceeded"
 
 
