@@ -402,6 +402,15 @@ class Box:
         return f"/b/{self.id}/s" in mounts
 
     async def _attach(self, *, fresh: bool) -> None:
+        try:
+            await self._look_at(fresh=fresh)
+        except OSError as error:
+            if not self.doomed():
+                raise
+            # Deleted or killed meanwhile: what is read under /proc goes with init, at any of the reads.
+            raise SandboxLost("the sandbox ended while it was being started") from error
+
+    async def _look_at(self, *, fresh: bool) -> None:
         found = await self._podman.inspect(self.container)
         self._init = int(found["State"]["Pid"])
         if not self._init:
