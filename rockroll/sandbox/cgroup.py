@@ -98,7 +98,8 @@ class BoxCgroup:
         """Every process of the box but init."""
         if self.enforced and self.path is not None:
             groups = [self.path, *(p for p in self.path.iterdir() if p.is_dir())]
-            found = {pid for group in groups for pid in _procs(group)}
+            # Twice: one that is moved between two groups meanwhile may be in neither when each is read.
+            found = {pid for group in (*groups, *groups) for pid in _procs(group)}
         else:
             found = {pid for pid in _all_pids() if self.holds(pid)}
         return sorted(found - {self.init_pid})
