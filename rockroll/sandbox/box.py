@@ -13,7 +13,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
 from socket import socket as Socket
 from typing import Any
@@ -633,6 +633,13 @@ class Box:
             self._removed = True
             self.state, self.cause = after(self.state, "removed"), self.cause or cause
             self.ended = self.ended or time.time()
+
+    @contextlib.asynccontextmanager
+    async def being_made(self) -> AsyncIterator[None]:
+        """A removal that comes meanwhile waits: it would find nothing of what Podman is just making."""
+        async with self._life:
+            self._need_container()
+            yield
 
     def _need_container(self) -> None:
         if self._removed:

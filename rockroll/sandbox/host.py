@@ -27,7 +27,6 @@ from typing import Any
 
 from rockroll import home, rpc
 from rockroll.errors import (
-    HostError,
     ImageMissing,
     LimitNotEnforced,
     RockrollError,
@@ -381,14 +380,13 @@ class SandboxHost:
         box = self._boxes[id] = self._make_box(row)
         self._registry.put(row)
         try:
-            async with self._creating:
+            async with self._creating, box.being_made():
                 await self._bring_up(box, row, image, fill)
-        except BaseException as error:
-            deleted = box.id in self._removing or box.state == "gone"
+            if id in self._removing or box.state == "gone":
+                raise SandboxLost(f"sandbox {id} was deleted while it was being made", cause=box.cause)
+        except BaseException:
             # Whatever there is of it goes, also when this task is being cancelled.
             await asyncio.shield(self._spawn(self._remove(box)))
-            if deleted and isinstance(error, HostError):  # Podman's words for what was taken from under it
-                raise SandboxLost(f"sandbox {id} was deleted while it was being made", cause=box.cause) from error
             raise
         self._registry.mark(id, box.state, box.cause, box.ended)
         if owner == "connection":
@@ -418,9 +416,6 @@ class SandboxHost:
         except asyncio.CancelledError:
             self._spawn(self._undo(creating))
             raise
-        if box.state == "gone":
-            await self._podman.remove(box.container)  # its removal found nothing yet
-            raise SandboxLost(f"sandbox {box.id} was deleted while it was being made", cause=box.cause)
         await box.up(box.container, fill)
         self._registry.put(row._replace(container=box.container))
         unenforced = [limit for limit in box.unenforced if limit != "kill-scope"]
