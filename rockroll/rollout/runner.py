@@ -20,7 +20,7 @@ from rockroll.agent.config import AgentConfig
 from rockroll.engine.api import Engine
 from rockroll.env.api import Split
 from rockroll.errors import ModelServiceError, UsageError
-from rockroll.model_service.relay import Relay
+from rockroll.model_service.relay import OnDelta, Relay
 from rockroll.model_service.wire import ChatReply, ChatRequest
 from rockroll.rollout.config import RolloutConfig, TaskConfig
 from rockroll.rollout.dialogue import Dialogue, Sampling
@@ -139,7 +139,7 @@ class Rollout:
                 done += await owned.next()
         return [group.episodes[0] for group in sorted(done, key=lambda group: group.id)]
 
-    async def chat(self, request: ChatRequest) -> ChatReply:
+    async def chat(self, request: ChatRequest, on_delta: OnDelta | None = None) -> ChatReply:
         """The relay's handler: one model call of an agent, for the episode that its token names."""
         dialogue = self._dialogues.get(request.token)
         if dialogue is None:
