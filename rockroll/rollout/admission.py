@@ -21,6 +21,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from msgspec import Struct
+
 OnStale = Literal["wait", "drop"]
 
 
@@ -34,20 +36,41 @@ class Taken:
     """Groups that run and could not be trained in time any more: to be cancelled."""
 
 
+class Position(Struct, frozen=True):
+    """Where a run stands among its tasks, for a checkpoint: each is trained once, whenever it is stopped."""
+
+    next: int = 0
+    """The first group that was never admitted."""
+    open: list[int] = []
+    """Groups that were admitted and not yet trained: they come first, from their beginning."""
+
+
 class Admission:
-    """Belongs to one run. batch: B. extra: groups started beyond need, of which as many are cancelled."""
+    """Belongs to one run. batch: B. extra: groups started beyond need, of which as many are cancelled. start: where to
+    go on. batches: how many there will be: what the last ones do not need is not started. None: no end."""
 
     def __init__(
-        self, batch: int, max_staleness: int = 0, *, extra: int = 0, on_stale: OnStale = "wait", version: int = 0
+        self,
+        batch: int,
+        max_staleness: int = 0,
+        *,
+        extra: int = 0,
+        on_stale: OnStale = "wait",
+        version: int = 0,
+        start: Position | None = None,
+        batches: int | None = None,
     ) -> None:
         if batch < 1 or max_staleness < 0 or extra < 0:
             raise ValueError(
-                f"a batch has at least 1 group, staleness and extra are at least 0; got {batch}, {max_staleness}, {extra}"
+                "a batch has at least 1 group, staleness and extra are at least 0; got "
+                f"{batch}, {max_staleness}, {extra}"
             )
         self.version = version
         """Of the weights that a group admitted now is sampled with."""
         self._batch, self._bound, self._extra, self._on_stale = batch, max_staleness, extra, on_stale
-        self._next = 0
+        start = start or Position()
+        self._next, self._again = start.next, list(start.open)
+        self._left = batches
         self._running: dict[int, int] = {}
         """Version at admission, by id, in the order of admission."""
         self._done: dict[int, int] = {}
@@ -68,8 +91,14 @@ class Admission:
 
     def admit(self) -> list[int]:
         """Ids to start now: as many as there are free slots."""
-        ids = list(range(self._next, self._next + max(0, self.slots - self.held)))
-        self._next += len(ids)
+        free = self.slots - self.held
+        if self._left is not None:
+            free = min(free, self._left * self._batch + self._extra - len(self._running) - len(self._done))
+        ids = self._again[: max(0, free)]
+        del self._again[: len(ids)]
+        new = range(self._next, self._next + max(0, free - len(ids)))
+        self._next += len(new)
+        ids += new
         self._running.update(dict.fromkeys(ids, self.version))
         return ids
 
@@ -100,6 +129,8 @@ class Admission:
         for id in late:
             self.discard(id)
         self._training = sorted(chosen)
+        if self._left is not None:
+            self._left -= 1
         return Taken(self._training, late)
 
     @property
@@ -118,6 +149,11 @@ class Admission:
             raise ValueError(f"a step makes the next version; got {version} after {self.version}")
         self.version = version
         self._training = []
+
+    @property
+    def position(self) -> Position:
+        """As if the batch in training had been trained."""
+        return Position(self._next, sorted([*self._again, *self._running, *self._done]))
 
     def _slack(self, id: int, held: dict[int, int] | None = None) -> int:
         """How many later batches could still take this group."""

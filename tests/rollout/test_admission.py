@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rockroll.rollout.admission import Admission, OnStale, Taken
+from rockroll.rollout.admission import Admission, OnStale, Position, Taken
 
 
 def take(admission: Admission) -> Taken:
@@ -97,6 +97,22 @@ def test_a_discarded_group_gives_its_slot_back_at_once():
     assert admission.admit() == [2]
     with pytest.raises(ValueError, match="group 0 holds no slot"):
         admission.discard(0)
+
+
+def test_a_run_goes_on_with_what_was_admitted_and_not_trained():
+    admission = Admission(2, 1)
+    admission.admit()
+    finish(admission, 3, 1)
+    take(admission)
+    finish(admission, 0)
+    assert admission.position == Position(4, [0, 2])
+    again = Admission(2, 1, version=1, start=admission.position)
+    assert again.admit() == [0, 2, 4, 5]
+
+
+def test_the_last_batches_start_no_more_than_they_need():
+    admission = Admission(2, 1, batches=1, extra=1)
+    assert admission.admit() == [0, 1, 2]
 
 
 def test_a_step_makes_the_next_version():
