@@ -35,10 +35,12 @@ from rockroll.errors import (
     UsageError,
 )
 from rockroll.sandbox import disk, layer, processes, runtime, saved, wire
-from rockroll.sandbox.box import INSIDE, Box, Endpoint, container_name, make_folder
+from rockroll.sandbox.box import Box
 from rockroll.sandbox.config import SandboxConfig
+from rockroll.sandbox.endpoint import Endpoint
 from rockroll.sandbox.file_methods import FileMethods
 from rockroll.sandbox.lifecycle import story
+from rockroll.sandbox.names import INSIDE, container_name, make_folder
 from rockroll.sandbox.oci_exec import Runtime
 from rockroll.sandbox.podman import HOME_LABEL, Podman, PodmanService
 from rockroll.sandbox.process import Process, become_subreaper, birth
@@ -144,13 +146,13 @@ class SandboxHost:
         if not inspect.isasyncgenfunction(handler):
 
             async def answer(body: Any, peer: rpc.Peer, *parts: Any) -> Any:
-                with self._box(body.id).in_use():
+                with self._box(body.id).calls:
                     return await handler(body, peer, *parts)
 
             return answer
 
         async def stream(body: Any, peer: rpc.Peer) -> AsyncIterator[Any]:
-            with self._box(body.id).in_use():
+            with self._box(body.id).calls:
                 async with contextlib.aclosing(handler(body, peer)) as items:
                     async for item in items:
                         try:
@@ -218,7 +220,7 @@ class SandboxHost:
         self._boxes[row.id] = box
         box.commands.load()
         try:
-            await box.adopt(row.container, row.state, row.cause, row.ended)
+            await box.life.adopt(row.container, row.state, row.cause, row.ended)
         except SandboxNotFound:
             await self._discard(box, "node_lost")
             return
@@ -261,7 +263,7 @@ class SandboxHost:
             runtime=self._runtime,
             spawner=self._spawner,
             endpoint=self._endpoint,
-            changed=lambda box: self._registry.mark(box.id, box.state, box.cause, box.ended),
+            changed=lambda status: self._registry.mark(status.id, status.state, status.cause, status.ended),
         )
 
     def next_end(self) -> float | None:
@@ -284,7 +286,7 @@ class SandboxHost:
         await asyncio.gather(*self._removing.values(), return_exceptions=True)
         boxes = list(self._boxes.values())
         done = await asyncio.gather(
-            *(self._remove(box, "node_lost") if box.owner == "connection" else box.leave() for box in boxes),
+            *(self._remove(box, "node_lost") if box.owner == "connection" else box.life.leave() for box in boxes),
             return_exceptions=True,
         )
         self._reaper.close()
@@ -315,7 +317,7 @@ class SandboxHost:
 
     def _box(self, id: str) -> Box:
         box = self._find(id)
-        box.last_used = time.monotonic()
+        box.calls.last = time.monotonic()
         return box
 
     def _find(self, id: str) -> Box:
@@ -380,7 +382,7 @@ class SandboxHost:
         box = self._boxes[id] = self._make_box(row)
         self._registry.put(row)
         try:
-            async with self._creating, box.being_made():
+            async with self._creating, box.life.being_made():
                 await self._bring_up(box, row, image, fill)
             if id in self._removing or box.state == "gone":
                 raise SandboxLost(f"sandbox {id} was deleted while it was being made", cause=box.cause)
@@ -388,7 +390,7 @@ class SandboxHost:
             # Whatever there is of it goes, also when this task is being cancelled.
             await asyncio.shield(self._spawn(self._remove(box)))
             raise
-        self._registry.mark(id, box.state, box.cause, box.ended)
+        self._registry.mark(id, box.state, box.cause, box.status.ended)
         if owner == "connection":
             self._owned.setdefault(peer.id, set()).add(id)
         self._watch_ttl(box)
@@ -396,7 +398,7 @@ class SandboxHost:
 
     async def _bring_up(self, box: Box, row: Row, image: str, fill: Fill | None) -> None:
         folder = make_folder(box.id)
-        mounts = await box.make_disk()
+        mounts = await box.hull.writable.make_disk()
         options = ["bind", "ro", "nosuid", "nodev", "noexec"]
         request = create_body(
             box.config,
@@ -405,18 +407,18 @@ class SandboxHost:
             labels={ID_LABEL: box.id, **({disk.LABEL: "1"} if mounts else {})},
             mounts=[
                 {"type": "bind", "source": str(folder), "destination": INSIDE, "options": options},
-                *box.share.prepare(),
+                *box.hull.share.prepare(),
                 *mounts,
             ],
         )
         request["image"] = image or request["image"]
         creating = asyncio.ensure_future(self._podman.create(request))
         try:
-            box.container = await asyncio.shield(creating)
+            box.hull.container = await asyncio.shield(creating)
         except asyncio.CancelledError:
             self._spawn(self._undo(creating))
             raise
-        await box.up(box.container, fill)
+        await box.life.up(fill)
         self._registry.put(row._replace(container=box.container))
         unenforced = [limit for limit in box.unenforced if limit != "kill-scope"]
         if unenforced and not box.config.allow_unenforced:
@@ -444,7 +446,7 @@ class SandboxHost:
 
     def _look_idle(self, box: Box, limit: float) -> None:
         """Now, and again when it could have been idle for long enough at the earliest."""
-        left = limit if box.calls else box.last_used + limit - time.monotonic()
+        left = limit if box.calls.under_way else box.calls.last + limit - time.monotonic()
         if left > 0:
             self._idle[box.id] = asyncio.get_running_loop().call_later(left, self._look_idle, box, limit)
         else:
@@ -460,7 +462,7 @@ class SandboxHost:
 
     async def _remove_once(self, box: Box, cause: wire.Cause) -> None:
         try:
-            await box.remove(cause)
+            await box.life.remove(cause)
         except RockrollError:
             if cause in ("ttl", "owner_gone"):  # nobody else will ask again
                 loop = asyncio.get_running_loop()
@@ -509,7 +511,7 @@ class SandboxHost:
 
     async def _restore(self, body: wire.Restore, _peer: rpc.Peer) -> wire.Restored:
         box = self._box(body.id)
-        cause, sessions, lost = await box.restore(restart=body.restart)
+        cause, sessions, lost = await box.life.restore(restart=body.restart)
         return wire.Restored(info=box.info(), cause=cause, sessions=sessions, lost=lost)
 
     async def _get(self, body: wire.Ref, _peer: rpc.Peer) -> wire.SandboxInfo:
@@ -517,12 +519,12 @@ class SandboxHost:
 
     async def _stop(self, body: wire.Ref, _peer: rpc.Peer) -> wire.SandboxInfo:
         box = self._box(body.id)
-        await box.stop()
+        await box.life.stop()
         return box.info()
 
     async def _start(self, body: wire.Ref, _peer: rpc.Peer) -> wire.SandboxInfo:
         box = self._box(body.id)
-        await box.start()
+        await box.life.start()
         return box.info()
 
     async def _delete(self, body: wire.Ref, _peer: rpc.Peer) -> wire.SandboxInfo:
@@ -592,13 +594,13 @@ class SandboxHost:
     # -- commands, files, logs
 
     async def _create_session(self, body: wire.SessionSpec, _peer: rpc.Peer) -> wire.SessionInfo:
-        return (await self._box(body.id).create_session(body.session, body.env, body.cwd)).info()
+        return (await self._box(body.id).sessions.create(body.session, body.env, body.cwd)).info()
 
     async def _close_session(self, body: wire.SessionSpec, _peer: rpc.Peer) -> None:
-        await self._box(body.id).close_session(body.session)
+        await self._box(body.id).sessions.close(body.session)
 
     async def _list_sessions(self, body: wire.Ref, _peer: rpc.Peer) -> list[wire.SessionInfo]:
-        return self._box(body.id).session_infos()
+        return self._box(body.id).sessions.infos()
 
     async def _run(self, body: wire.Run, _peer: rpc.Peer) -> wire.Observation:
         return await self._box(body.id).run(body)
@@ -608,7 +610,7 @@ class SandboxHost:
 
     async def _start_command(self, body: wire.Start, _peer: rpc.Peer) -> wire.CommandInfo:
         box = self._box(body.id)
-        box.need_rest()
+        box.status.need_rest()
         return box.commands.start(body)
 
     async def _list_commands(self, body: wire.Ref, _peer: rpc.Peer) -> list[wire.CommandInfo]:

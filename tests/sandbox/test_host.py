@@ -241,9 +241,9 @@ async def test_a_new_host_sweeps_boxes_of_dead_owners_and_takes_detached_and_own
     owner.kill()
     await owner.wait()
     for each in (gone, owned, kept):
-        for session in each.box.sessions():
+        for session in each.box.sessions.open.values():
             await session.close()
-        each.box._forget()
+        each.box.hull.forget()
         each.box.log_file.close(remove=False)
 
     second = SandboxHost()
@@ -310,7 +310,7 @@ async def test_a_box_that_cannot_be_taken_over_is_kept_for_a_restore(
 
     second = SandboxHost()
     with monkeypatch.context() as patch:
-        patch.setattr("rockroll.sandbox.box.Endpoint.open", fail)
+        patch.setattr("rockroll.sandbox.endpoint.Endpoint.open", fail)
         await second.start()
     try:
         lab.host, lab.handlers = second, second.handlers()
