@@ -1,7 +1,7 @@
 """One sandbox on this host, put together.
 
 In: calls on it. Out: their replies, from a box that runs; SandboxLost or SandboxError without one. Leaves starts and
-ends to life.py, what it is on the host to hull.py, its sessions to sessions.py, owners and names to host.py.
+ends to life.py, what it is on the host to hull.py, its sessions to sessions.py, owners and times to ends.py.
 
     Box ──► Life ──► Sessions ──► Hull (container, init, cgroup; Writable: its files)      an arrow: asks
                 └───────┴──────────┴──► Status: the words for what it is now; asks nobody

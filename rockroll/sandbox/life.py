@@ -2,7 +2,7 @@
 
 In: a container, calls to start, stop, restore or remove it, and its init's end, which comes when it comes. Out: its
 state, the cause of its death, and everything else of the box told of it. Leaves the table of states to lifecycle.py,
-what a box consists of to hull.py, and who may ask for its end to host.py.
+what a box consists of to hull.py, and who may ask for its end to ends.py.
 
     up, adopt ──► running ──┬─ stop ──────────────────────────► stopped ──┐
                             └─ init ends ──► bury (the cause) ──► exited ─┴─ start, restore ──► running
