@@ -61,6 +61,8 @@ async def parts(
             address=processes.address("trainer-{rank}"),
             rendezvous=f"file://{processes.runtime / 'rendezvous'}",
             seed=config.seed,
+            schedule_updates=config.train.schedule_updates
+            or config.steps * config.train.epochs * config.train.minibatches,
         )
         if train:
             file = _written(run, "trainer", train_config)

@@ -6,6 +6,7 @@ files (is it there, what is its context) to the trainer, which alone knows the a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,6 +23,12 @@ class TrainConfig:
     """AdamW's decoupled weight decay, on matrices only."""
     warmup_steps: int = 0
     """Optimizer updates over which the learning rate climbs linearly to `lr`."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate goes on from there, down to `lr_floor` at update `schedule_updates`."""
+    lr_floor: float = 0.0
+    """Where a schedule ends, as a share of `lr`."""
+    schedule_updates: int = 0
+    """Updates of the whole run. 0: the controller fills in steps × epochs × minibatches."""
     grad_clip: float = 1.0
     """Largest global gradient norm. 0: none."""
 
@@ -114,13 +121,15 @@ class TrainConfig:
             object.__setattr__(self, "correction", "off" if self.ratio == "direct" else "truncate")
         for name in (
             *("lr", "weight_decay", "warmup_steps", "grad_clip", "kl", "kl_target", "entropy", "threads"),
-            *("step_weight", "correction_low", "aggregation_length"),
+            *("step_weight", "correction_low", "aggregation_length", "schedule_updates"),
         ):
             if getattr(self, name) < 0:
                 raise ValueError(f"train {name} must be at least 0; got {getattr(self, name)}")
         for name in ("epochs", "minibatches", "tokens_per_microbatch", "ranks"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train {name} must be at least 1; got {getattr(self, name)}")
+        if not 0 <= self.lr_floor <= 1:
+            raise ValueError(f"train lr_floor is a share of lr, in [0, 1]; got {self.lr_floor}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"train betas must be in [0, 1); got {list(self.betas)}")
         self._check_objective()
@@ -177,6 +186,16 @@ class TrainConfig:
             raise ValueError(
                 f"train kl_target adapts kl, which must start over 0; got kl 0, kl_target {self.kl_target}"
             )
+
+    def learning_rate(self, updates: int) -> float:
+        """Of the next update, after so many. Linear warm-up, then the schedule (cosine: arXiv 1608.03983, eq. 5)."""
+        if updates < self.warmup_steps:
+            return self.lr * (updates + 1) / self.warmup_steps
+        if self.schedule == "constant" or self.schedule_updates <= self.warmup_steps:
+            return self.lr
+        done = min(1.0, (updates - self.warmup_steps) / (self.schedule_updates - self.warmup_steps))
+        left = 1 - done if self.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+        return self.lr * (self.lr_floor + (1 - self.lr_floor) * left)
 
     @property
     def needs_old(self) -> bool:

@@ -276,7 +276,7 @@ class RankTrainer:
                 "continue from the last checkpoint with a lower train lr"
             )
         for group in self.engine.optimizer.param_groups:
-            group["lr"] = self.learning_rate
+            group["lr"] = self.config.learning_rate(self.updates)
         # At stage 0 in float32 DeepSpeed clips without telling the norm.
         norm = self._plain_norm() if self.config.zero_stage == 0 and self.config.dtype == "float32" else None
         self.engine.step()
@@ -334,11 +334,6 @@ class RankTrainer:
             dropped=(~counts).sum(),
         )
         return (per_token * micro.weights).sum()
-
-    @property
-    def learning_rate(self) -> float:
-        """Of the next update."""
-        return self.config.lr * min(1.0, (self.updates + 1) / max(1, self.config.warmup_steps))
 
     def _plain_norm(self) -> float:
         squares = [
