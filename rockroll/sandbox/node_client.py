@@ -54,6 +54,11 @@ async def connect_node() -> rpc.Client:
         return client
 
 
+async def new_connection() -> rpc.Client:
+    """A client of the node that is nobody else's, for who owns sandboxes by it; the caller closes it."""
+    return await _connect()
+
+
 async def close_node() -> None:
     """Closes this event loop's client, if it has one: the node then deletes the sandboxes that it owned."""
     shared = _loops.pop(asyncio.get_running_loop(), None)
