@@ -1,0 +1,281 @@
+"""The table of routes.py as endpoints.
+
+In: requests. Out: answers, made from the node's replies. Leaves decoding to codec.py, waiting and streaming to
+answers.py, owners to leases.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, get_origin
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+
+from rockroll.errors import FileError, RockrollError, UsageError
+from rockroll.sandbox import wire
+from rockroll.sandbox.http import frames
+from rockroll.sandbox.http.answers import BYTES, EVENTS, LINES, Streamed, packed, unless_gone, wanted
+from rockroll.sandbox.http.codec import CODECS, Asked, Codec
+from rockroll.sandbox.http.failure import failed
+from rockroll.sandbox.http.leases import Leases
+from rockroll.sandbox.http.node_link import NodeLink
+from rockroll.sandbox.http.routes import PREFIX
+from rockroll.sandbox.tree import Copied, shown
+
+PIECE = 4 << 20
+"""Bytes of a file in one call of the node."""
+SIZE, MODE = "Rockroll-File-Size", "Rockroll-File-Mode"
+"""Headers of a file that is read: its size in bytes, its mode in octal."""
+
+
+class Endpoints:
+    """`router` has them all."""
+
+    def __init__(self, node: NodeLink) -> None:
+        self._node = node
+        self._leases = Leases(node)
+        self.router = APIRouter(prefix=PREFIX)
+        shapes = {
+            "call": self._call,
+            "stream": self._stream,
+            "read": self._read,
+            "write": self._write,
+            "get": self._get,
+            "put": self._put,
+        }
+        self.router.add_api_route("/leases", self._hold, methods=["POST"], include_in_schema=False)
+        for codec in (codec for codecs in CODECS.values() for codec in codecs):
+            route = codec.route
+            self.router.add_api_route(
+                route.path,
+                _endpoint(codec, shapes[route.shape]),
+                methods=[route.verb],
+                include_in_schema=False,
+            )
+
+    async def _hold(self, request: Request) -> Response:
+        lines = self._leases.hold()
+        return Streamed(lines, LINES)
+
+    async def _call(self, codec: Codec, request: Request) -> Response:
+        route = codec.route
+        content = await request.body() if codec.json_type is not None else b""
+        asked = codec.decode(request.path_params, request.url.query.encode(), content)
+        if route.runs:
+            return await self._run(asked, request)
+        if asked.lease is not None:
+            work: Any = self._leases.get(asked.lease).make(route.method, asked.body)
+        else:
+            work = self._node.call(route.method, asked.body)
+        if route.method == "file.stat":
+            work = _found(work, asked.body)
+        return _json(await unless_gone(request, work), route.status)
+
+    # -- commands
+
+    async def _run(self, asked: Asked, request: Request) -> Response:
+        kind = wanted(request, "application/json", LINES, EVENTS)
+        if kind == "application/json" and asked.command_id is None:
+            method = "session.run" if isinstance(asked.body, wire.Run) else "execute"
+            return _json(await unless_gone(request, self._node.call(method, asked.body)))
+        start = _start(asked)
+        await self._node.call("command.start", start)
+        if kind == "application/json":
+            ref = wire.CommandRef(id=start.id, command_id=start.command_id)
+            return _json(await unless_gone(request, self._node.call("command.wait", ref)))
+        return Streamed(self._running(start, kind, keep=asked.command_id is not None), kind)
+
+    async def _running(self, start: wire.Start, kind: str, *, keep: bool) -> AsyncGenerator[bytes, None]:
+        """The output as it comes, then the result. Closed early, it kills the command unless it is to be kept."""
+        over = keep
+        ref = wire.CommandRef(id=start.id, command_id=start.command_id, output=False)
+        read = wire.ReadOutput(id=start.id, command_id=start.command_id)
+        try:
+            async with aclosing(self._node.stream("command.output", read, type=wire.OutputChunk)) as chunks:
+                async for chunk in chunks:
+                    yield packed(kind, "output", chunk, chunk.offset)
+            result = await self._node.call("command.wait", ref, type=wire.Observation)
+            over = True
+            yield packed(kind, "result", {"result": result})
+        except RockrollError as error:
+            yield packed(kind, "error", failed(error))
+        finally:
+            if not over:
+                await asyncio.shield(asyncio.ensure_future(_quietly(self._node.call("command.cancel", ref))))
+
+    # -- streams
+
+    async def _stream(self, codec: Codec, request: Request) -> Response:
+        route = codec.route
+        asked = codec.decode(request.path_params, request.url.query.encode())
+        offers = (LINES, EVENTS, BYTES) if route.method in ("logs", "command.output") else (LINES, EVENTS)
+        kind = wanted(request, *offers)
+        items = self._node.stream(route.method, asked.body, type=route.reply)
+        first = await unless_gone(request, _first(items))
+        several = get_origin(route.reply) is list
+        name = {"logs": "log", "command.output": "output", "file.walk": "file", "file.watch": "change"}[route.method]
+
+        def lines(item: Any) -> bytes:
+            if kind == BYTES:
+                return item.data
+            if several:
+                return b"".join(packed(kind, name, each) for each in item)
+            return packed(kind, name, item, item.offset)
+
+        async def sent() -> AsyncGenerator[bytes, None]:
+            async with aclosing(items):
+                try:
+                    if first is not None:
+                        yield lines(first)
+                        async for item in items:
+                            yield lines(item)
+                except RockrollError as error:
+                    if kind == BYTES:
+                        raise  # the answer is cut off, which the reader sees
+                    yield packed(kind, "error", failed(error))
+
+        return Streamed(sent(), kind)
+
+    # -- files
+
+    async def _read(self, codec: Codec, request: Request) -> Response:
+        asked = codec.decode(request.path_params, request.url.query.encode())
+        body = asked.body
+        assert isinstance(body, wire.ReadFile)
+        left = body.limit if "limit" in asked.named else None
+
+        async def read(offset: int, left: int | None) -> wire.FileChunk:
+            limit = PIECE if left is None else min(PIECE, left)
+            piece = wire.ReadFile(id=body.id, path=body.path, offset=offset, limit=limit)
+            return await self._node.call("file.read", piece, type=wire.FileChunk)
+
+        chunk = await unless_gone(request, read(body.offset, left))
+
+        async def sent() -> AsyncGenerator[bytes, None]:
+            offset, more, now = body.offset, left, chunk
+            while True:
+                offset += len(now.data)
+                more = None if more is None else more - len(now.data)
+                yield now.data
+                if not now.data or offset >= now.size or more == 0:
+                    return
+                now = await read(offset, more)
+
+        return Streamed(sent(), BYTES, {SIZE: str(chunk.size), MODE: f"{chunk.mode:o}"})
+
+    async def _write(self, codec: Codec, request: Request) -> Response:
+        body = codec.decode(request.path_params, request.url.query.encode()).body
+        assert isinstance(body, wire.WriteFile)
+        append = body.append
+        waiting = bytearray()
+
+        async def write() -> None:
+            nonlocal append
+            piece = msgspec.structs.replace(body, data=bytes(waiting), append=append)
+            waiting.clear()
+            append = True
+            await self._node.call("file.write", piece)
+
+        begun = False
+        async for data in request.stream():
+            waiting += data
+            if len(waiting) >= PIECE:
+                begun = True
+                await write()
+        if waiting or not begun:
+            await write()
+        return Response(status_code=204)
+
+    async def _get(self, codec: Codec, request: Request) -> Response:
+        body = codec.decode(request.path_params, request.url.query.encode()).body
+        parts = self._node.stream("file.get", body, type=msgspec.Raw)
+        first = await unless_gone(request, _first(parts))
+
+        async def sent() -> AsyncGenerator[bytes, None]:
+            async with aclosing(parts):
+                try:
+                    if first is not None:
+                        yield frames.framed(first)
+                        async for part in parts:
+                            yield frames.framed(part)
+                except RockrollError as error:
+                    yield frames.framed(failed(error))
+
+        return Streamed(sent(), frames.TREE)
+
+    async def _put(self, codec: Codec, request: Request) -> Response:
+        body = codec.decode(request.path_params, request.url.query.encode()).body
+        async with aclosing(frames.unframed(request.stream())) as parts:
+            return _json(await self._node.call("file.put", body, type=Copied, parts=parts))
+
+
+def _endpoint(
+    codec: Codec, answer: Callable[[Codec, Request], Awaitable[Response]]
+) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
+        return await answer(codec, request)
+
+    return endpoint
+
+
+def _json(reply: Any, status: int = 200) -> Response:
+    if reply is None:
+        return Response(status_code=204)
+    return Response(msgspec.json.encode(reply), status, media_type="application/json")
+
+
+def _start(asked: Asked) -> wire.Start:
+    """A line or a program as a command on its own feet: what streams or is sent again."""
+    body, id = asked.body, asked.command_id or secrets.token_hex(8)
+    if isinstance(body, wire.Run):
+        return wire.Start(
+            id=body.id,
+            command_id=id,
+            command=body.command,
+            session=body.session,
+            timeout=body.timeout,
+            max_output=body.max_output,
+        )
+    assert isinstance(body, wire.Execute)
+    if body.stdin:
+        raise UsageError(
+            "stdin: a program that streams or has a command_id takes its input by POST …/commands/{command_id}/input"
+        )
+    return wire.Start(
+        id=body.id,
+        command_id=id,
+        argv=body.argv,
+        env=body.env,
+        cwd=body.cwd,
+        timeout=body.timeout,
+        max_output=body.max_output,
+    )
+
+
+async def _found(work: Awaitable[Any], body: wire.Struct) -> Any:
+    if (stat := await work) is not None:
+        return stat
+    assert isinstance(body, wire.StatFile)
+    raise FileError(f"{shown(body.path)}: no such file or folder in the sandbox", missing=True)
+
+
+async def _first(items: AsyncGenerator[Any, None]) -> Any:
+    """The first item, so that what fails at once is answered with its status; None where there is none."""
+    try:
+        return await anext(items)
+    except StopAsyncIteration:
+        return None
+    except BaseException:
+        await items.aclose()
+        raise
+
+
+async def _quietly(work: Awaitable[Any]) -> None:
+    try:
+        await work
+    except RockrollError:
+        pass
