@@ -133,3 +133,17 @@ def server(node_home: Path) -> Iterator[str]:
         finally:
             process.terminate()
             assert process.wait(30) == 0, "the server did not end well"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--over-http", action="store_true", help="sandboxes of the SDK's tests are reached over HTTP")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _over_http(request: pytest.FixtureRequest) -> Iterator[None]:
+    if not request.config.getoption("--over-http"):
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ROCKROLL_BASE_URL", request.getfixturevalue("server"))
+        yield

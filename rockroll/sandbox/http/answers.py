@@ -1,4 +1,4 @@
-"""Answers that take their time: one that is dropped when the caller hangs up, and streams that wait for a slow reader.
+"""Answers: errors, one that is dropped when the caller hangs up, and streams that wait for a slow reader.
 
 In: ASGI requests, what is to be awaited or sent. Out: ASGI answers. Leaves what is sent to endpoints.py.
 """
@@ -16,8 +16,16 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from rockroll.errors import RockrollError
+from rockroll.sandbox.http.failure import failed, status_of
+
 T = TypeVar("T")
 LINES, EVENTS, BYTES = "application/x-ndjson", "text/event-stream", "application/octet-stream"
+
+
+def answer(error: RockrollError, status: int | None = None, headers: dict[str, str] | None = None) -> Response:
+    """The error as an answer; status: in place of its class's."""
+    return Response(msgspec.json.encode(failed(error)), status or status_of(error), headers, "application/json")
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:

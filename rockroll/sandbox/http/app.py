@@ -23,10 +23,11 @@ from starlette.responses import RedirectResponse
 
 from rockroll import __version__
 from rockroll.errors import RockrollError, UsageError
+from rockroll.sandbox.http.answers import answer
 from rockroll.sandbox.http.endpoints import Endpoints
-from rockroll.sandbox.http.failure import answer
 from rockroll.sandbox.http.gate import LOOPBACK, STATIC, Gate
 from rockroll.sandbox.http.node_link import NodeLink
+from rockroll.sandbox.http.openapi import describe
 
 
 def create_app(
@@ -72,4 +73,5 @@ def create_app(
     app.include_router(Endpoints(node).router)
     for router in routers:
         app.include_router(router)
+    describe(app)
     return app

@@ -23,6 +23,7 @@ from rockroll.sandbox import wire
 from rockroll.sandbox.http import frames
 from rockroll.sandbox.http.codec import CODECS, Codec, Request
 from rockroll.sandbox.http.failure import Failed, error_of
+from rockroll.sandbox.http.leases import Held
 from rockroll.sandbox.http.routes import LOCAL_ONLY, PREFIX
 
 CONNECT_S = 20.0
@@ -30,12 +31,6 @@ CONNECT_S = 20.0
 SILENCE_S = 60.0
 """A lease's answer that brings nothing for so long is dead: the server sends an empty line every 20 s."""
 BUFFER = 1 << 20
-
-
-class Held(msgspec.Struct):
-    """The first line of a lease."""
-
-    lease: str
 
 
 class HttpNode:

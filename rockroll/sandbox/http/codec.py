@@ -4,7 +4,7 @@ In: a Route and a Struct of wire.py, or a path, a query and a JSON body. Out: th
 does not fit. Leaves carrying to client.py and endpoints.py.
 
 Bytes in a query are percent-encoded as they are. In a JSON request a field of bytes is either text under its own name,
-or base64 under NAME_base64. In JSON replies bytes are always base64.
+or base64 under NAME_base64. In JSON replies bytes are always base64. A file's mode is octal digits in requests.
 """
 
 from __future__ import annotations
@@ -68,6 +68,8 @@ class Codec:
                 found += [(name, str | None, None), (f"{name}_base64", bytes | None, None)]
             elif (self.route.method, name) == ("command.signal", "signal"):
                 found.append((name, int | str))
+            elif name == "mode":
+                found.append((name, str, f"{field.default:o}"))
             elif field.required:
                 found.append((name, field.type))
             elif field.default_factory is not msgspec.NODEFAULT:
@@ -143,6 +145,8 @@ class Codec:
                     value = field.default
             elif (self.route.method, name) == ("command.signal", "signal"):
                 value = number_of(value)
+            elif name == "mode":
+                value = octal(value)
             values[name] = value
         return values
 
@@ -154,10 +158,10 @@ class Codec:
             path = path.replace(f"{{{name}}}", quote(str(getattr(body, name)), safe=""))
         pairs: list[str] = []
         for key, field in self.query_fields.items():
-            value = getattr(body, field.name)
+            name, value = field.name, getattr(body, field.name)
             if not field.required and value == field.default:
                 continue
-            texts = [f"{k}={v}" for k, v in value.items()] if isinstance(value, dict) else [_text(value)]
+            texts = [f"{k}={v}" for k, v in value.items()] if isinstance(value, dict) else [_text(name, value)]
             pairs += [f"{key}={quote(text, safe='/')}" for text in texts]
         content = None
         if self.json_type is not None:
@@ -169,6 +173,8 @@ class Codec:
                         value = value.decode()
                     except UnicodeDecodeError:
                         name = f"{name}_base64"
+                elif name == "mode":
+                    value = f"{value:o}"
                 values[name] = value
             content = msgspec.json.encode(values)
         query = f"?{'&'.join(pairs)}" if pairs else ""
@@ -183,15 +189,27 @@ def _is_bytes(type: Any) -> bool:
     return type is bytes or type == bytes | None
 
 
-def _text(value: Any) -> str | bytes:
+def _text(name: str, value: Any) -> str | bytes:
+    if name == "mode":
+        return f"{value:o}"
     if isinstance(value, bool):
         return "true" if value else "false"
     return value if isinstance(value, bytes) else str(value)
 
 
+def octal(text: str) -> int:
+    """Of a mode, as chmod takes it."""
+    try:
+        return int(text, 8)
+    except ValueError:
+        raise UsageError(f"mode: octal digits, as in 755; got {text!r}") from None
+
+
 def _of_text(name: str, text: bytes, type: Any) -> Any:
     if _is_bytes(type):
         return text
+    if name == "mode":
+        return octal(text.decode("utf-8", "replace"))
     try:
         return msgspec.convert(text.decode(), type, strict=False)
     except (msgspec.ValidationError, UnicodeDecodeError) as error:

@@ -1,6 +1,7 @@
 """Errors as HTTP answers: `{"error": {"type", "message", "fields"}}` and a status.
 
-In: a RockrollError. Out: the answer; on the other side the same class again. Leaves raising to everybody else.
+In: a RockrollError. Out: the answer's body and status; on the other side the same class again. Leaves sending to
+answers.py.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from starlette.responses import Response
 
 from rockroll import errors
 from rockroll.errors import RockrollError, by_name
@@ -54,11 +54,6 @@ def status_of(error: RockrollError) -> int:
     if error.fields.get("missing"):
         return 404
     return next(STATUS[cls] for cls in type(error).__mro__ if cls in STATUS)
-
-
-def answer(error: RockrollError, status: int | None = None, headers: dict[str, str] | None = None) -> Response:
-    body = msgspec.json.encode(failed(error))
-    return Response(body, status or status_of(error), headers, "application/json")
 
 
 def error_of(failure: Failure) -> RockrollError:

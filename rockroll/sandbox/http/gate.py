@@ -17,7 +17,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rockroll.errors import UsageError
-from rockroll.sandbox.http.failure import answer
+from rockroll.sandbox.http.answers import answer
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 """Names under which a server on the loopback is called."""

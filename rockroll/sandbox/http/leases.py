@@ -26,6 +26,13 @@ BEAT_S = 20.0
 _log = logging.getLogger(__name__)
 
 
+class Held(msgspec.Struct, frozen=True):
+    """The first line of a lease."""
+
+    lease: str
+    """Its id: who knows it can make sandboxes that end with it."""
+
+
 class Lease:
     """One of them. A node that died is followed by another, from which the sandboxes are claimed again."""
 
@@ -80,7 +87,7 @@ class Leases:
         lease = Lease(self._link, await self._link.private())
         self._held[lease.id] = lease
         try:
-            yield msgspec.json.encode({"lease": lease.id}) + b"\n"
+            yield msgspec.json.encode(Held(lease.id)) + b"\n"
             while True:
                 await asyncio.sleep(BEAT_S)
                 yield b"\n"
