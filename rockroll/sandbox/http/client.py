@@ -98,16 +98,26 @@ class HttpNode:
             return wire.FileChunk(data=data, size=int(size), mode=int(mode, 8))
 
     async def _put(self, request: Request, parts: AsyncIterator[Any]) -> bytes:
-        failed: list[BaseException] = []
+        """The parts are asked for by a task of this call's own, which ends with it: aiohttp's may go on for a while, and
+        the caller closes them."""
+        waiting: asyncio.Queue[bytes | None] = asyncio.Queue(1)
+        failed: list[Exception] = []
 
-        async def sent() -> AsyncGenerator[bytes, None]:
+        async def ask() -> None:
             try:
                 async for part in parts:
-                    yield frames.framed(part)
-            except Exception as error:
+                    await waiting.put(frames.framed(part))
+            except Exception as error:  # noqa: BLE001 - raised below
                 failed.append(error)
-                raise
+            await waiting.put(None)
 
+        async def sent() -> AsyncGenerator[bytes, None]:
+            while (data := await waiting.get()) is not None:
+                yield data
+            if failed:
+                raise failed[0]  # the body is not ended as if it were whole
+
+        asking = asyncio.ensure_future(ask())
         try:
             async with self._asked(request, sent(), {"Content-Type": frames.TREE}) as response:
                 return await response.read()
@@ -115,6 +125,9 @@ class HttpNode:
             if failed:
                 raise failed[0] from None
             raise
+        finally:
+            asking.cancel()
+            await asyncio.wait((asking,))
 
     async def stream(self, method: str, body: Any = None, *, type: Any = Any) -> AsyncGenerator[Any, None]:
         """As rpc.Client.stream."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
-from urllib.parse import parse_qsl, quote
+from urllib.parse import quote, unquote_to_bytes
 
 import msgspec
 
@@ -113,11 +113,14 @@ class Codec:
 
     def _query(self, query: bytes) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        for key, text in parse_qsl(query, keep_blank_values=True):
-            field = self.query_fields.get(key.decode("utf-8", "replace"))
+        for pair in filter(None, query.split(b"&")):
+            # Not parse_qsl: its values are text, and a path may be any bytes.
+            name, _, text = (unquote_to_bytes(part) for part in pair.replace(b"+", b" ").partition(b"="))
+            key = name.decode("utf-8", "replace")
+            field = self.query_fields.get(key)
             if field is None:
                 raise UsageError(
-                    f"{self.route.verb} {self.route.path} has no query {key.decode('utf-8', 'replace')!r};"
+                    f"{self.route.verb} {self.route.path} has no query {key!r};"
                     f" it has {', '.join(self.query_fields) or 'none'}"
                 )
             if field.name == "labels":

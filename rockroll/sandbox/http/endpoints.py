@@ -7,9 +7,13 @@ answers.py, owners to leases.py.
 from __future__ import annotations
 
 import asyncio
+import io
+import os
+import re
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from pathlib import PurePosixPath
 from typing import Any, get_origin
 
 import msgspec
@@ -24,10 +28,16 @@ from rockroll.sandbox.http.failure import failed
 from rockroll.sandbox.http.leases import Leases
 from rockroll.sandbox.http.node_link import NodeLink
 from rockroll.sandbox.http.routes import PREFIX
-from rockroll.sandbox.tree import Copied, shown
+from rockroll.sandbox.http.tar import TAR, Archive, parts_of
+from rockroll.sandbox.steps import steps
+from rockroll.sandbox.tree import PART_BYTES, Copied, Part, shown
 
 PIECE = 4 << 20
 """Bytes of a file in one call of the node."""
+MOST_CONTENT = 64 << 20
+"""Bytes of a JSON body, at most."""
+ANY_NAME = re.compile(r"{(session|command_id)}")
+"""Names in paths that may have slashes in them."""
 SIZE, MODE = "Rockroll-File-Size", "Rockroll-File-Mode"
 """Headers of a file that is read: its size in bytes, its mode in octal."""
 
@@ -51,7 +61,7 @@ class Endpoints:
         for codec in (codec for codecs in CODECS.values() for codec in codecs):
             route = codec.route
             self.router.add_api_route(
-                route.path,
+                ANY_NAME.sub(r"{\1:path}", route.path),
                 _endpoint(codec, shapes[route.shape]),
                 methods=[route.verb],
                 include_in_schema=False,
@@ -63,8 +73,8 @@ class Endpoints:
 
     async def _call(self, codec: Codec, request: Request) -> Response:
         route = codec.route
-        content = await request.body() if codec.json_type is not None else b""
-        asked = codec.decode(request.path_params, request.url.query.encode(), content)
+        content = await _content(request) if codec.json_type is not None else b""
+        asked = codec.decode(request.path_params, request.scope["query_string"], content)
         if route.runs:
             return await self._run(asked, request)
         if asked.lease is not None:
@@ -111,7 +121,7 @@ class Endpoints:
 
     async def _stream(self, codec: Codec, request: Request) -> Response:
         route = codec.route
-        asked = codec.decode(request.path_params, request.url.query.encode())
+        asked = codec.decode(request.path_params, request.scope["query_string"])
         offers = (LINES, EVENTS, BYTES) if route.method in ("logs", "command.output") else (LINES, EVENTS)
         kind = wanted(request, *offers)
         items = self._node.stream(route.method, asked.body, type=route.reply)
@@ -143,7 +153,7 @@ class Endpoints:
     # -- files
 
     async def _read(self, codec: Codec, request: Request) -> Response:
-        asked = codec.decode(request.path_params, request.url.query.encode())
+        asked = codec.decode(request.path_params, request.scope["query_string"])
         body = asked.body
         assert isinstance(body, wire.ReadFile)
         left = body.limit if "limit" in asked.named else None
@@ -168,7 +178,7 @@ class Endpoints:
         return Streamed(sent(), BYTES, {SIZE: str(chunk.size), MODE: f"{chunk.mode:o}"})
 
     async def _write(self, codec: Codec, request: Request) -> Response:
-        body = codec.decode(request.path_params, request.url.query.encode()).body
+        body = codec.decode(request.path_params, request.scope["query_string"]).body
         assert isinstance(body, wire.WriteFile)
         append = body.append
         waiting = bytearray()
@@ -191,26 +201,66 @@ class Endpoints:
         return Response(status_code=204)
 
     async def _get(self, codec: Codec, request: Request) -> Response:
-        body = codec.decode(request.path_params, request.url.query.encode()).body
-        parts = self._node.stream("file.get", body, type=msgspec.Raw)
+        body = codec.decode(request.path_params, request.scope["query_string"]).body
+        assert isinstance(body, wire.PathOf)
+        kind = wanted(request, TAR, frames.TREE)
+        parts = self._node.stream("file.get", body, type=Part if kind == TAR else msgspec.Raw)
         first = await unless_gone(request, _first(parts))
 
-        async def sent() -> AsyncGenerator[bytes, None]:
+        async def tree() -> AsyncGenerator[bytes, None]:
             async with aclosing(parts):
                 try:
-                    if first is not None:
-                        yield frames.framed(first)
-                        async for part in parts:
-                            yield frames.framed(part)
+                    yield frames.framed(first)
+                    async for part in parts:
+                        yield frames.framed(part)
                 except RockrollError as error:
                     yield frames.framed(failed(error))
 
-        return Streamed(sent(), frames.TREE)
+        async def archive() -> AsyncGenerator[bytes, None]:
+            tar = Archive(PurePosixPath(os.fsdecode(body.path)).name.encode("utf-8", "surrogateescape"))
+            async with aclosing(parts):
+                for data in tar.add(first):
+                    yield data
+                async for part in parts:  # what is raised cuts the answer off, which the reader sees
+                    for data in tar.add(part):
+                        yield data
+            yield tar.end()
+
+        return Streamed(archive() if kind == TAR else tree(), kind)
 
     async def _put(self, codec: Codec, request: Request) -> Response:
-        body = codec.decode(request.path_params, request.url.query.encode()).body
-        async with aclosing(frames.unframed(request.stream())) as parts:
+        body = codec.decode(request.path_params, request.scope["query_string"]).body
+        if request.headers.get("content-type") == frames.TREE:
+            parts = frames.unframed(request.stream())
+        else:
+            parts = steps(parts_of(io.BufferedReader(_Pulled(request.stream()), PART_BYTES)))
+        async with aclosing(parts):
             return _json(await self._node.call("file.put", body, type=Copied, parts=parts))
+
+
+class _Pulled(io.RawIOBase):
+    """A request's body as a file, for a thread to read."""
+
+    def __init__(self, pieces: AsyncGenerator[bytes, None]) -> None:
+        self._pieces, self._loop = pieces, asyncio.get_running_loop()
+        self._waiting = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self._waiting:
+            self._waiting = asyncio.run_coroutine_threadsafe(self._next(), self._loop).result()
+        taken = min(len(buffer), len(self._waiting))
+        buffer[:taken] = self._waiting[:taken]
+        self._waiting = self._waiting[taken:]
+        return taken
+
+    async def _next(self) -> bytes:
+        async for piece in self._pieces:
+            if piece:
+                return piece
+        return b""
 
 
 def _endpoint(
@@ -220,6 +270,16 @@ def _endpoint(
         return await answer(codec, request)
 
     return endpoint
+
+
+async def _content(request: Request) -> bytes:
+    """A JSON body. UsageError where it is longer than the node takes."""
+    data = bytearray()
+    async for piece in request.stream():
+        data += piece
+        if len(data) > MOST_CONTENT:
+            raise UsageError(f"a JSON body has at most {MOST_CONTENT} bytes; send what is larger as a file")
+    return bytes(data)
 
 
 def _json(reply: Any, status: int = 200) -> Response:

@@ -24,6 +24,7 @@ from rockroll.sandbox.http.codec import CODECS, Codec
 from rockroll.sandbox.http.failure import STATUS, Failed, Failure
 from rockroll.sandbox.http.leases import Held
 from rockroll.sandbox.http.routes import PREFIX
+from rockroll.sandbox.http.tar import TAR
 
 REF = "#/components/schemas/{name}"
 INTRODUCTION = """\
@@ -89,9 +90,7 @@ def _schemas() -> dict[str, Schema]:
         says = "The id of a lease: the sandbox is deleted when it ends. None: nobody owns the sandbox."
         schemas[name]["properties"]["lease"]["description"] = says
     for name in ("RunRequest", "ExecuteRequest"):
-        says = (
-            "A name for it: then it goes on when the caller hangs up, and the same request again does not run it twice."
-        )
+        says = "A name for it: then it goes on when the caller hangs up, and is run once, however often it is sent."
         schemas[name]["properties"]["command_id"]["description"] = says
     return schemas
 
@@ -159,7 +158,7 @@ def _request_body(codec: Codec) -> Schema | None:
     if codec.route.shape == "write":
         return {"content": {BYTES: {"schema": {"type": "string", "format": "binary"}}}}
     if codec.route.shape == "put":
-        return {"content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in (frames.TREE,)}}
+        return {"content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in (TAR, frames.TREE)}}
     if codec.json_type is None:
         return None
     content: Schema = {"schema": {"$ref": REF.format(name=codec.json_type.__name__)}}
@@ -175,7 +174,7 @@ def _responses(codec: Codec) -> Schema:
     if route.shape == "read":
         good = {"200": {"description": "The bytes.", "content": {BYTES: binary}}}
     elif route.shape == "get":
-        good = {"200": {"description": "The tree.", "content": {frames.TREE: binary}}}
+        good = {"200": {"description": "The tree.", "content": {TAR: binary, frames.TREE: binary}}}
     elif route.shape == "stream":
         item = get_args(route.reply)[0] if get_origin(route.reply) is list else route.reply
         content: Schema = {kind: {"schema": _ref(item)} for kind in (LINES, EVENTS)}
