@@ -98,8 +98,8 @@ class HttpNode:
             return wire.FileChunk(data=data, size=int(size), mode=int(mode, 8))
 
     async def _put(self, request: Request, parts: AsyncIterator[Any]) -> bytes:
-        """The parts are asked for by a task of this call's own, which ends with it: aiohttp's may go on for a while, and
-        the caller closes them."""
+        """The parts are asked for by a task of this call's own, which ends with it: aiohttp's may go on for a while,
+        and the caller closes them."""
         waiting: asyncio.Queue[bytes | None] = asyncio.Queue(1)
         failed: list[Exception] = []
 

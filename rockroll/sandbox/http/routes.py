@@ -273,6 +273,7 @@ ROUTES = [
     ),
 ]  # fmt: skip
 LOCAL_ONLY = {
+    "sandbox.claim": "the server claims what its leases own",
     "sandbox.terminal": "a terminal is handed over on the sandbox's own host: run `rockroll debug` there",
     "model.route": "models are routed on the sandbox's own host",
 }
