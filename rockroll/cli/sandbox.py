@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rockroll.cli.server_option import server_option
 from rockroll.cli.text import safe as _safe
 from rockroll.cli.text import safe_lines
 from rockroll.errors import RockrollError, UsageError
 
 if TYPE_CHECKING:
-    from rockroll import rpc
     from rockroll.sandbox.client import Sandbox
+    from rockroll.sandbox.node_client import Node
     from rockroll.sandbox.wire import ProcessInfo, Restored, SandboxInfo, SnapshotInfo
 
 AT_ONCE = 8
@@ -37,6 +38,8 @@ app = typer.Typer(
     "  rockroll sandbox exec demo -- bash -c 'id; uname -a'\n\n"
     "  rockroll sandbox down demo",
 )
+
+app.callback()(server_option)
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="An id, the beginning of one, or a name.")]
 Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Ids, beginnings of ids, or names.")]
@@ -520,11 +523,12 @@ def _run(work: Coroutine[Any, Any, Any]) -> Any:
 
 
 @asynccontextmanager
-async def _node() -> AsyncIterator[rpc.Client]:
-    from rockroll.sandbox.node_client import close_node, connect_node
+async def _node() -> AsyncIterator[Node]:
+    from rockroll.sandbox import where
+    from rockroll.sandbox.node_client import close_node, connect_to
 
     try:
-        yield await connect_node()
+        yield await connect_to(where.server())
     finally:
         await close_node()
 
@@ -537,7 +541,7 @@ async def _attached(id: str) -> AsyncIterator[Sandbox]:
         yield await Sandbox.attach(id)
 
 
-async def _all(node: rpc.Client) -> list[SandboxInfo]:
+async def _all(node: Node) -> list[SandboxInfo]:
     from rockroll.sandbox.wire import Empty, SandboxInfo
 
     return await node.call("sandbox.list", Empty(), type=list[SandboxInfo])

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import stat
+import subprocess
 import sys
 import tarfile
 from collections.abc import AsyncIterator
@@ -433,3 +434,25 @@ async def test_a_lease_outlives_the_node(api: Api, end_process: Any) -> None:
     assert await cause_of(api, sandbox.id) == "owner_gone"
     with pytest.raises(SandboxNotFound):
         await sandbox.refresh()
+
+
+# ---- docs/http-api.md ----------------------------------------------------------------------------------------------
+
+
+def test_the_pages_examples_run_as_they_are_printed(api: Api, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "http-api.md").read_text()
+    blocks = re.findall(r"^```sh\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    script = tmp_path / "examples.sh"
+    script.write_text("set -euo pipefail\n" + "\n".join(blocks))
+    done = subprocess.run(
+        ["bash", script],
+        cwd=tmp_path,
+        env={**os.environ, "ROCKROLL_BASE_URL": api.url, "ROCKROLL_TOKEN": api.token},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for said in ("/srv\n42\n", '"exit_code": 0', "hello\n", "hostname", "note.txt", "got this\n"):
+        assert said in done.stdout, done.stdout
