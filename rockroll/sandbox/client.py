@@ -70,6 +70,8 @@ class Sandbox(Files):
     ) -> None:
         self._outlives_node = outlives_node
         self._server = where.server(base_url, token)
+        if self._server is not None and not outlives_node:
+            raise UsageError("outlives_node=False: only this host's own node can keep that; leave it out, or base_url")
         self.config = config or SandboxConfig()
         self.owner: Owner = owner
         self._info: SandboxInfo | None = None

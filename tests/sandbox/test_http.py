@@ -21,7 +21,7 @@ import pytest
 import pytest_asyncio
 from yarl import URL
 
-from rockroll import Sandbox, SandboxConfig, home
+from rockroll import Sandbox, SandboxConfig, home, sync
 from rockroll.cli.main import run
 from rockroll.errors import HostError, SandboxLost, SandboxNotFound, UsageError
 from rockroll.sandbox import wire
@@ -30,6 +30,7 @@ from rockroll.sandbox.http.codec import CODECS
 from rockroll.sandbox.http.routes import LOCAL_ONLY
 from rockroll.sandbox.node_client import close_node, connect_node
 
+SERVE = [sys.executable, "-m", "rockroll", "serve", "--port", "0"]
 SMALL = {"memory": "128m", "pids": 64}
 on_the_modules_loop = pytest.mark.asyncio(loop_scope="module")
 
@@ -123,7 +124,7 @@ def test_an_address_that_others_reach_needs_a_token(node_home: Path, capfd: pyte
 
 @on_the_modules_loop
 async def test_a_taken_port_is_named(api: Api) -> None:
-    argv = [sys.executable, "-m", "rockroll", "serve", "--port", str(URL(api.url).port)]
+    argv = [*SERVE[:-1], str(URL(api.url).port)]
     second = await asyncio.create_subprocess_exec(*argv, stderr=asyncio.subprocess.PIPE)
     _, said = await second.communicate()
     assert second.returncode == 1
@@ -434,6 +435,40 @@ async def test_a_lease_outlives_the_node(api: Api, end_process: Any) -> None:
     assert await cause_of(api, sandbox.id) == "owner_gone"
     with pytest.raises(SandboxNotFound):
         await sandbox.refresh()
+
+
+def test_a_server_that_is_killed_takes_its_leases_along(node_home: Path) -> None:
+    with subprocess.Popen(SERVE, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout
+        url = server.stdout.readline().split()[1]
+        sandbox = sync.Sandbox(SandboxConfig(memory="128m", pids=64), base_url=url).start()
+        server.kill()
+    with pytest.raises(HostError, match="nothing answers"):
+        sandbox.arun("true")
+    with pytest.raises(SandboxNotFound):
+        list(sync.Sandbox.attach(sandbox.id).logs(follow=True))  # its removal may still be under way
+        sync.Sandbox.attach(sandbox.id)
+
+
+# ---- the command line ----------------------------------------------------------------------------------------------
+
+
+def test_the_command_line_works_on_a_server(
+    api: Api, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    def rockroll(*words: str) -> bytes:
+        assert run(["sandbox", "--base-url", api.url, *words]) == 0
+        return capfdbinary.readouterr().out
+
+    (tmp_path / "file").write_bytes(b"\0content")
+    rockroll("up", "--name", "remote", "--memory", "128m", "--label", "a=b")
+    assert [info["name"] for info in json.loads(rockroll("ls", "--label", "a=b", "--json"))] == ["remote"]
+    assert rockroll("exec", "remote", "--", "echo", "hi") == b"hi\n"
+    rockroll("cp", str(tmp_path / "file"), "remote:/srv/file")
+    assert rockroll("exec", "remote", "--session", "s", "--", "cat /srv/file") == b"\0content"
+    assert b"hi\n" in rockroll("logs", "remote")
+    rockroll("down", "remote")
+    assert "ROCKROLL_BASE_URL" not in os.environ
 
 
 # ---- docs/http-api.md ----------------------------------------------------------------------------------------------

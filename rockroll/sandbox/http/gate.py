@@ -14,6 +14,7 @@ from collections.abc import Collection
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rockroll.errors import UsageError
@@ -36,25 +37,30 @@ class Gate:
         self._token = None if token is None else token.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            headers = Headers(scope=scope)
-            if self._hosts is not None and _name(headers.get("host", "")) not in self._hosts:
-                error = UsageError(
-                    f"the Host header names none of this server's addresses: {headers.get('host', '')!r}; call it as"
-                    f" {', '.join(sorted(self._hosts))}"
-                )
-                return await answer(error, 421)(scope, receive, send)
-            if (foreign := _foreign(headers)) is not None:
-                error = UsageError(f"a web page of another origin ({foreign!r}) may not call this server")
-                return await answer(error, 403)(scope, receive, send)
-            open_to_all = scope["path"] in OPEN or scope["path"].startswith(f"{STATIC}/")
-            if not open_to_all and not self._may_pass(headers):
-                error = UsageError(
-                    "the bearer token is missing or wrong: send the header `Authorization: Bearer TOKEN`, with what is"
-                    " in the token file that `rockroll serve` names at its start"
-                )
-                return await answer(error, 401, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
-        await self._app(scope, receive, send)
+        if scope["type"] == "lifespan":
+            return await self._app(scope, receive, send)
+        if (refusal := self._refusal(scope["path"], Headers(scope=scope))) is None:
+            return await self._app(scope, receive, send)
+        if scope["type"] == "websocket":
+            return await send({"type": "websocket.close", "code": 1008})
+        await refusal(scope, receive, send)
+
+    def _refusal(self, path: str, headers: Headers) -> Response | None:
+        host = headers.get("host", "")
+        if self._hosts is not None and _name(host) not in self._hosts:
+            known = ", ".join(sorted(self._hosts))
+            return answer(
+                UsageError(f"the Host header names none of this server's addresses: {host!r}; call it as {known}"), 421
+            )
+        if (foreign := _foreign(headers)) is not None:
+            return answer(UsageError(f"a web page of another origin ({foreign!r}) may not call this server"), 403)
+        if path in OPEN or path.startswith(f"{STATIC}/") or self._may_pass(headers):
+            return None
+        error = UsageError(
+            "the bearer token is missing or wrong: send the header `Authorization: Bearer TOKEN`, with what is in the"
+            " token file that `rockroll serve` names at its start"
+        )
+        return answer(error, 401, {"WWW-Authenticate": "Bearer"})
 
     def _may_pass(self, headers: Headers) -> bool:
         if self._token is None:
