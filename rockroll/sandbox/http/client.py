@@ -74,18 +74,15 @@ class HttpNode:
             if shape == "write":
                 await self._send(request, body.data)
                 return None
-            if parts is not None:
-                return msgspec.json.decode(await self._put(request, parts), type=type)
-            return await self._decoded(method, request, type)
-
-    async def _decoded(self, method: str, request: Request, type: Any) -> Any:
-        try:
-            reply = await self._send(request, request.json)
-        except RockrollError as error:
-            if method == "file.stat" and error.fields.get("missing"):
-                return None
-            raise
-        return msgspec.json.decode(reply, type=type) if reply else None
+            try:
+                reply = await (self._send(request, request.json) if parts is None else self._put(request, parts))
+                return msgspec.json.decode(reply, type=type) if reply else None
+            except msgspec.DecodeError as error:
+                raise HostError(f"{self.base_url} is no rockroll server, or one of another version: {error}") from None
+            except RockrollError as error:
+                if method == "file.stat" and error.fields.get("missing"):
+                    return None
+                raise
 
     async def _send(self, request: Request, data: bytes | None) -> bytes:
         async with self._asked(request, data) as response:

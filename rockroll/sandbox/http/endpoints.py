@@ -19,6 +19,7 @@ from typing import Any, get_origin
 import msgspec
 from fastapi import APIRouter, Request, Response
 
+from rockroll import rpc
 from rockroll.errors import FileError, RockrollError, UsageError
 from rockroll.sandbox import wire
 from rockroll.sandbox.http import frames
@@ -34,8 +35,6 @@ from rockroll.sandbox.tree import PART_BYTES, Copied, Part, shown
 
 PIECE = 4 << 20
 """Bytes of a file in one call of the node."""
-MOST_CONTENT = 64 << 20
-"""Bytes of a JSON body, at most."""
 ANY_NAME = re.compile(r"{(session|command_id)}")
 """Names in paths that may have slashes in them."""
 SIZE, MODE = "Rockroll-File-Size", "Rockroll-File-Mode"
@@ -277,8 +276,8 @@ async def _content(request: Request) -> bytes:
     data = bytearray()
     async for piece in request.stream():
         data += piece
-        if len(data) > MOST_CONTENT:
-            raise UsageError(f"a JSON body has at most {MOST_CONTENT} bytes; send what is larger as a file")
+        if len(data) > rpc.MAX_MESSAGE:
+            raise UsageError(f"a JSON body has at most {rpc.MAX_MESSAGE} bytes; send what is larger as a file")
     return bytes(data)
 
 
