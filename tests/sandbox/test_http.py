@@ -438,11 +438,16 @@ async def test_a_lease_outlives_the_node(api: Api, end_process: Any) -> None:
 
 
 def test_a_server_that_is_killed_takes_its_leases_along(node_home: Path) -> None:
-    with subprocess.Popen(SERVE, stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(SERVE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
         assert server.stdout
-        url = server.stdout.readline().split()[1]
+        said = server.stdout.readline()
+        url = said.split()[1]
         sandbox = sync.Sandbox(SandboxConfig(memory="128m", pids=64), base_url=url).start()
+        with pytest.raises(UsageError):
+            sync.Sandbox(base_url=url, token="wrong").start()
         server.kill()
+        said += server.stdout.read()
+    assert (home.home() / "token").read_text().strip() not in said
     with pytest.raises(HostError, match="nothing answers"):
         sandbox.arun("true")
     with pytest.raises(SandboxNotFound):
@@ -467,6 +472,7 @@ def test_the_command_line_works_on_a_server(
     rockroll("cp", str(tmp_path / "file"), "remote:/srv/file")
     assert rockroll("exec", "remote", "--session", "s", "--", "cat /srv/file") == b"\0content"
     assert b"hi\n" in rockroll("logs", "remote")
+    assert run(["sandbox", "--base-url", api.url, "exec", "remote", "--", "false"]) == 1
     rockroll("down", "remote")
     assert "ROCKROLL_BASE_URL" not in os.environ
 
