@@ -27,7 +27,7 @@ from rockroll import home
 from rockroll.agent.command import route
 from rockroll.errors import ProcessDied, SandboxError
 from rockroll.model_service.openai_chat import completion
-from rockroll.model_service.relay import Relay
+from rockroll.model_service.relay import OnDelta, Relay
 from rockroll.model_service.wire import ChatReply, ChatRequest
 from rockroll.sandbox.client import Sandbox
 
@@ -156,7 +156,7 @@ async def _process(where: str) -> AsyncIterator[str]:
 REPLY = ChatReply(text="ls -la", finish_reason="stop", prompt_tokens=64, completion_tokens=4)
 
 
-async def _chat(request: ChatRequest) -> ChatReply:
+async def _chat(request: ChatRequest, on_delta: OnDelta | None) -> ChatReply:
     return REPLY
 
 

@@ -1,7 +1,7 @@
 """`rockroll sandbox exec | follow | commands`: commands in a sandbox, their output as it comes.
 
 In: the command line, standard input. Out: the command's bytes on the same two streams and its exit code. Leaves the
-sandboxes themselves to sandbox.py. Its commands are registered on sandbox.app.
+sandboxes themselves to boxes.py.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rockroll.cli.sandbox import Id, Json, _attached, _print_json, _print_table, _run, _seconds, app
+from rockroll.cli.arguments import Id, Json, seconds_of
+from rockroll.cli.loop import run
+from rockroll.cli.node import attached
+from rockroll.cli.show import print_json, print_table
 from rockroll.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,7 +32,6 @@ MAX_OUTPUT = 64 << 20
 INPUT_PART = 1 << 18
 
 
-@app.command("exec", context_settings={"ignore_unknown_options": False})
 def exec_(
     id: Id,
     command: Annotated[list[str], typer.Argument(metavar="-- CMD...", help="The program and its arguments.")],
@@ -60,11 +62,11 @@ def exec_(
     """
     if detach and stdin:
         raise UsageError("--detach leaves the command alone, so nobody would send it input: leave --stdin out")
-    limit = _seconds("--timeout", timeout)
+    limit = seconds_of("--timeout", timeout)
     line = (command[0] if len(command) == 1 else shlex.join(command)) if session is not None else command
 
     async def work() -> Observation | None:
-        async with _attached(id) as sandbox:
+        async with attached(id) as sandbox:
             begun = await sandbox.start_command(
                 line,
                 session=session or "",
@@ -82,10 +84,9 @@ def exec_(
                 await begun.cancel()
                 raise
 
-    _end(_run(work()), limit, as_json)
+    _end(run(work()), limit, as_json)
 
 
-@app.command()
 def follow(
     id: Id,
     command: Annotated[str, typer.Argument(metavar="COMMAND", help="The command's id, as `commands` lists it.")],
@@ -100,13 +101,12 @@ def follow(
     """
 
     async def work() -> Observation:
-        async with _attached(id) as sandbox:
+        async with attached(id) as sandbox:
             return await _pass_on(sandbox.command(command), offset=offset, show=not as_json)
 
-    _end(_run(work()), None, as_json)
+    _end(run(work()), None, as_json)
 
 
-@app.command()
 def commands(id: Id, as_json: Json = False) -> None:
     """List a sandbox's commands: those under way and the last that ended, started by `exec` or by name.
 
@@ -116,14 +116,14 @@ def commands(id: Id, as_json: Json = False) -> None:
     """
 
     async def work() -> list[CommandInfo]:
-        async with _attached(id) as sandbox:
+        async with attached(id) as sandbox:
             return await sandbox.commands()
 
     import msgspec
 
-    found: list[CommandInfo] = _run(work())
+    found: list[CommandInfo] = run(work())
     if as_json:
-        _print_json([msgspec.structs.asdict(info) for info in found])
+        print_json([msgspec.structs.asdict(info) for info in found])
         return
     rows = [
         [
@@ -136,7 +136,7 @@ def commands(id: Id, as_json: Json = False) -> None:
         ]
         for info in found
     ]
-    _print_table(["ID", "SESSION", "STATE", "CODE", "BYTES", "COMMAND"], rows)
+    print_table(["ID", "SESSION", "STATE", "CODE", "BYTES", "COMMAND"], rows)
 
 
 async def _pass_on(command: Command, *, offset: int = 0, stdin: bool = False, show: bool) -> Observation:
@@ -180,7 +180,7 @@ def _end(seen: Observation | None, limit: float | None, as_json: bool) -> None:
     if seen is None:
         return
     if as_json:
-        _print_json(
+        print_json(
             {
                 "stdout": seen.stdout.decode("utf-8", "replace"),
                 "stderr": seen.stderr.decode("utf-8", "replace"),

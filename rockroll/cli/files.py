@@ -1,7 +1,7 @@
-"""What `rockroll sandbox cp` and `watch` do and show.
+"""`rockroll sandbox cp | watch`: files into a sandbox, out of it, and as they change in it.
 
-In: the places of a copy, an attached sandbox. Out: the copy, how far it is (on a terminal), and what was left out.
-Leaves the command line to cli/sandbox.py and the copying to the sandbox room.
+In: the command line. Out: the copy, how far it is (on a terminal), and what was left out; a line for each change.
+Leaves the copying and the watching to the sandbox room.
 """
 
 from __future__ import annotations
@@ -9,8 +9,15 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import typer
+
+from rockroll.cli.arguments import Id, Json
+from rockroll.cli.loop import run
+from rockroll.cli.node import attached
+from rockroll.cli.show import print_json
+from rockroll.cli.text import safe
 from rockroll.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,7 +29,75 @@ NAMED = 10
 """Things left out that are named one by one."""
 
 
-class Places:
+def cp(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="A path here, or ID:PATH in a sandbox.")],
+    target: Annotated[str, typer.Argument(metavar="DST", help="A path here, or ID:PATH in a sandbox.")],
+    all_links: Annotated[
+        bool, typer.Option("--all-links", help="Out of a sandbox: symbolic links that lead out of the tree, too.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Copy a file or a folder into a sandbox, or out of it.
+
+    DST is the path that the copy will have; with a slash at its end, the folder it goes into. Modes, times, links,
+    empty folders and holes are kept; owners are not. What cannot be copied (sockets, FIFOs, devices) is left out and
+    named on standard error.
+
+    Examples:
+
+      rockroll sandbox cp data.csv demo:/data/
+
+      rockroll sandbox cp src demo:/srv/src
+
+      rockroll sandbox cp demo:/srv/out results
+    """
+    places = _Places(source, target)
+
+    async def work() -> Any:
+        async with attached(places.box) as sandbox:
+            return await places.copy(sandbox, links="all" if all_links else "inside")
+
+    done = run(work())
+    if as_json:
+        import msgspec
+
+        print_json(msgspec.to_builtins(done))
+    else:
+        _show_copied(done)
+
+
+def watch(
+    id: Id,
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A folder or a file in the sandbox.")],
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="All folders below it, too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object a line.")] = False,
+) -> None:
+    """Print what changes in a folder of a sandbox, as it changes, until Ctrl-C or the sandbox's end.
+
+    Examples:
+
+      rockroll sandbox watch demo /srv -r
+
+      rockroll sandbox watch demo /srv/out --json | jq -r 'select(.kind == "created").path'
+    """
+
+    async def work() -> None:
+        import json
+
+        import msgspec
+
+        async with attached(id) as sandbox:
+            async for event in sandbox.watch(path, recursive=recursive):
+                if as_json:
+                    print(json.dumps(msgspec.to_builtins(event)), flush=True)
+                else:
+                    before = f" (was {safe(event.moved_from)})" if event.moved_from is not None else ""
+                    print(f"{event.kind:8}  {safe(event.path)}{before}", flush=True)
+
+    run(work())
+
+
+class _Places:
     """SRC and DST of `cp`, one of them in a sandbox. UsageError for anything else."""
 
     def __init__(self, source: str, target: str) -> None:
@@ -50,7 +125,7 @@ class Places:
                 progress.wipe()
 
 
-def show_copied(done: Copied, safe: Any) -> None:
+def _show_copied(done: Copied) -> None:
     """What was left out, on stderr: a copy that is not whole says so."""
     for left in done.left_out[:NAMED]:
         print(f"rockroll: left out: {safe(left.path)}: {safe(left.why)}", file=sys.stderr)

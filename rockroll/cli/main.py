@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from rockroll import __version__
-from rockroll.cli import bench, commands, debug, doctor, image, sandbox, serve, train
+from rockroll.cli import bench, debug, doctor, image, sandbox, serve, train
 from rockroll.cli.text import safe_lines
 from rockroll.errors import RockrollError
 
@@ -44,7 +44,6 @@ def root(
 
 
 app.command("doctor")(doctor.doctor)
-assert commands.app is sandbox.app  # exec, follow and commands have been registered on it
 app.add_typer(sandbox.app, name="sandbox")
 app.command("debug")(debug.debug)
 app.command("serve")(serve.serve)

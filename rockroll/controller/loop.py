@@ -4,6 +4,8 @@ In: a RunConfig, a run directory, a display. Out: a trained model in checkpoints
 a Summary. Leaves every phase to its room: collecting to rollout/, learning to train/, processes to placement/.
 
     start ─► deliver v0 ─► canary ─► evaluate ─► [ roll out ─► train ─► deliver ─► canary ─► record ]* ─► evaluate
+
+With rollout.max_staleness 0 the phases take turns. With more, groups of later steps are sampled during all of them.
 """
 
 from __future__ import annotations
@@ -82,30 +84,38 @@ async def _train(config: RunConfig, run: RunDir, display: Display, made: Parts) 
         metrics.write(row)
         display.line(_line(row))
 
-    for step in range(first_step + 1, config.steps + 1):
-        status.step = step
-        timed = _Phases(status)
-        with timed("rollout", config.rollout.groups * config.rollout.episodes):
-            groups = await made.rollout.batch(step, config.rollout.groups, config.rollout.episodes)
-        row = {"step": step, **statistics.batch_row(groups, version)}
-        with timed("train"):
-            report = await trainer.step(to_batch(step, groups, config.rollout.temperature))
-        with timed("sync"):
-            version = await deliver(trainer, engine, run.weights)
-            drift = await canary(trainer, engine, made.canary_ids, config.canary)
-        trained_episodes += sum(len(group.episodes) for group in groups)
-        row |= {"version": version, "canary/max_abs_dlogp": drift, **report.metrics, **timed.row()}
-        last = step == config.steps
-        if last or (config.eval.every and step % config.eval.every == 0):
-            evaluation = await _evaluate_into(row, config, made, status, records, step)
-        records.write("train", step, [episode for group in groups for episode in group.episodes])
-        metrics.write(row)
-        status.curve.append(row["reward/mean"])
-        display.line(_line(row))
-        if last or (config.checkpoint.every and step % config.checkpoint.every == 0):
-            status.enter("saving")  # last: a resumed run drops the rows after its checkpoint
-            await trainer.save(str(run.checkpoint(step)))
-            run.prune(config.checkpoint.keep)
+    ahead = made.rollout.stream(
+        version=version,
+        start=run.position(first_step) if first_step else None,
+        batches=config.steps - first_step,
+    )
+    async with ahead as stream:
+        for step in range(first_step + 1, config.steps + 1):
+            status.step = step
+            timed = _Phases(status)
+            with timed("rollout", config.rollout.groups * config.rollout.episodes):
+                groups = await stream.take()
+            row = {"step": step, **statistics.batch_row(groups, version)}
+            with timed("train"):
+                report = await trainer.step(to_batch(step, groups, config.rollout.temperature))
+            with timed("sync"):
+                version = await deliver(trainer, engine, run.weights)
+                drift = await canary(trainer, engine, made.canary_ids, config.canary)
+            trained_episodes += sum(len(group.episodes) for group in groups)
+            row |= {"version": version, "canary/max_abs_dlogp": drift, **report.metrics, **timed.row()}
+            last = step == config.steps
+            if last or (config.eval.every and step % config.eval.every == 0):
+                evaluation = await _evaluate_into(row, config, made, status, records, step)
+            records.write("train", step, [episode for group in groups for episode in group.episodes])
+            metrics.write(row)
+            status.curve.append(row["reward/mean"])
+            display.line(_line(row))
+            if last or (config.checkpoint.every and step % config.checkpoint.every == 0):
+                status.enter("saving")  # last: a resumed run drops the rows after its checkpoint
+                run.put_position(step, stream.position)
+                await trainer.save(str(run.checkpoint(step)))
+                run.prune(config.checkpoint.keep)
+            stream.stepped(version)
 
     status.enter("ending")
     metrics.close()

@@ -12,8 +12,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from rockroll import home
 from rockroll.errors import UsageError
+from rockroll.rollout.admission import Position
 
 
 class RunDir:
@@ -73,6 +76,24 @@ class RunDir:
         """Removes all but the last `keep` checkpoints; 0 keeps all."""
         for step in self.steps()[:-keep] if keep else []:
             shutil.rmtree(self.checkpoint(step))
+            self._position(step).unlink(missing_ok=True)
+
+    def _position(self, step: int) -> Path:
+        return self.checkpoints / f"step_{step}.rollout.json"
+
+    def put_position(self, step: int, position: Position) -> None:
+        """Where the tasks stand at a checkpoint; written before it, so that a whole checkpoint has one."""
+        self._position(step).write_bytes(msgspec.json.encode(position))
+
+    def position(self, step: int) -> Position:
+        """What `put_position` said. UsageError where it cannot be read."""
+        try:
+            return msgspec.json.decode(self._position(step).read_bytes(), type=Position)
+        except (OSError, msgspec.DecodeError) as error:
+            raise UsageError(
+                f"{self._position(step)} says which tasks were trained, and cannot be read ({error}); remove "
+                f"{self.checkpoint(step)} to continue from the checkpoint before it"
+            ) from None
 
 
 def default_path(name: str) -> Path:

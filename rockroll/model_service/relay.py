@@ -1,7 +1,7 @@
 """The rollout side of the reverse channel: chat requests from every sandbox arrive here.
 
-In: ChatRequests over rpc from the gateways of all nodes. Out: what the handler makes of them. Leaves tokens, episodes
-and who may ask to the handler, HTTP to the gateways.
+In: ChatRequests over rpc from the gateways of all nodes. Out: what the handler makes of them, whole or as it comes.
+Leaves tokens, episodes and who may ask to the handler, HTTP to the gateways.
 """
 
 from __future__ import annotations
@@ -11,7 +11,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, Self
 
 from rockroll import rpc
-from rockroll.model_service.wire import CHAT, MODELS, ChatReply, ChatRequest, Models
+from rockroll.model_service.wire import CHAT, CHAT_STREAM, MODELS, ChatReply, ChatRequest, Delta, Models
+
+OnDelta = Callable[[Delta], None]
+Handler = Callable[[ChatRequest, OnDelta | None], Awaitable[ChatReply]]
+"""`async def handler(request, on_delta)`: on_delta is told what came since its last call; None where nobody streams."""
 
 
 class Relay:
@@ -21,14 +25,16 @@ class Relay:
     when the sandbox's route changed, so a late call of one episode never outlives it.
     """
 
-    def __init__(
-        self, address: str, handler: Callable[[ChatRequest], Awaitable[ChatReply]], models: Iterable[str] = ()
-    ) -> None:
+    def __init__(self, address: str, handler: Handler, models: Iterable[str] = ()) -> None:
         self.address = address
         self._handler = handler
         self._models = list(models)
         self._changed = asyncio.Event()
-        self._server = rpc.Server(address, {CHAT: self._chat, MODELS: self._serve_models}, types={CHAT: ChatRequest})
+        self._server = rpc.Server(
+            address,
+            {CHAT: self._chat, CHAT_STREAM: self._stream, MODELS: self._serve_models},
+            types={CHAT: ChatRequest, CHAT_STREAM: ChatRequest},
+        )
 
     async def start(self) -> None:
         """RockrollError where the address cannot be bound."""
@@ -52,7 +58,19 @@ class Relay:
         self._changed = asyncio.Event()
 
     async def _chat(self, request: ChatRequest, peer: rpc.Peer) -> ChatReply:
-        return await self._handler(request)
+        return await self._handler(request, None)
+
+    async def _stream(self, request: ChatRequest, peer: rpc.Peer) -> AsyncIterator[Delta | ChatReply]:
+        said: asyncio.Queue[Delta | None] = asyncio.Queue()
+        answer = asyncio.ensure_future(self._handler(request, said.put_nowait))
+        answer.add_done_callback(lambda _: said.put_nowait(None))
+        try:
+            while (delta := await said.get()) is not None:
+                yield delta
+            yield answer.result()
+        finally:
+            answer.cancel()
+            await asyncio.gather(answer, return_exceptions=True)
 
     async def _serve_models(self, body: Any, peer: rpc.Peer) -> AsyncIterator[Models]:
         while True:

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
 
 import msgspec
 import zmq
 
 from rockroll import rpc
 from rockroll.errors import ModelServiceError, PeerLost, RockrollError
-from rockroll.model_service.wire import CHAT, MODELS, ChatReply, ChatRequest, Models
+from rockroll.model_service.wire import CHAT, CHAT_STREAM, MODELS, ChatReply, ChatRequest, Delta, Models
 
 PATIENCE_S = 1.0
 """How long a call waits for a relay that is starting or coming back, before it is refused."""
+
+_Item: Any = Delta | ChatReply
 
 
 class Upstream:
@@ -57,6 +61,13 @@ class Upstream:
         self._calls.add(call)
         call.add_done_callback(self._calls.discard)
         return call
+
+    async def stream(self, request: ChatRequest) -> AsyncIterator[Delta | ChatReply]:
+        """The deltas as they come, then the whole reply. PeerLost where the relay is lost. Only when up."""
+        if self._client is None or not self._up.is_set():
+            raise self.lost()
+        async for item in self._client.stream(CHAT_STREAM, request, type=_Item):
+            yield item
 
     def lost(self) -> ModelServiceError:
         why = (

@@ -1,30 +1,59 @@
 """What the gateway and the relay say to each other over rpc.
 
 In: nothing. Out: the frozen structs and method names of the reverse channel, from the node (rpc client) to the rollout
-side (rpc server). Leaves HTTP to openai_chat.py and tokens to the rollout side: only text travels here.
+side (rpc server). Leaves every vendor's HTTP to the dialects and tokens to the rollout side: only text travels here.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 CHAT = "chat"
 """ChatRequest → ChatReply. ModelServiceError where the call is refused. Cancelled when the client hung up."""
 
+CHAT_STREAM = "chat.stream"
+"""ChatRequest → a stream of Delta as the model speaks, and the whole ChatReply as its last item."""
+
 MODELS = "models"
 """{} → a stream of Models: the names served now, then again at every change, without end. While it is open the relay
 is there: its end by PeerLost is how a gateway learns, also without a call under way, that the relay is gone."""
 
 
+class Tool(msgspec.Struct, frozen=True, kw_only=True):
+    """A function that the model may call."""
+
+    name: str
+    description: str = ""
+    parameters: dict[str, Any] = {}
+    """JSON schema of its arguments."""
+
+
+class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
+    """A call that the model made."""
+
+    id: str
+    """Made by the rollout side, unique within an episode; the tool's answer names it."""
+    name: str
+    arguments: str
+    """JSON text, as the model wrote it: it may be no valid JSON."""
+
+
 class Message(msgspec.Struct, frozen=True):
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "user", "assistant", "tool"]
     content: str
+    reasoning: str = ""
+    """assistant: what it thought before it answered, where the client sends that back."""
+    tool_calls: list[ToolCall] = []
+    """assistant: the calls it made."""
+    tool_call_id: str = ""
+    """tool: the call that `content` answers."""
+    name: str = ""
 
 
 class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One chat completion that a program in a sandbox asked for. None is: the request did not say."""
+    """One completion that a program in a sandbox asked for. None is: the request did not say."""
 
     id: str
     """Unique; the client sees it as the completion's id."""
@@ -34,19 +63,60 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What the last `model.route` for that sandbox said. It names the episode."""
     model: str
     messages: list[Message]
+    prompt: str | None = None
+    """Raw text to go on from, in place of messages: no chat template is applied."""
+    tools: list[Tool] = []
+    tool_choice: str = "auto"
+    """auto, none, required, or `=NAME` for one tool."""
+    parallel_tool_calls: bool = True
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     stop: list[str] = []
-    """Empty: the gateway refuses stop strings."""
+    """The answer ends before the first of these strings."""
     seed: int | None = None
+    logprobs: int | None = None
+    """None: not wanted. k: the log-prob of each sampled token, and of the k likeliest where the engine has them."""
+    index: int = 0
+    """Which of the `n` completions of one HTTP request this is."""
 
 
-class ChatReply(msgspec.Struct, frozen=True, kw_only=True):
+class TokenLogprob(msgspec.Struct, frozen=True):
+    """One sampled token as a client that asked for log-probs sees it."""
+
+    token: str
+    bytes: list[int]
+    logprob: float
+    top: list[tuple[str, float]] = []
+
+
+class Delta(msgspec.Struct, frozen=True, kw_only=True, tag="delta"):
+    """What came since the last one; most fields are empty. Joined, the deltas are the ChatReply."""
+
+    text: str = ""
+    reasoning: str = ""
+    tool: int | None = None
+    """The index of the tool call that the next three belong to; `tool_id` and `name` come whole in its first delta."""
+    tool_id: str = ""
+    name: str = ""
+    arguments: str = ""
+    logprobs: list[TokenLogprob] = []
+
+
+class ChatReply(msgspec.Struct, frozen=True, kw_only=True, tag="reply"):
+    """The whole answer."""
+
     text: str
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "tool_calls"]
     prompt_tokens: int
     completion_tokens: int
+    reasoning: str = ""
+    tool_calls: list[ToolCall] = []
+    stop: str | None = None
+    """The stop string that ended it."""
+    cached_tokens: int = 0
+    """Of the prompt, those that stood in an earlier turn of the same branch."""
+    logprobs: list[TokenLogprob] | None = None
 
 
 class Models(msgspec.Struct, frozen=True):

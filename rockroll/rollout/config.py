@@ -7,7 +7,7 @@ and evaluation to the controller.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +52,13 @@ class RolloutConfig:
     """Tasks of one step."""
     episodes: int = 8
     """Episodes of each task: what GRPO compares with one another."""
+    max_staleness: int = 0
+    """How many versions older than the trainer's the weights may be that a trained token was sampled with. 0: sampling
+    and training take turns; 1 or more: they overlap."""
+    on_stale: Literal["wait", "drop"] = "wait"
+    """What becomes of a group that must be trained now or never: the batch waits for it, or it is cancelled."""
+    keep: Literal["all", "varied"] = "all"
+    """varied: groups whose episodes all earned the same teach nothing; others are sampled in their place."""
     redundancy: RedundancyConfig = field(default_factory=RedundancyConfig)
     """Episodes and groups started beyond need."""
     temperature: float = 1.0
@@ -68,7 +75,14 @@ class RolloutConfig:
     """What env, agent or infrastructure may spoil before the run stops, as a share of the batch (8 episodes anyway)."""
 
     def __post_init__(self) -> None:
-        for name, least in (("groups", 1), ("episodes", 1), ("max_tokens", 1), ("concurrency", 1), ("replacements", 0)):
+        for name, least in (
+            ("groups", 1),
+            ("episodes", 1),
+            ("max_tokens", 1),
+            ("concurrency", 1),
+            ("replacements", 0),
+            ("max_staleness", 0),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"rollout {name} is at least {least}; got {getattr(self, name)}")
         if self.temperature <= 0:

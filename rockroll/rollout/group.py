@@ -79,6 +79,11 @@ class GroupState:
         self._wasted += sampled
 
     @property
+    def ended(self) -> Counter[str]:
+        """How many episodes have ended, or were cancelled, by outcome."""
+        return self._discarded + Counter(episode.outcome for episode in self._valid)
+
+    @property
     def spent_tokens(self) -> int:
         """Sampled tokens of every episode that has ended."""
         return self._wasted + sum(episode.sampled for episode in self._valid)
@@ -92,22 +97,33 @@ class GroupState:
 
 
 class Budget:
-    """How many episodes of one batch env, agent and infrastructure may spoil before the run stops."""
+    """How many episodes env, agent and infrastructure may spoil before the run stops.
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._spoiled: list[Episode] = []
+    limit: of them, while `window` valid ones ended; window None: since the beginning.
+    """
+
+    def __init__(self, limit: int, window: int | None = None) -> None:
+        self._limit, self._window = limit, window
+        self._valid = 0
+        self._spoiled: list[tuple[int, Episode]] = []
+        """With the number of valid ones that had ended before."""
+
+    def earn(self, episodes: int) -> None:
+        """So many valid ones have ended."""
+        self._valid += episodes
 
     def spend(self, episode: Episode) -> None:
         """Count one that ended without a reward; beyond the limit raise the most frequent cause's error."""
-        self._spoiled.append(episode)
+        since = 0 if self._window is None else self._valid - self._window
+        self._spoiled = [(at, each) for at, each in self._spoiled if at >= since] + [(self._valid, episode)]
         if len(self._spoiled) <= self._limit:
             return
-        causes = Counter(e.cause for e in self._spoiled)
+        spoiled = [each for _, each in self._spoiled]
+        causes = Counter(e.cause for e in spoiled)
         cause, times = causes.most_common(1)[0]
-        detail, _ = Counter(e.detail for e in self._spoiled if e.cause == cause).most_common(1)[0]
+        detail, _ = Counter(e.detail for e in spoiled if e.cause == cause).most_common(1)[0]
         error = {"env": EnvError, "agent": AgentError}.get(str(cause), RockrollError)
         raise error(
             f"rollout replacements: more than {self._limit} episodes of this batch could not be scored, {times} of "
-            f"{len(self._spoiled)} for {cause}; most often: {detail}"
+            f"{len(spoiled)} for {cause}; most often: {detail}"
         )

@@ -1,8 +1,8 @@
-"""All the episodes of a step, or of an evaluation.
+"""All the episodes of a run, or of an evaluation.
 
-In: the step, or the held-out seeds. Out: complete groups of valid episodes, or one valid episode for each seed; events
-for the display as they happen. Leaves one episode to episode.py, the arithmetic of a group to group.py, and what is
-done with the episodes to the controller.
+In: the trainer's steps, or the held-out seeds. Out: complete groups of valid episodes, or one valid episode for each
+seed; events for the display as they happen. Leaves one episode to episode.py, the arithmetic of a group to group.py,
+how far sampling runs ahead to stream.py, and what is done with the episodes to the controller.
 
 A Rollout is open between `start` and `close` (or in `async with`): meanwhile its relay answers the agents' calls.
 """
@@ -14,20 +14,20 @@ import logging
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, Self
 
-import msgspec
-
 from rockroll.agent.config import AgentConfig
 from rockroll.engine.api import Engine
 from rockroll.env.api import Split
 from rockroll.errors import ModelServiceError, UsageError
-from rockroll.model_service.relay import Relay
+from rockroll.model_service.relay import OnDelta, Relay
 from rockroll.model_service.wire import ChatReply, ChatRequest
+from rockroll.rollout.admission import Admission, Position
 from rockroll.rollout.config import RolloutConfig, TaskConfig
 from rockroll.rollout.dialogue import Dialogue, Sampling
 from rockroll.rollout.episode import Attempt, Boxes, Place
 from rockroll.rollout.group import Budget, GroupState, Start
 from rockroll.rollout.sample import Episode, Event, Group
 from rockroll.rollout.seed import derive
+from rockroll.rollout.stream import Stream
 from rockroll.rollout.tasks import SEED_BITS, AgentTask, resolve
 from rockroll.rollout.tokenizer import ChatTokenizer
 
@@ -40,7 +40,7 @@ class Rollout:
     """Runs episodes of one task against one engine.
 
     pool: where sandboxes come from; needed for a task that an agent works on. address: of the relay (`ipc://…`); needed
-    then too. seed: the run's; with the step it names every draw. events: told what happens, on the event loop.
+    then too. seed: the run's; with the group it names every draw. events: told what happens, on the event loop.
     Raises UsageError for a task and an agent that do not go together.
     """
 
@@ -92,39 +92,53 @@ class Rollout:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def batch(self, step: int, groups: int | None = None, episodes: int | None = None) -> list[Group]:
-        """The complete groups of one training step, in the order of their ids.
+    def stream(
+        self,
+        *,
+        groups: int | None = None,
+        episodes: int | None = None,
+        version: int = 0,
+        start: Position | None = None,
+        batches: int | None = None,
+    ) -> Stream:
+        """Batches of complete groups, sampled ahead as far as the configuration's max_staleness allows.
 
-        groups, episodes: those of the configuration where None. Raises EnvError, AgentError or RockrollError when more
-        episodes were spoiled than `replacements` allows, and at once what would meet every episode alike (a dead
-        engine, a host that cannot run sandboxes). Cancelling it cancels every episode.
+        groups, episodes: of a batch and of a group; those of the configuration where None. version: of the weights the
+        engine has. start: where to go on; a group's number names its task and every draw. batches: how many will be
+        taken; None: no end.
+        It raises EnvError, AgentError or RockrollError when more episodes were spoiled than `replacements` allows, and
+        at once what would meet every episode alike (a dead engine, a host that cannot run sandboxes).
         """
         config = self._config
         groups, episodes = groups or config.groups, episodes or config.episodes
-        budget = Budget(max(8, int(config.replacements * groups * episodes)))
-        states = [
-            GroupState(
-                number,
-                self.task.name,
-                derive(self._seed, "train", step, number, bits=SEED_BITS),
-                episodes,
-                config.redundancy.episodes,
-            )
-            for number in range(groups + config.redundancy.groups)
-        ]
+        budget = Budget(max(8, int(config.replacements * groups * episodes)), groups * episodes)
         sampling = self._sampling(config.temperature, config.top_p)
-        done: list[Group] = []
-        async with _Owned() as owned:
-            for state in states:
-                owned.start(self._group(state, "train", step, sampling, budget))
-            while len(done) < groups:
-                done += await owned.next()
-        whole = sorted(done[:groups], key=lambda group: group.id)
-        kept = {group.id for group in whole}
-        # What the groups beyond need had sampled belongs to no group: it is booked on the last.
-        wasted = whole[-1].wasted_tokens + sum(state.spent_tokens for state in states if state.id not in kept)
-        whole[-1] = msgspec.structs.replace(whole[-1], wasted_tokens=wasted)
-        return whole
+
+        def state(number: int) -> GroupState:
+            seed = derive(self._seed, "train", number, bits=SEED_BITS)
+            return GroupState(number, self.task.name, seed, episodes, config.redundancy.episodes)
+
+        async def collect(state: GroupState) -> Group:
+            group = await self._group(state, "train", sampling, budget)
+            budget.earn(episodes)
+            return group
+
+        admission = Admission(
+            groups,
+            config.max_staleness,
+            extra=config.redundancy.groups,
+            on_stale=config.on_stale,
+            version=version,
+            start=start,
+            batches=batches,
+        )
+        return Stream(admission, state, collect, varied if config.keep == "varied" else lambda _: True)
+
+    async def batch(self, step: int, groups: int | None = None, episodes: int | None = None) -> list[Group]:
+        """One batch and no more: the groups of one training step. Cancelling it cancels every episode."""
+        size = (groups or self._config.groups) + self._config.redundancy.groups
+        async with self.stream(groups=groups, episodes=episodes, start=Position(step * size), batches=1) as stream:
+            return await stream.take()
 
     async def evaluate(self, seeds: Sequence[int], temperature: float) -> list[Episode]:
         """One valid episode for each held-out seed, in their order. Raises as `batch` does."""
@@ -134,12 +148,12 @@ class Rollout:
         done: list[Group] = []
         async with _Owned() as owned:
             for state in states:
-                owned.start(self._group(state, "eval", 0, sampling, budget))
+                owned.start(self._group(state, "eval", sampling, budget))
             while len(done) < len(states):
                 done += await owned.next()
         return [group.episodes[0] for group in sorted(done, key=lambda group: group.id)]
 
-    async def chat(self, request: ChatRequest) -> ChatReply:
+    async def chat(self, request: ChatRequest, on_delta: OnDelta | None = None) -> ChatReply:
         """The relay's handler: one model call of an agent, for the episode that its token names."""
         dialogue = self._dialogues.get(request.token)
         if dialogue is None:
@@ -178,13 +192,13 @@ class Rollout:
             context_length=self._context_length,
         )
 
-    async def _group(self, state: GroupState, split: Split, step: int, sampling: Sampling, budget: Budget) -> Group:
+    async def _group(self, state: GroupState, split: Split, sampling: Sampling, budget: Budget) -> Group:
         """Runs one group to its end; whatever of it still runs then is cancelled."""
         attempts: dict[int, Attempt] = {}
 
         async def run(start: Start) -> Episode:
             async with self._slots:
-                return await self._episode(state, start, split, step, sampling, attempts)
+                return await self._episode(state, start, split, sampling, attempts)
 
         async with _Owned() as owned:
             try:
@@ -207,12 +221,12 @@ class Rollout:
         return state.result()
 
     async def _episode(
-        self, state: GroupState, start: Start, split: Split, step: int, sampling: Sampling, attempts: dict[int, Attempt]
+        self, state: GroupState, start: Start, split: Split, sampling: Sampling, attempts: dict[int, Attempt]
     ) -> Episode:
         self._serial += 1
-        id = f"{split}-{step}-{state.id}-{start.index}-{start.attempt}-{self._serial}"
+        id = f"{split}-{state.id}-{start.index}-{start.attempt}-{self._serial}"
         # Evaluations share their draws, whatever the step: two of them differ by the weights alone.
-        names = (split, step if split == "train" else 0, state.task, state.seed, start.index, start.attempt)
+        names = (split, state.id if split == "train" else 0, state.task, state.seed, start.index, start.attempt)
         dialogue = Dialogue(
             id,
             self._tokenizer,
@@ -239,6 +253,12 @@ class Rollout:
 
     def _tell(self, kind: Any, split: Split, tokens: int = 0, episode: Episode | None = None) -> None:
         self.events(Event(kind, split, self._running, tokens, episode))
+
+
+def varied(group: Group) -> bool:
+    """Whether its episodes earned different rewards: else every advantage is 0 (DAPO's dynamic sampling, arXiv
+    2503.14476, section 3.2)."""
+    return len({episode.reward for episode in group.episodes}) > 1
 
 
 class _Owned:

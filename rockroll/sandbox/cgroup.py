@@ -2,7 +2,7 @@
 
 In: the pid of a box's init. Out: a Scope for each session: its processes, found through a cgroup of its own (v1: a
 child of the box's pids group; v2: of its group), or, where this host gives no cgroup, through the process tree and a
-mark in the environment. Leaves when to kill to session.py and box.py, and limits to profile.py.
+mark in the environment. Leaves when to kill to session.py and life.py, and limits to profile.py.
 """
 
 from __future__ import annotations

@@ -6,12 +6,15 @@ give bytes, seconds and parsed mounts. Leaves the Podman request to profile.py a
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from rockroll import units
+from rockroll.errors import UsageError
 
 DEFAULT_IMAGE = "localhost/rockroll-base:1"
 MIN_MEMORY = 6 * 2**20
@@ -158,3 +161,14 @@ def _seconds(name: str, value: str | float | None) -> float | None:
         return None if value is None else units.seconds(value)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
+
+
+def config_of(fields: Mapping[str, Any]) -> SandboxConfig:
+    """UsageError for a field that there is not, or a value that cannot be."""
+    known = {each.name for each in dataclasses.fields(SandboxConfig)}
+    if unknown := sorted(set(fields) - known):
+        raise UsageError(f"a sandbox has no setting {unknown[0]!r}; it has {', '.join(sorted(known))}")
+    try:
+        return SandboxConfig(**{**fields, "mounts": tuple(fields.get("mounts", ()))})
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error)) from None

@@ -63,7 +63,7 @@ class FileMethods:
     async def _write(self, body: wire.WriteFile, _peer: rpc.Peer) -> None:
         box, path = self._box(body.id), os.fsdecode(body.path)
         async with self._during(box):
-            await self._change(box, files.write, box.init, path, body.data, body.mode, body.append, box.owner_ids)
+            await self._change(box, files.write, box.init, path, body.data, body.mode, body.append, box.hull.owner_ids)
 
     async def _read(self, body: wire.ReadFile, _peer: rpc.Peer) -> wire.FileChunk:
         box = self._box(body.id)
@@ -83,7 +83,7 @@ class FileMethods:
     async def _mkdir(self, body: wire.MakeFolder, _peer: rpc.Peer) -> None:
         box = self._box(body.id)
         async with self._during(box):
-            await self._change(box, files.make_folder, box.init, os.fsdecode(body.path), body.mode, box.owner_ids)
+            await self._change(box, files.make_folder, box.init, os.fsdecode(body.path), body.mode, box.hull.owner_ids)
 
     async def _remove(self, body: wire.RemoveFile, _peer: rpc.Peer) -> None:
         box = self._box(body.id)
@@ -94,11 +94,11 @@ class FileMethods:
         box = self._box(body.id)
         async with self._during(box):
             source, target = os.fsdecode(body.source), os.fsdecode(body.target)
-            await self._change(box, files.move, box.init, source, target, box.owner_ids)
+            await self._change(box, files.move, box.init, source, target, box.hull.owner_ids)
 
     async def _change(self, box: Box, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """One step that writes into a box."""
-        async with box.writers.shared():
+        async with box.hull.writable.writers.shared():
             return await step(work, *args, **kwargs)
 
     async def _walk(self, body: wire.PathOf, _peer: rpc.Peer) -> AsyncIterator[list[wire.FileStat]]:
@@ -123,7 +123,7 @@ class FileMethods:
         async with self._during(box):
             writing = ExitStack()
             try:
-                target = files.tree_target(box.init, os.fsdecode(body.path), box.owner_ids)
+                target = files.tree_target(box.init, os.fsdecode(body.path), box.hull.owner_ids)
                 writer = TreeWriter(await self._change(box, writing.enter_context, target))
                 writing.callback(writer.close)
                 async for part in parts.of(Part):
@@ -143,7 +143,7 @@ class FileMethods:
     async def _during(self, box: Box, *, ends_well: bool = False) -> AsyncIterator[None]:
         """Ends this task's work when the box ends or is made new: with the error that says so, or without one. Raises
         SandboxError where it is being made new."""
-        box.need_rest()
+        box.status.need_rest()
         task = asyncio.current_task()
         assert task is not None
         this = _Running(task)

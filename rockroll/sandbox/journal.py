@@ -10,7 +10,6 @@ commands.py.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import os
@@ -22,6 +21,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from rockroll.sandbox.followers import Followers
 from rockroll.sandbox.wire import Observation
 
 _HEAD = struct.Struct(">cI")
@@ -69,7 +69,7 @@ class Journal:
         self._offsets: list[int] = []
         self._places: list[tuple[int, int, int]] = []  # position in the file, stream, length
         self._lost = 0  # bytes that could not be kept
-        self._followers: set[asyncio.Future[None]] = set()
+        self._followers = Followers()
 
     @classmethod
     def load(cls, path: Path) -> Journal:
@@ -101,7 +101,7 @@ class Journal:
         except OSError:
             self._lost += len(data)
         else:
-            self._wake()
+            self._followers.wake()
 
     def _extend(self, stream: int, data: bytes) -> bool:
         """Adds to the last frame where it is of this stream and small: a byte at a time must not become a frame each.
@@ -125,7 +125,7 @@ class Journal:
             self.end = msgspec.structs.replace(end, stdout=b"", stderr=b"", truncated_bytes=truncated)
             with contextlib.suppress(OSError):  # a full disk: this node knows it, the next one will say "lost"
                 self._append(b"E", msgspec.msgpack.encode(self.end))
-            self._wake()
+            self._followers.wake()
 
     def observation(self) -> Observation:
         """The end with its bytes. Only after `finish`."""
@@ -154,12 +154,7 @@ class Journal:
                 offset += len(part.data)
             if self.end is not None or self._fd < 0:
                 return
-            more = asyncio.get_running_loop().create_future()
-            self._followers.add(more)
-            try:
-                await more
-            finally:
-                self._followers.discard(more)
+            await self._followers.wait()
 
     def close(self, *, remove: bool) -> None:
         """Ends every follower."""
@@ -168,7 +163,7 @@ class Journal:
             self._fd = -1
         if remove:
             self.path.unlink(missing_ok=True)
-        self._wake()
+        self._followers.wake()
 
     def _append(self, kind: bytes, body: bytes) -> int:
         """Where the body begins in the file. One write: a crash leaves whole frames, or one torn at the end."""
@@ -181,11 +176,6 @@ class Journal:
         self._offsets.append(self.size)
         self._places.append((position, stream, length))
         self.size += length
-
-    def _wake(self) -> None:
-        for follower in self._followers:
-            if not follower.done():
-                follower.set_result(None)
 
 
 def _write_all(fd: int, data: bytes, position: int) -> None:

@@ -1,7 +1,7 @@
 """The states of a sandbox and the causes of its death: two tables, and nothing that acts.
 
 In: a state and an event; what is known of a death. Out: the next state; one cause, and the words for it. Leaves
-finding the facts to box.py and host.py, and how a call ended to wire.Outcome, which is a third notion: a call can be
+finding the facts to life.py and hull.py, and how a call ended to wire.Outcome, which is a third notion: a call can be
 "killed" in a box that lives, and a box can die of "oom" while no call is under way.
 
     starting ──► running ◄──► paused          `stopped`: asked for.  `exited`: init died by itself or was killed.

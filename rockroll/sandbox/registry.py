@@ -1,8 +1,8 @@
 """Which sandboxes this home has and had, kept across nodes.
 
 In and out: one Row for each sandbox, in SQLite (WAL) at node/registry.sqlite; a row of a sandbox that is gone stays
-among the last GONE_KEPT. Leaves what is true of them to host.py, which compares with Podman at its start. A call is a
-few tens of microseconds: no disk is waited for.
+among the last GONE_KEPT. Leaves what is true of them to takeover.py, which compares with Podman at a node's start.
+A call is a few tens of microseconds: no disk is waited for.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a box's sessions know, on disk: it outlives their shells, their box's init and the node.
 
 In: the shell state that shell.py collects after a command. Out: the sessions that can be brought back. Leaves replaying
-the state to shell.py, and when a session is forgotten to box.py.
+the state to shell.py, and when a session is forgotten to sessions.py.
 
 One file a session, node/sessions/BOX/HASH, mode 0600: sizes and a checksum, the session's name and settings, its state.
 Every write is one pwritev to an open descriptor, after the command's answer is on its way.

@@ -1,7 +1,7 @@
 """A persistent Bash session: turns, timeouts and new shells around shell.py's one bash.
 
 In: commands from any number of callers. Out: one Observation each, in the order of arrival. Leaves the box's own life
-to box.py, which says through `Home` whether the box is dying.
+to its `Home` (hull.py), which says whether the box is dying.
 
               first command                    report
     (none) ───────────────► idle ──► busy ─────────────────────────────────────► idle
@@ -83,8 +83,8 @@ class Home(Protocol):
         """Whether the kernel has killed for memory since this was last asked."""
         ...
 
-    async def new_shell(self, scope: Scope, env: Mapping[str, str], cwd: str | None, state: bytes) -> Shell:
-        """A started shell. Raises SessionError, SandboxLost."""
+    async def new_shell(self, scope: Scope, env: Mapping[str, str], cwd: str | None, state: bytes, keep: Sink) -> Shell:
+        """A started shell. keep: is handed its state after each command. Raises SessionError, SandboxLost."""
         ...
 
     def log(self, data: bytes) -> None:
@@ -111,13 +111,15 @@ class Session:
         *,
         env: Mapping[str, str],
         cwd: str | None,
+        keep: Sink,
         past: bytes | None = None,
     ) -> None:
-        """past: the state of the session of this name that the box had before it died, or its node did."""
+        """keep: is handed the shell's state after each command. past: the state of the session of this name that the
+        box had before it died, or its node did."""
         self.name = name
         self.scope = scope
         self.created = time.time()
-        self._home, self._env, self._cwd = home, dict(env), cwd
+        self._home, self._env, self._cwd, self._keep = home, dict(env), cwd, keep
         self._shell: Shell | None = None
         self._turn = asyncio.Lock()
         self._state = past or b""
@@ -207,7 +209,7 @@ class Session:
             self._state = self._shell.state
             self._drop_shell()
         try:
-            self._shell = await self._home.new_shell(self.scope, self._env, self._cwd, self._state)
+            self._shell = await self._home.new_shell(self.scope, self._env, self._cwd, self._state, self._keep)
         except SandboxError:
             if self._closed:
                 raise self._was_closed() from None
@@ -354,7 +356,7 @@ class Session:
         self._drop_shell()
         if not self._closed and not self._home.doomed():
             try:
-                self._shell = await self._home.new_shell(self.scope, self._env, self._cwd, self._state)
+                self._shell = await self._home.new_shell(self.scope, self._env, self._cwd, self._state, self._keep)
             except SandboxError as error:  # the next command tries again, and tells
                 self._home.log(f"[{self.name}] {error}\n".encode())
         return True

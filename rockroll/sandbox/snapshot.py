@@ -1,7 +1,7 @@
 """Snapshots of this home: what boxes had written at one moment, under a name, to start others from.
 
 In: a name, and somebody who fills a folder. Out: node/snapshots/NAME/{about.json, files}. Files only: no process, no
-session. Leaves the copying to layer.py and what a box is made from to host.py.
+session. Leaves the copying to layer.py and what a box is made from to maker.py.
 
     .new-NAME-x ── filled ──► NAME ── delete ──► .gone-NAME-x ──► (nothing)
        └─ a node that is killed leaves this one, or that one: `sweep` ──┘

@@ -7,12 +7,13 @@ writers put in.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import ctypes
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
+
+from rockroll.sandbox.followers import Followers
 
 CHUNK = 64 * 1024
 LIMIT = 64 * 2**20
@@ -33,7 +34,7 @@ class Spool:
         """Bytes ever written: the offset of the next."""
         self.start = os.lseek(self._fd, 0, os.SEEK_DATA) if self.size else 0
         """The offset of the oldest byte that is kept."""
-        self._followers: set[asyncio.Future[None]] = set()
+        self._followers = Followers()
 
     def write(self, data: bytes) -> None:
         """Appends; nothing once it is closed, and nothing that a full disk of the host does not take: a log must never
@@ -44,7 +45,7 @@ class Spool:
             self.size += os.pwrite(self._fd, data, self.size)
         if self.size - self.start > self._limit:
             self._give_back(self.size - self._limit // 2)
-        self._wake()
+        self._followers.wake()
 
     def _give_back(self, end: int) -> None:
         """Frees what lies before `end`; where the file system cannot, it is only no longer shown."""
@@ -64,19 +65,14 @@ class Spool:
                 yield offset, data
                 offset += len(data)
                 continue
-            more = asyncio.get_running_loop().create_future()
-            self._followers.add(more)
-            try:
-                await more
-            finally:
-                self._followers.discard(more)
+            await self._followers.wait()
 
     def reset(self) -> None:
         """Empties it: the box's next user must not see what the last one printed."""
         if self._fd >= 0:
             os.ftruncate(self._fd, 0)
             self.size = self.start = 0
-            self._wake()
+            self._followers.wake()
 
     def close(self, *, remove: bool) -> None:
         """Ends every follower."""
@@ -85,9 +81,4 @@ class Spool:
             self._fd = -1
         if remove:
             self.path.unlink(missing_ok=True)
-        self._wake()
-
-    def _wake(self) -> None:
-        for follower in self._followers:
-            if not follower.done():
-                follower.set_result(None)
+        self._followers.wake()

@@ -11,6 +11,20 @@ from typing import Protocol
 from msgspec import Struct
 
 
+class Turn(Struct, frozen=True, kw_only=True):
+    """One answer of the model inside a sample, for algorithms that give each turn its own credit."""
+
+    number: int
+    """Its place in the episode, the same in every branch that holds it."""
+    start: int
+    end: int
+    """ids[start:end] are its sampled tokens."""
+    reward: float = 0.0
+    """What the environment gave for it; an outcome reward stands on the last turn."""
+    state: str = ""
+    """Names the state it began in: equal names, equal states."""
+
+
 class TrainSample(Struct, frozen=True, kw_only=True):
     """One token sequence of one episode. The four lists have equal length."""
 
@@ -28,6 +42,8 @@ class TrainSample(Struct, frozen=True, kw_only=True):
     """Which group of the batch: episodes of one task and seed, compared with each other."""
     reward: float
     """The episode's reward."""
+    turns: list[Turn] = []
+    """For turn_returns and gigpo alone: they cover the mask. A branch repeats the turns it shares with others."""
 
 
 class TrainBatch(Struct, frozen=True, kw_only=True):

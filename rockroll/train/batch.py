@@ -40,16 +40,39 @@ class Row:
     """[n] int64: those next tokens."""
     behaviour: Tensor
     """[n] float32: the engine's log-probs of the targets."""
-    advantage: float
+    advantages: Tensor
+    """[n] float32"""
+    sample: int = 0
+    """Which sample of the batch this is."""
+    episode: int = 0
+    """Which episode it is a branch of."""
+    weight: float = 0.0
+    """What each of its tokens weighs in the loss of the update under way."""
     old: Tensor | None = None
-    """[n] float32: the trainer's own log-probs at the step's start, where several updates need them."""
+    """[n] float32: the trainer's own log-probs at the step's start, where they are needed before the loss."""
+    reference: Tensor | None = None
+    """[n] float32: the reference model's log-probs, where the reward needs them."""
+    kept: Tensor | None = None
+    """[n] bool: what a filter left; None: all."""
+
+    @property
+    def counted(self) -> int:
+        """Tokens that enter the loss."""
+        return len(self.targets) if self.kept is None else int(self.kept.sum())
 
     def __len__(self) -> int:
         return len(self.inputs)
 
 
 def make_row(
-    sample: Masked, *, logprobs: Sequence[float] | None = None, advantage: float = 0.0, vocabulary: int, context: int
+    sample: Masked,
+    *,
+    logprobs: Sequence[float] | None = None,
+    advantage: float = 0.0,
+    number: int = 0,
+    episode: int = 0,
+    vocabulary: int,
+    context: int,
 ) -> Row | None:
     """The row of one sample, or None where nothing in it is trained.
 
@@ -78,7 +101,15 @@ def make_row(
     behaviour = torch.zeros(len(trained)) if logprobs is None else torch.tensor(logprobs, dtype=torch.float32)[trained]
     if not bool(torch.isfinite(behaviour).all()):
         raise TrainError(f"log-probs of trained tokens must be finite; got {behaviour.tolist()}")
-    return Row(ids[:last], trained - 1, ids[trained], behaviour, advantage)
+    return Row(
+        ids[:last],
+        trained - 1,
+        ids[trained],
+        behaviour,
+        torch.full((len(trained),), advantage),
+        sample=number,
+        episode=episode,
+    )
 
 
 def deal(lengths: Sequence[int], ranks: int) -> list[list[int]]:
@@ -135,6 +166,10 @@ class MicroBatch:
     """[n] float32"""
     advantages: Tensor
     """[n] float32"""
+    row: Tensor
+    """[n] int64: which of the B rows a token is of."""
+    weights: Tensor
+    """[n] float32: what each token's loss weighs; 0 where a filter dropped it."""
     old: Tensor | None
     """[n] float32"""
     empty: bool
@@ -144,15 +179,15 @@ class MicroBatch:
         if device.type == "cpu":
             return self
         old = None if self.old is None else self.old.to(device)
-        moved = (t.to(device) for t in (self.inputs, self.index, self.targets, self.behaviour, self.advantages))
-        return MicroBatch(*moved, old=old, empty=self.empty)
+        tensors = (self.inputs, self.index, self.targets, self.behaviour, self.advantages, self.row, self.weights)
+        return MicroBatch(*(t.to(device) for t in tensors), old=old, empty=self.empty)
 
 
 def collate(rows: Sequence[Row]) -> MicroBatch:
     """The tensors of these rows; of none, a stand-in with one token for a rank that has no more."""
     if not rows:
         zero, one = torch.zeros(1, dtype=torch.int64), torch.zeros(1)
-        return MicroBatch(zero[None], zero, zero, one, one, old=one, empty=True)
+        return MicroBatch(zero[None], zero, zero, one, one, zero, one * 0, old=one, empty=True)
     width = max(map(len, rows))
     inputs = torch.zeros(len(rows), width, dtype=torch.int64)
     for i, row in enumerate(rows):
@@ -163,7 +198,11 @@ def collate(rows: Sequence[Row]) -> MicroBatch:
         torch.cat([row.positions + i * width for i, row in enumerate(rows)]),
         torch.cat([row.targets for row in rows]),
         torch.cat([row.behaviour for row in rows]),
-        torch.cat([torch.full((len(row.targets),), row.advantage) for row in rows]),
+        torch.cat([row.advantages for row in rows]),
+        torch.cat([torch.full((len(row.targets),), i) for i, row in enumerate(rows)]),
+        torch.cat(
+            [torch.full((len(row.targets),), row.weight) * (1 if row.kept is None else row.kept) for row in rows]
+        ),
         old=torch.cat(olds) if len(olds) == len(rows) else None,
         empty=False,
     )

@@ -33,6 +33,8 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True):
 
     version: int
     updates: int
+    kl: float = 0.0
+    """The coefficient, where it is adapted."""
     ranks: int
     zero_stage: int
     dtype: str
@@ -58,6 +60,7 @@ def save(trainer: RankTrainer, path: Path) -> None:
             record = _Record(
                 version=trainer.version,
                 updates=trainer.updates,
+                kl=trainer.kl.value,
                 ranks=trainer.config.ranks,
                 zero_stage=trainer.config.zero_stage,
                 dtype=trainer.config.dtype,
@@ -86,6 +89,8 @@ def load(trainer: RankTrainer, path: Path) -> None:
     trainer.engine.load_checkpoint(str(path / "deepspeed"), tag=_TAG)
     torch.set_rng_state(torch.load(path / f"rng-{trainer.rank}.pt", weights_only=True))
     trainer.version, trainer.updates = record.version, record.updates
+    if asked.kl_target:
+        trainer.kl.value = record.kl
 
 
 def read(path: Path) -> _Record:

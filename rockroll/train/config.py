@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from rockroll.train.algorithm import PRESETS, Advantage, Aggregation, Algorithm, Correction, RatioLevel, Surrogate
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -23,20 +25,54 @@ class TrainConfig:
     grad_clip: float = 1.0
     """Largest global gradient norm. 0: none."""
 
-    advantage: Literal["grpo"] = "grpo"
-    """How rewards become advantages: each episode against the others of its group."""
-    std_normalisation: bool = True
+    algorithm: Algorithm = "dapo"
+    """A name for the choices below (train/algorithm.py has the table); each that is left out is the algorithm's."""
+    advantage: Advantage | None = None
+    """How rewards become advantages."""
+    std_normalisation: bool | None = None
     """Divide a group's advantages by the standard deviation of its rewards."""
-    clip_low: float = 0.2
-    """The probability ratio is clipped below at 1 - clip_low."""
-    clip_high: float = 0.28
-    """The probability ratio is clipped above at 1 + clip_high."""
-    aggregation: Literal["token_mean"] = "token_mean"
-    """How token losses become one number: the mean over every trained token of all ranks and micro-batches."""
-    importance_cap: float = 2.0
-    """Truncated importance sampling: a token's loss is weighed by min(p_trainer / p_engine, this cap). 0: off."""
+    gamma: float = 1.0
+    """Discount from turn to turn, for turn_returns and gigpo."""
+    step_weight: float = 1.0
+    """gigpo: how much a turn's own advantage counts beside its episode's."""
+    ratio: Literal["decoupled", "direct"] = "decoupled"
+    """What the policy's ratio is taken against: the trainer at the step's start, with a correction for what the engine
+    was (decoupled), or the engine itself, without one (direct)."""
+    ratio_level: RatioLevel | None = None
+    """What the ratio is taken of: a token, or its whole sequence."""
+    surrogate: Surrogate | None = None
+    """What the ratio does: clip, weigh, or nothing."""
+    clip_low: float | None = None
+    """The probability ratio is bounded below at 1 - clip_low."""
+    clip_high: float | None = None
+    """The probability ratio is bounded above at 1 + clip_high."""
+    clip_low_negative: float | None = None
+    """clip_low where the advantage is negative; left out: the same."""
+    clip_high_negative: float | None = None
+    """clip_high where the advantage is negative; left out: the same."""
+    dual_clip: float = 0.0
+    """A token of negative advantage loses at most this many times its advantage. 0: no such bound."""
+    correction: Correction | None = None
+    """For the difference between the trainer's policy and the engine's that sampled. Left out: truncate, or off where
+    ratio is direct."""
+    correction_level: RatioLevel = "token"
+    """What that ratio is taken of."""
+    correction_low: float = 0.5
+    """mask and reject: what is below is dropped."""
+    correction_high: float = 2.0
+    """truncate: the largest weight. mask and reject: what is above is dropped."""
+    aggregation: Aggregation | None = None
+    """How token losses become one number."""
+    aggregation_length: int = 0
+    """Tokens that constant_length divides by, such as the longest answer allowed."""
     kl: float = 0.0
-    """Weight of the k3 estimate of KL(policy, start model) in the loss. 0: none, and no second model in memory."""
+    """Weight of KL(policy, start model). 0: none, and no second model in memory."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """How it is estimated from sampled tokens."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """Whether it is added to each token's loss, or taken from the episode's reward before advantages."""
+    kl_target: float = 0.0
+    """Nats per token that `kl` is adapted to reach. 0: `kl` stays as it is."""
     entropy: float = 0.0
     """Weight of the entropy bonus in the loss. 0: entropy is only measured."""
     epochs: int = 1
@@ -71,7 +107,15 @@ class TrainConfig:
     """The version of the weights found at start."""
 
     def __post_init__(self) -> None:
-        for name in ("lr", "weight_decay", "warmup_steps", "grad_clip", "kl", "entropy", "importance_cap", "threads"):
+        for name, value in PRESETS[self.algorithm].items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        if self.correction is None:
+            object.__setattr__(self, "correction", "off" if self.ratio == "direct" else "truncate")
+        for name in (
+            *("lr", "weight_decay", "warmup_steps", "grad_clip", "kl", "kl_target", "entropy", "threads"),
+            *("step_weight", "correction_low", "aggregation_length"),
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"train {name} must be at least 0; got {getattr(self, name)}")
         for name in ("epochs", "minibatches", "tokens_per_microbatch", "ranks"):
@@ -79,15 +123,7 @@ class TrainConfig:
                 raise ValueError(f"train {name} must be at least 1; got {getattr(self, name)}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"train betas must be in [0, 1); got {list(self.betas)}")
-        if not 0 < self.clip_low <= 1:
-            raise ValueError(f"train clip_low must be in (0, 1], the ratio cannot be negative; got {self.clip_low}")
-        if self.clip_high <= 0:
-            raise ValueError(f"train clip_high must be over 0; got {self.clip_high}")
-        if 0 < self.importance_cap < 1:
-            raise ValueError(
-                f"train importance_cap must be 1 or more, so that matching tokens count whole (0: off); "
-                f"got {self.importance_cap}"
-            )
+        self._check_objective()
         if self.dtype == "bfloat16" and self.zero_stage == 0:
             raise ValueError(
                 "train dtype bfloat16 needs zero_stage 1 or more: DeepSpeed's stage 0 keeps no float32 weights to "
@@ -95,6 +131,58 @@ class TrainConfig:
             )
         if self.address and self.ranks > 1 and "{rank}" not in self.address:
             raise ValueError(f"train address needs {{rank}} in it for {self.ranks} ranks; got {self.address!r}")
+
+    def _check_objective(self) -> None:
+        free = self.surrogate == "weight"
+        for name in ("clip_low", "clip_low_negative"):
+            value = getattr(self, name)
+            if value is not None and not (0 <= value <= 1 if free else 0 < value <= 1):
+                raise ValueError(f"train {name} must be in (0, 1], the ratio cannot be negative; got {value}")
+        for name in ("clip_high", "clip_high_negative"):
+            value = getattr(self, name)
+            if value is not None and (value < 0 or (value == 0 and not free)):
+                raise ValueError(f"train {name} must be over 0; got {value}")
+        if 0 < self.dual_clip <= 1 or self.dual_clip < 0:
+            raise ValueError(f"train dual_clip must be over 1 (3 is usual), or 0 for none; got {self.dual_clip}")
+        if not 0 <= self.gamma <= 1:
+            raise ValueError(f"train gamma must be in [0, 1]; got {self.gamma}")
+        if self.correction_high < 1:
+            raise ValueError(
+                f"train correction_high must be 1 or more, so that matching tokens count whole; "
+                f"got {self.correction_high}"
+            )
+        if self.correction_low > 1:
+            raise ValueError(
+                f"train correction_low must be at most 1, so that matching tokens are kept; got {self.correction_low}"
+            )
+        if self.ratio == "direct" and self.correction != "off":
+            raise ValueError(
+                f"train ratio: direct already compares with the engine, so that correction must be off; "
+                f"got {self.correction}"
+            )
+        if self.surrogate == "clip" and self.ratio_level != "token" and self.aggregation != "sequence_mean_of_means":
+            raise ValueError(
+                f"train ratio_level {self.ratio_level} with surrogate clip gives every token of a row the row's own "
+                f"loss, so that aggregation must be sequence_mean_of_means; got {self.aggregation}"
+            )
+        if self.aggregation == "constant_length" and not self.aggregation_length:
+            raise ValueError(
+                "train aggregation constant_length needs aggregation_length, such as the longest answer allowed; got 0"
+            )
+        if self.kl_in == "loss" and self.kl_estimator == "k1":
+            raise ValueError(
+                "train kl_estimator k1 has a gradient of zero mean in the loss; use k2 or k3, or kl_in: reward"
+            )
+        if self.kl_target and not self.kl:
+            raise ValueError(
+                f"train kl_target adapts kl, which must start over 0; got kl 0, kl_target {self.kl_target}"
+            )
+
+    @property
+    def needs_old(self) -> bool:
+        """Whether the trainer's log-probs at the step's start must be known before the loss."""
+        several = self.epochs * self.minibatches > 1 and self.ratio == "decoupled"
+        return several or self.correction in ("mask", "reject") or (self.kl > 0 and self.kl_in == "reward")
 
     def rank_address(self, rank: int) -> str:
         """The rpc address of one rank."""

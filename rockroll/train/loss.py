@@ -1,14 +1,16 @@
 """The loss of one micro-batch, token by token. Pure arithmetic on tensors.
 
-In: log-probs of trained tokens under the policy, the old policy and the engine, advantages, weights that already
-hold the global denominator. Out: a scalar to differentiate, and sums to report. Leaves what is summed over which
-micro-batches and ranks to trainer.py.
+In: log-probs of trained tokens under three policies (the engine that sampled them, μ; the trainer at the step's start,
+π_old; the trainer now, π), advantages, and which row each token is of. Out: a loss per token, with what was bounded.
+Leaves the denominators to aggregate.py and what is summed over which micro-batches and ranks to trainer.py.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from rockroll.train.algorithm import Correction, RatioLevel, Surrogate
 
 
 def token_logprobs(
@@ -28,8 +30,131 @@ def token_logprobs(
         return logp, total - (torch.exp(scaled - total[:, None]) * scaled).sum(-1)
 
 
+# ---------------------------------------------------------------------------------------------------------------
+# Ratios
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def log_ratios(logp: Tensor, base: Tensor, row: Tensor, *, level: RatioLevel) -> Tensor:
+    """log p / p_base of each token (token), of its whole row (sequence), or that over the row's length (geometric:
+    GSPO's s_i, arXiv 2507.18071).
+
+    logp: [n], may carry a gradient. base: [n]. row: [n] int64, which row a token is of. Returns [n]: a row's tokens
+    share one value where the level is the row's.
+    """
+    difference = logp - base
+    if level == "token":
+        return difference
+    sums, counts = row_sums(difference, row), row_sums(torch.ones_like(difference), row)
+    return (sums if level == "sequence" else sums / counts.clamp(min=1))[row]
+
+
+def row_sums(values: Tensor, row: Tensor) -> Tensor:
+    """[rows] sums of values [n] by row [n]."""
+    rows = int(row.max()) + 1 if len(row) else 0
+    return torch.zeros(rows, dtype=values.dtype, device=values.device).index_add(0, row, values)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Surrogates
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def surrogate(
+    logp: Tensor,
+    log_ratio: Tensor,
+    advantages: Tensor,
+    *,
+    kind: Surrogate,
+    low: float,
+    high: float,
+    low_negative: float | None = None,
+    high_negative: float | None = None,
+    dual: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """The objective of each token, to be minimised, and whether a bound took its gradient, or part of it, away.
+
+    logp, log_ratio: [n] with gradient. advantages: [n]. With r = exp(log_ratio) and b = r within [1 - low, 1 + high]
+    (tokens of negative advantage: low_negative, high_negative where given):
+        clip    -min(r·A, b·A)              PPO, arXiv 1707.06347, eq. 7; two bounds: DAPO, arXiv 2503.14476
+                dual > 1: for A < 0 no more than -dual·A (dual clip, arXiv 1912.09729)
+        weight  -stop_gradient(b)·A·logp    CISPO, arXiv 2506.13585; TOPR, arXiv 2503.14286
+        plain   -A·logp                     REINFORCE, Williams 1992
+    Returns ([n], [n] bool).
+    """
+    if kind == "plain":
+        return -advantages * logp, torch.zeros_like(logp, dtype=torch.bool)
+    ratio = torch.exp(log_ratio)
+    negative = advantages < 0
+    floors = ratio.new_tensor([1 - low, 1 - (low if low_negative is None else low_negative)])
+    ceilings = ratio.new_tensor([1 + high, 1 + (high if high_negative is None else high_negative)])
+    floor, ceiling = floors[negative.long()], ceilings[negative.long()]
+    bounded = torch.minimum(torch.maximum(ratio, floor), ceiling)
+    if kind == "weight":
+        return -bounded.detach() * advantages * logp, (bounded != ratio).detach()
+    plain, clipped = ratio * advantages, bounded * advantages
+    value = torch.minimum(plain, clipped)
+    flags = clipped < plain
+    if dual:
+        least = dual * advantages
+        flags = flags | (negative & (least > value))
+        value = torch.where(negative, torch.maximum(value, least), value)
+    return -value, flags.detach()
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Correction for what the engine's policy was
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def correction(
+    old: Tensor, behaviour: Tensor, row: Tensor, *, kind: Correction, level: RatioLevel, low: float, high: float
+) -> tuple[Tensor, Tensor]:
+    """What a token sampled by μ counts for π_old: ρ = π_old / μ at a level, as a weight or as a filter.
+
+    old: [n] log-probs that the trainer gives at the step's start. behaviour: [n] the engine's. row: [n] int64.
+        truncate  weight min(ρ, high)                                  (arXiv 1802.01561; TIS: Yao et al. 2025)
+        mask      weight ρ where low ≤ ρ ≤ high, else dropped          (IcePop: arXiv 2510.18855)
+        reject    weight 1; a row with a token out of [low, high] is dropped, or one that is out as a whole
+    Returns ([n] weights without gradient, 0 where dropped, [n] bool: kept). What is dropped is to leave the
+    denominators too.
+    """
+    kept = torch.ones_like(old, dtype=torch.bool)
+    if kind == "off":
+        return torch.ones_like(old), kept
+    rho = torch.exp(log_ratios(old, behaviour, row, level=level)).detach()
+    if kind == "truncate":
+        return rho.clamp(max=high), kept
+    kept = (rho >= low) & (rho <= high)
+    if kind == "mask":
+        return rho * kept, kept
+    kept = row_sums((~kept).to(old.dtype), row)[row] == 0
+    return kept.to(old.dtype), kept
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Distance from the reference
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def k1(logp: Tensor, reference: Tensor) -> Tensor:
+    """log p - log p_ref: the unbiased estimate of KL(policy, reference) from the policy's samples (Schulman 2020).
+
+    logp, reference: [n]. Returns [n], of either sign. Its own gradient averages to zero: it belongs in a reward.
+    """
+    return logp - reference
+
+
+def k2(logp: Tensor, reference: Tensor) -> Tensor:
+    """(log p - log p_ref)² / 2 (Schulman 2020): biased as a value, its gradient is that of the KL.
+
+    logp, reference: [n]. Returns [n], never negative.
+    """
+    return (logp - reference).square() / 2
+
+
 def k3(logp: Tensor, reference: Tensor) -> Tensor:
-    """The k3 estimate of KL(policy, reference) from the policy's samples: r - 1 - log r, r = p_ref / p (Schulman 2020).
+    """r - 1 - log r, r = p_ref / p: unbiased, and of less variance than k1 (Schulman 2020).
 
     logp, reference: [n]. Returns [n], never negative, 0 where they agree.
     """
@@ -37,27 +162,20 @@ def k3(logp: Tensor, reference: Tensor) -> Tensor:
     return torch.exp(log_ratio) - 1 - log_ratio
 
 
-def importance_weights(old: Tensor, behaviour: Tensor, cap: float) -> Tensor:
-    """Truncated importance weights min(p_old / p_behaviour, cap) of engine-sampled tokens (arXiv 1802.01561's rho).
+KL = {"k1": k1, "k2": k2, "k3": k3}
 
-    old: [n] log-probs that the trainer gives them at the step's start. behaviour: [n] the engine's. cap: 0 is off.
-    Returns [n], without gradient.
+
+class KLCoefficient:
+    """The weight of the KL: fixed, or moved towards a target after each step (arXiv 1909.08593).
+
+    e = clip(observed / target - 1, -0.2, 0.2); value ← value · (1 + e · rate). target 0: fixed.
     """
-    if cap == 0:
-        return torch.ones_like(old)
-    return torch.exp(old - behaviour).clamp(max=cap).detach()
 
+    def __init__(self, value: float, target: float = 0.0, rate: float = 0.1) -> None:
+        self.value, self.target, self.rate = value, target, rate
 
-def policy_loss(
-    logp: Tensor, old: Tensor, advantages: Tensor, importance: Tensor, *, clip_low: float, clip_high: float
-) -> tuple[Tensor, Tensor]:
-    """PPO's clipped objective, to be minimised, per token (arXiv 1707.06347, eq. 7; two bounds: arXiv 2503.14476).
-
-    logp: [n] with gradient. old, advantages, importance: [n] without.
-    Returns ([n] losses -w·min(r·A, clip(r, 1-clip_low, 1+clip_high)·A) with r = exp(logp - old), [n] bool: the clip
-    took this token's gradient away).
-    """
-    ratio = torch.exp(logp - old)
-    plain = ratio * advantages
-    clipped = ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
-    return -importance * torch.minimum(plain, clipped), (clipped < plain).detach()
+    def update(self, observed: float) -> None:
+        """observed: mean KL per token of the step that was done, in nats."""
+        if self.target:
+            error = max(-0.2, min(0.2, observed / self.target - 1))
+            self.value *= 1 + error * self.rate

@@ -3,8 +3,9 @@
 In: the whole batch, the same on every rank. Out: the same report on every rank. Each rank takes its share of the rows
 by the same arithmetic, so denominators are global without a message. Leaves processes and wires to server.py.
 
-A step, read from the top: rows (advantages, cut, checked) → for every epoch and minibatch: plan micro-batches,
-forward and backward each, one optimizer update → metrics summed over ranks.
+A step, read from the top: rows (cut, checked) → the log-probs that are needed beforehand → filters and advantages →
+for every epoch and minibatch: weights, micro-batches, forward and backward each, one optimizer update → metrics summed
+over ranks.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import random
 import time
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,13 @@ from torch import Tensor
 
 from rockroll.errors import TrainError
 from rockroll.train import checkpoint, ranks
-from rockroll.train.advantages import group_advantages
+from rockroll.train.aggregate import row_weights
 from rockroll.train.api import Exported, StepReport, TrainBatch, TrainerInfo
 from rockroll.train.batch import MicroBatch, Row, collate, make_row, padding_fraction, plan
 from rockroll.train.config import TrainConfig
+from rockroll.train.credit import assign, episodes_of
 from rockroll.train.export import export, gather
-from rockroll.train.loss import importance_weights, k3, policy_loss, token_logprobs
+from rockroll.train.loss import KL, KLCoefficient, correction, k3, log_ratios, surrogate, token_logprobs
 from rockroll.train.policy import Policy, check_folder, load_model, parameter_groups
 
 _SUMS = (
@@ -38,8 +41,9 @@ _SUMS = (
     "clip",
     "ratio",
     "approx_kl",
-    "importance",
-    "capped",
+    "correction",
+    "bounded",
+    "dropped",
     "diff",
     "diff_count",
 )
@@ -88,6 +92,7 @@ class RankTrainer:
         self.engine = self._initialize(Policy(model))
         self.version = config.version
         self.updates = 0
+        self.kl = KLCoefficient(config.kl, config.kl_target)
 
     def _load_reference(self) -> Policy:
         model = load_model(self.config.model, dtype=self.config.dtype).to(self.device)
@@ -127,71 +132,60 @@ class RankTrainer:
     def step(self, batch: TrainBatch) -> StepReport:
         """Learn from one batch. Raises TrainError before anything is changed where the batch cannot be trained."""
         started = time.perf_counter()
-        rows, metrics = self._rows(batch)
+        rows = self._rows(batch)
         lengths = [len(row) for row in rows]
         totals = _Totals(self.device)
-        if self.config.epochs * self.config.minibatches > 1:
-            self._remember_old(rows, batch.temperature)
+        penalties = self._look_before(rows, batch.temperature) if self.config.needs_old else {}
+        metrics = assign(batch, rows, self.config, penalties)
+        if not any(row.counted for row in rows):
+            raise TrainError(
+                f"step {batch.step}: train correction {self.config.correction} dropped every token; widen "
+                f"correction_low {self.config.correction_low} and correction_high {self.config.correction_high}, or "
+                "look at logp_diff: does the engine have these weights?"
+            )
         norms = [
             self._update(chosen, batch.temperature, totals, first=epoch == 0)
             for epoch, chosen in self._minibatches(rows, batch.step)
         ]
         self.version += 1
         planned = plan(lengths, self.config.ranks, self.config.tokens_per_microbatch)
-        metrics |= self._metrics(totals.reduce(self.config), norms) | {
-            "tokens/trained": float(sum(len(row.targets) for row in rows)),
+        sums = totals.reduce(self.config)
+        metrics |= self._metrics(sums, norms) | {
+            "tokens/trained": float(sum(row.counted for row in rows)),
             "tokens/input": float(sum(lengths)),
             "tokens/padding_fraction": padding_fraction(lengths, planned),
             "time/train_s": time.perf_counter() - started,
         }
+        if self.config.kl:
+            observed = (
+                sum(penalties.values()) / self.kl.value / sum(len(r.targets) for r in rows) if penalties else None
+            )
+            metrics["loss/kl"] = metrics["loss/kl"] if observed is None else observed
+            self.kl.update(metrics["loss/kl"])
         return StepReport(version=self.version, metrics=metrics)
 
-    def _rows(self, batch: TrainBatch) -> tuple[list[Row], dict[str, float]]:
-        """Rows with their episode's advantage, and what is to say about rewards and advantages."""
+    def _rows(self, batch: TrainBatch) -> list[Row]:
+        """The rows that have something to train, checked; their advantages are yet to come."""
         if not batch.temperature > 0:
             raise TrainError(
                 f"a batch's temperature must be over 0 (greedy tokens teach nothing); got {batch.temperature}"
             )
-        episodes: dict[int, tuple[int, float]] = {}
-        for sample in batch.samples:
-            if not math.isfinite(sample.reward):
-                raise TrainError(f"a reward must be a finite number; episode {sample.episode} has {sample.reward}")
-            if episodes.setdefault(sample.episode, (sample.group, sample.reward)) != (sample.group, sample.reward):
-                raise TrainError(
-                    f"samples of one episode share its group and reward; episode {sample.episode} has "
-                    f"{episodes[sample.episode]} and {(sample.group, sample.reward)}"
-                )
-        groups, rewards = [g for g, _ in episodes.values()], [r for _, r in episodes.values()]
-        try:
-            advantages = group_advantages(
-                torch.tensor(rewards, dtype=torch.float64),
-                torch.tensor(groups, dtype=torch.int64),
-                normalise=self.config.std_normalisation,
-            ).tolist()
-        except ValueError as error:
-            raise TrainError(f"step {batch.step}: {error}") from error
-        of_episode = dict(zip(episodes, advantages, strict=True))
+        episodes_of(batch)
         made = (
             make_row(
                 sample,
                 logprobs=sample.logprobs,
-                advantage=of_episode[sample.episode],
+                number=number,
+                episode=sample.episode,
                 vocabulary=self.vocabulary,
                 context=self.context,
             )
-            for sample in batch.samples
+            for number, sample in enumerate(batch.samples)
         )
         rows = [row for row in made if row is not None]
         if not rows:
             raise TrainError(f"step {batch.step}: none of {len(batch.samples)} samples has a sampled token to train")
-        varied = {g for g, a in zip(groups, advantages, strict=True) if a != 0}
-        return rows, {
-            "advantage/mean": sum(advantages) / len(advantages),
-            "advantage/abs_mean": sum(map(abs, advantages)) / len(advantages),
-            "advantage/max": max(advantages),
-            "advantage/min": min(advantages),
-            "advantage/zero_groups": 1 - len(varied) / len(set(groups)),
-        }
+        return rows
 
     def _minibatches(self, rows: list[Row], step: int) -> Iterator[tuple[int, list[Row]]]:
         """(epoch, rows) of each update: every row once an epoch, dealt by a shuffle that all ranks draw alike."""
@@ -208,38 +202,71 @@ class RankTrainer:
         packs = plan([len(row) for row in rows], self.config.ranks, self.config.tokens_per_microbatch)[self.rank]
         return [[rows[i] for i in pack] for pack in packs]
 
-    def _remember_old(self, rows: list[Row], temperature: float) -> None:
-        """Each of this batch's rows gets the log-probs of the policy before the first update: on every rank.
+    def _look_before(self, rows: list[Row], temperature: float) -> dict[int, float]:
+        """What must be known before the first update: every row's old log-probs and what a filter leaves of it.
 
-        A later minibatch may deal a row to another rank, so all ranks need them all.
+        Returns what each episode's reward loses for its distance from the reference, where that is taken from rewards.
         """
-        shared = torch.zeros(sum(len(row.targets) for row in rows), device=self.device)
-        starts: dict[int, int] = {}
-        at = 0
-        for row in rows:
-            starts[id(row)] = at
-            at += len(row.targets)
-        self.engine.eval()
+        for row, old in zip(rows, self._logprobs_of(self.engine, rows, temperature), strict=True):
+            row.old = old
+            _, kept = self._corrected(old, row.behaviour, torch.zeros(len(old), dtype=torch.int64))
+            row.kept = None if bool(kept.all()) else kept
+        if self.reference is None or self.config.kl_in == "loss":
+            return {}
+        penalties: dict[int, float] = {}
+        for row, reference in zip(rows, self._logprobs_of(self.reference, rows, temperature), strict=True):
+            assert row.old is not None
+            kl = float(KL[self.config.kl_estimator](row.old, reference).sum())
+            penalties[row.episode] = penalties.get(row.episode, 0.0) + self.kl.value * kl
+        return penalties
+
+    def _logprobs_of(self, model: Any, rows: list[Row], temperature: float) -> list[Tensor]:
+        """Each row's log-probs under a model, on every rank: a later minibatch may deal a row to another rank."""
+        ends = list(accumulate((len(row.targets) for row in rows), initial=0))
+        starts = {id(row): start for row, start in zip(rows, ends, strict=False)}
+        shared = torch.zeros(ends[-1], device=self.device)
+        model.eval()
         with torch.no_grad():
             for mine in self._mine(rows):
                 micro = collate(mine).to(self.device)
-                logp, _ = token_logprobs(self.engine(micro.inputs, micro.index), micro.targets, temperature)
+                logp, _ = token_logprobs(model(micro.inputs, micro.index), micro.targets, temperature)
                 for row, part in zip(mine, logp.split([len(row.targets) for row in mine] or [1]), strict=False):
                     shared[starts[id(row)] : starts[id(row)] + len(part)] = part
         if self.config.ranks > 1:
             torch.distributed.all_reduce(shared)
-        for row in rows:
-            row.old = shared[starts[id(row)] : starts[id(row)] + len(row.targets)].cpu()
+        return [shared[starts[id(row)] : starts[id(row)] + len(row.targets)].cpu() for row in rows]
+
+    def _corrected(self, old: Tensor, behaviour: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+        config = self.config
+        assert config.correction is not None
+        return correction(
+            old,
+            behaviour,
+            row,
+            kind=config.correction,
+            level=config.correction_level,
+            low=config.correction_low,
+            high=config.correction_high,
+        )
 
     def _update(self, rows: list[Row], temperature: float, totals: _Totals, *, first: bool) -> float:
         """One optimizer update on these rows; returns the gradient's global norm before clipping."""
-        denominator = sum(len(row.targets) for row in rows)
+        config = self.config
+        assert config.aggregation is not None
+        weights = row_weights(
+            [row.counted for row in rows],
+            [row.episode for row in rows],
+            kind=config.aggregation,
+            length=config.aggregation_length,
+        )
+        for row, weight in zip(rows, weights, strict=True):
+            row.weight = weight
         self.engine.train()
         packs = self._mine(rows)
         finite = True
         for i, mine in enumerate(packs):
             self.engine.set_gradient_accumulation_boundary(i == len(packs) - 1)
-            loss = self._loss(collate(mine).to(self.device), temperature, denominator, totals, first=first)
+            loss = self._loss(collate(mine).to(self.device), temperature, totals, first=first)
             finite = finite and bool(torch.isfinite(loss.detach()))
             # DeepSpeed averages gradients over ranks; the denominator is global already, so the sum is wanted.
             self.engine.backward(loss * self.config.ranks, scale_wrt_gas=False)
@@ -256,41 +283,57 @@ class RankTrainer:
         self.updates += 1
         return float(self.engine.get_global_grad_norm() if norm is None else norm)
 
-    def _loss(self, micro: MicroBatch, temperature: float, denominator: int, totals: _Totals, *, first: bool) -> Tensor:
+    def _loss(self, micro: MicroBatch, temperature: float, totals: _Totals, *, first: bool) -> Tensor:
         """This micro-batch's share of the loss; its tokens go into `totals`."""
         config = self.config
         logits = self.engine(micro.inputs, micro.index)
         if micro.empty:
             return (logits * 0.0).sum()
         logp, entropy = token_logprobs(logits, micro.targets, temperature, entropy_gradient=config.entropy > 0)
-        old = logp.detach() if micro.old is None else micro.old
-        importance = importance_weights(old, micro.behaviour, config.importance_cap)
-        policy, clipped = policy_loss(
-            logp, old, micro.advantages, importance, clip_low=config.clip_low, clip_high=config.clip_high
+        now = logp.detach()
+        old = now if micro.old is None else micro.old
+        if config.ratio == "direct":
+            base, importance = micro.behaviour, torch.ones_like(now)
+        else:
+            base, (importance, _) = old, self._corrected(old, micro.behaviour, micro.row)
+        assert config.ratio_level and config.surrogate and config.clip_low is not None and config.clip_high is not None
+        ratio = log_ratios(logp, base, micro.row, level=config.ratio_level)
+        policy, clipped = surrogate(
+            logp,
+            ratio,
+            micro.advantages,
+            kind=config.surrogate,
+            low=config.clip_low,
+            high=config.clip_high,
+            low_negative=config.clip_low_negative,
+            high_negative=config.clip_high_negative,
+            dual=config.dual_clip,
         )
+        policy = importance * policy
         per_token = policy
-        if self.reference is not None:
+        counts = micro.weights > 0
+        if self.reference is not None and config.kl_in == "loss":
             with torch.no_grad():
                 ref, _ = token_logprobs(self.reference(micro.inputs, micro.index), micro.targets, temperature)
-            kl = k3(logp, ref)
-            per_token = per_token + config.kl * kl
-            totals.add(kl=kl.detach().sum())
+            kl = KL[config.kl_estimator](logp, ref)
+            per_token = per_token + self.kl.value * kl
+            totals.add(kl=kl.detach()[counts].sum())
         if config.entropy:
             per_token = per_token - config.entropy * entropy
-        now = logp.detach()
         if first:
             totals.difference(old, micro.behaviour)
         totals.add(
-            tokens=len(now),
-            policy=policy.detach().sum(),
-            entropy=entropy.detach().sum(),
-            clip=clipped.sum(),
-            ratio=torch.exp(now - old).sum(),
-            approx_kl=k3(old, now).sum(),
-            importance=importance.sum(),
-            capped=(importance >= config.importance_cap).sum() if config.importance_cap else 0.0,
+            tokens=counts.sum(),
+            policy=policy.detach()[counts].sum(),
+            entropy=entropy.detach()[counts].sum(),
+            clip=clipped[counts].sum(),
+            ratio=torch.exp(ratio.detach()[counts]).sum(),
+            approx_kl=k3(base[counts], now[counts]).sum(),
+            correction=importance[counts].sum(),
+            bounded=(importance[counts] >= config.correction_high).sum() if config.correction == "truncate" else 0.0,
+            dropped=(~counts).sum(),
         )
-        return per_token.sum() / denominator
+        return (per_token * micro.weights).sum()
 
     @property
     def learning_rate(self) -> float:
@@ -313,6 +356,7 @@ class RankTrainer:
 
     def _metrics(self, sums: dict[str, float], norms: list[float]) -> dict[str, float]:
         per_token = {name: sums[name] / sums["tokens"] for name in _SUMS if not name.startswith("diff")}
+        seen = sums["tokens"] + sums["dropped"]
         return {
             "loss/policy": per_token["policy"],
             "loss/entropy": per_token["entropy"],
@@ -320,8 +364,10 @@ class RankTrainer:
             "loss/clip_fraction": per_token["clip"],
             "loss/ratio_mean": per_token["ratio"],
             "loss/approx_kl": per_token["approx_kl"],
-            "loss/importance_mean": per_token["importance"],
-            "loss/importance_capped_fraction": per_token["capped"],
+            "loss/kl_coefficient": self.kl.value,
+            "loss/correction_mean": per_token["correction"],
+            "loss/correction_bounded_fraction": per_token["bounded"],
+            "loss/correction_dropped_fraction": sums["dropped"] / seen,
             "loss/grad_norm": sum(norms) / len(norms),
             "loss/lr": self.engine.optimizer.param_groups[0]["lr"],
             "loss/updates": float(len(norms)),

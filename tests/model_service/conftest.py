@@ -16,7 +16,7 @@ import pytest
 import uvloop
 
 from rockroll.model_service.gateway import Gateway
-from rockroll.model_service.relay import Relay
+from rockroll.model_service.relay import OnDelta, Relay
 from rockroll.model_service.wire import ChatReply, ChatRequest
 
 
@@ -32,7 +32,7 @@ def listening() -> socket.socket:
     return sock
 
 
-async def echo(request: ChatRequest) -> ChatReply:
+async def echo(request: ChatRequest, on_delta: OnDelta | None = None) -> ChatReply:
     said = request.messages[-1].content
     return ChatReply(text=f"{request.token}: {said}", finish_reason="stop", prompt_tokens=3, completion_tokens=4)
 
@@ -46,7 +46,7 @@ class Held:
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     go: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def __call__(self, request: ChatRequest) -> ChatReply:
+    async def __call__(self, request: ChatRequest, on_delta: OnDelta | None = None) -> ChatReply:
         await self._note(self.requests, request)
         try:
             await self.go.wait()

@@ -73,7 +73,7 @@ async def test_the_openai_sdk_streams_from_it(place, serve):
 async def test_the_handler_gets_what_was_said_and_the_gateways_word_on_who_said_it(place, serve):
     seen: list[ChatRequest] = []
 
-    async def handler(request: ChatRequest) -> ChatReply:
+    async def handler(request: ChatRequest, on_delta: Any) -> ChatReply:
         seen.append(request)
         return ChatReply(text="", finish_reason="length", prompt_tokens=0, completion_tokens=0)
 
@@ -156,7 +156,7 @@ async def test_a_connection_over_the_bound_waits_until_another_is_closed(place, 
 
 
 async def test_a_refusal_by_the_handler_arrives_in_openais_shape(place, serve):
-    async def handler(request: ChatRequest) -> ChatReply:
+    async def handler(request: ChatRequest, on_delta: Any) -> ChatReply:
         raise ModelServiceError(
             "too long", status=400, type="invalid_request_error", code="context_length_exceeded", param="messages"
         )
@@ -170,7 +170,7 @@ async def test_a_refusal_by_the_handler_arrives_in_openais_shape(place, serve):
 
 @pytest.mark.parametrize("error", [EngineError("secret host path"), ValueError("secret host path")])
 async def test_what_breaks_on_the_host_is_a_500_that_tells_the_sandbox_nothing(place, serve, error):
-    async def handler(request: ChatRequest) -> ChatReply:
+    async def handler(request: ChatRequest, on_delta: Any) -> ChatReply:
         raise error
 
     await serve(handler)

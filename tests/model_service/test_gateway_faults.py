@@ -14,7 +14,7 @@ import asyncio, sys
 from rockroll.model_service.relay import Relay
 from rockroll.model_service.wire import ChatReply
 
-async def handler(request):
+async def handler(request, on_delta):
     if request.messages[-1].content == "wait":
         print("waiting", flush=True)
         await asyncio.Event().wait()

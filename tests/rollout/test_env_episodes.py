@@ -45,7 +45,7 @@ async def test_groups_of_valid_episodes_whose_samples_are_what_the_engine_said(t
     run, engine = rollout(tokenizer, parity, "Guess")
     async with run:
         groups = await run.batch(5, groups=3, episodes=2)
-    assert [group.id for group in groups] == [0, 1, 2]
+    assert [group.id for group in groups] == [15, 16, 17]
     assert len({group.seed for group in groups}) == 3
     for group in groups:
         assert [episode.index for episode in group.episodes] == [0, 1]
@@ -194,7 +194,7 @@ async def test_redundant_episodes_and_groups_are_cancelled_down_to_the_engine(to
     stuck: list[asyncio.Future[None]] = []
 
     def gate(request: GenerateRequest) -> asyncio.Future[None] | None:
-        group, index, turn = request.id.split("-")[2], request.id.split("-")[3], request.id.rpartition(".")[2]
+        group, index, turn = request.id.split("-")[1], request.id.split("-")[2], request.id.rpartition(".")[2]
         if (group == "0" or index == "0") and turn == "1":
             stuck.append(asyncio.get_running_loop().create_future())
             return stuck[-1]

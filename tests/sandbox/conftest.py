@@ -65,13 +65,13 @@ class Lab:
     async def until_saved(self, word: bytes, session: str = "default") -> None:
         """What the last command did is on disk: bash takes a millisecond after the answer to tell."""
         async with asyncio.timeout(5):
-            while word not in self.box._saved.load()[session].state:
+            while word not in self.box.sessions.saved.load()[session].state:
                 await asyncio.sleep(0.002)
 
     def processes(self) -> list[int]:
         """Every process of the box but init, as the host sees them."""
-        assert self.box._cgroup is not None
-        return self.box._cgroup.everything()
+        assert self.box.hull.cgroup is not None
+        return self.box.hull.cgroup.everything()
 
     def named(self, word: str) -> list[int]:
         """Those that have the word as one of their arguments."""

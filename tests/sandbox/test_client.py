@@ -285,7 +285,7 @@ async def test_model_calls_answer_503_in_openais_shape_while_no_model_is_routed(
 async def test_model_calls_reach_the_relay_that_the_box_is_routed_to(node: rpc.Client, tmp_path: Path) -> None:
     asked: list[ChatRequest] = []
 
-    async def answer(request: ChatRequest) -> ChatReply:
+    async def answer(request: ChatRequest, on_delta: object) -> ChatReply:
         asked.append(request)
         return ChatReply(text="42", finish_reason="stop", prompt_tokens=5, completion_tokens=1)
 

@@ -56,7 +56,7 @@ async def test_a_create_that_is_cancelled_leaves_nothing(host: SandboxHost) -> N
         (made,) = await asyncio.gather(creating, return_exceptions=True)
         if isinstance(made, Lab):  # it was quicker
             await made.call("sandbox.delete", ref(made))
-    await asyncio.gather(*host._tasks)
+    await asyncio.gather(*host._ends._tasks)
     assert host.count() == before
     assert len(await host._podman.list({"rockroll.home": home.home_id()})) == before
 
@@ -152,7 +152,7 @@ async def test_a_time_to_live_that_podman_does_not_carry_out_is_tried_again(
 
     refused = asyncio.Event()
     with monkeypatch.context() as patch:
-        patch.setattr("rockroll.sandbox.host.REMOVE_AGAIN_S", 0.2)
+        patch.setattr("rockroll.sandbox.ends.REMOVE_AGAIN_S", 0.2)
         patch.setattr(host._podman, "remove", refuse)
         lab = await Lab(host, ttl="1s").up()
         await asyncio.wait_for(refused.wait(), 5)
@@ -241,9 +241,9 @@ async def test_a_new_host_sweeps_boxes_of_dead_owners_and_takes_detached_and_own
     owner.kill()
     await owner.wait()
     for each in (gone, owned, kept):
-        for session in each.box.sessions():
+        for session in each.box.sessions.open.values():
             await session.close()
-        each.box._forget()
+        each.box.hull.forget()
         each.box.log_file.close(remove=False)
 
     second = SandboxHost()
@@ -277,7 +277,7 @@ async def test_a_host_that_closes_sees_a_removal_to_its_end(tmp_path: Path, monk
     lab.id = (await lab.call("sandbox.create", wire.Create(config={"memory": "64m"}, owner="detached"))).id
     await lab.run("x=1")
     deleting = asyncio.create_task(lab.call("sandbox.delete", ref(lab)))
-    while not host._removing:
+    while not host._ends._removing:
         await asyncio.sleep(0)
     deleting.cancel()
     await asyncio.gather(deleting, return_exceptions=True)
@@ -310,7 +310,7 @@ async def test_a_box_that_cannot_be_taken_over_is_kept_for_a_restore(
 
     second = SandboxHost()
     with monkeypatch.context() as patch:
-        patch.setattr("rockroll.sandbox.box.Endpoint.open", fail)
+        patch.setattr("rockroll.sandbox.endpoint.Endpoint.open", fail)
         await second.start()
     try:
         lab.host, lab.handlers = second, second.handlers()

@@ -90,8 +90,8 @@ async def test_a_command_that_dies_of_memory_is_oom(lab: Lab) -> None:
 async def test_without_cgroups_the_tree_and_the_mark_find_what_was_started(host: SandboxHost) -> None:
     lab = await Lab(host).up()
     try:
-        lab.box._cgroup = BoxCgroup(lab.box.init, lambda _: False)
-        assert isinstance(lab.box._cgroup.scope(), TreeScope)
+        lab.box.hull.cgroup = BoxCgroup(lab.box.init, lambda _: False)
+        assert isinstance(lab.box.hull.cgroup.scope(), TreeScope)
         await lab.run("sleep 555 & x=1")
         await asyncio.sleep(0.03)  # age is known to a clock tick
         done = await lab.run("setsid -f sleep 333; (sleep 333 &); sleep 333", timeout=0.3)

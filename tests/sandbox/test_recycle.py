@@ -138,7 +138,7 @@ async def test_a_box_with_a_writable_mount_is_never_recycled(host: SandboxHost, 
 async def test_nothing_of_the_hosts_is_emptied_where_it_is_in_memory_too(host: SandboxHost, mode: str) -> None:
     with tempfile.TemporaryDirectory(dir="/dev/shm") as shown:
         lab = await Lab(host, mounts=[f"{shown}:/var/run/out{mode}"]).up()  # /var/run is a link
-        assert "/run/out" not in lab.box._memory
+        assert "/run/out" not in lab.box.hull.memory
         (Path(shown) / "results").write_text("x")
         recycled = await lab.recycle()
         assert recycled.ok == bool(mode) and ("/run/out is writable" in recycled.reason) == (not mode)

@@ -80,8 +80,8 @@ async def test_a_conmon_that_is_killed_costs_nothing_and_the_death_after_it_is_k
     conmon = int((await lab.host._podman.inspect(lab.box.container))["State"]["ConmonPid"])
     os.kill(conmon, signal.SIGKILL)
     await lab.run("x=1")
-    assert lab.box._conmon is not None
-    await asyncio.wait_for(asyncio.shield(lab.box._conmon.ended), 5)
+    assert lab.box.hull.init.conmon is not None
+    await asyncio.wait_for(asyncio.shield(lab.box.hull.init.conmon.ended), 5)
     assert await lab.out("echo $x") == "1"
     os.kill(lab.box.init, signal.SIGKILL)
     assert (await until_dead(lab)).cause in ("killed", "runtime_crash")
@@ -332,7 +332,7 @@ async def test_a_stop_that_podman_does_and_does_not_answer_is_a_stop(lab: Lab, m
 
     async def lose_the_answer(id: str) -> None:
         await stop(id)
-        await lab.box._death()
+        await lab.box.life.death()
         raise HostError("Podman did not answer")
 
     with monkeypatch.context() as patch:
@@ -356,7 +356,7 @@ async def test_a_start_that_fails_half_way_leaves_no_init_and_can_be_repeated(
     os.kill(lab.box.init, signal.SIGKILL)
     await until_dead(lab)
     with monkeypatch.context() as patch:
-        patch.setattr(lab.box._endpoint, "open", fail)
+        patch.setattr(lab.box.life._endpoint, "open", fail)
         with pytest.raises(HostError, match="port"):
             await asyncio.wait_for(restore(lab), 10)
     (init,) = inits
@@ -375,6 +375,6 @@ async def test_a_start_whose_caller_hangs_up_is_seen_to_its_end(lab: Lab) -> Non
         await asyncio.sleep(delay)
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)
-        await asyncio.gather(*lab.box._turns)
+        await asyncio.gather(*lab.box.life._turns)
         await asyncio.wait_for(restore(lab), 10)
         assert await lab.out("echo $x") == "1"

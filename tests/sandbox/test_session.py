@@ -319,7 +319,7 @@ async def test_closing_a_session_ends_its_background_jobs_and_no_other(shared: L
 
 async def test_a_session_leaves_no_descriptor_and_no_folder(shared: Lab) -> None:
     await shared.run("true", session="warm")
-    folders = set((shared.box._folder / "s").iterdir())
+    folders = set((shared.box.hull.folder / "s").iterdir())
     before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(3):
         await shared.run("sleep 0.2 & echo x", session="leak")
@@ -328,7 +328,7 @@ async def test_a_session_leaves_no_descriptor_and_no_folder(shared: Lab) -> None
     await shared.call("session.close", wire.SessionSpec(id=shared.id, session="leak"))
     await asyncio.sleep(0.05)
     assert len(list(Path("/proc/self/fd").iterdir())) <= before
-    assert set((shared.box._folder / "s").iterdir()) == folders
+    assert set((shared.box.hull.folder / "s").iterdir()) == folders
 
 
 async def test_a_box_without_bash_says_so_and_execute_still_works(host: SandboxHost, lab: Lab) -> None:
@@ -349,7 +349,7 @@ async def test_the_saved_state_is_the_last_commands_alone_however_fast_they_come
     for _ in range(30):
         session = await lab.new_session("fast")
         await lab.run("shopt -s extglob; f() { :; }", session=session)
-        (found,) = lab.box.sessions()
+        (found,) = lab.box.sessions.open.values()
         async with asyncio.timeout(5):
             while b"\nf ()" not in (state := found.saved()[0]):
                 await asyncio.sleep(0.005)
@@ -366,7 +366,7 @@ async def test_what_a_session_had_unset_stays_unset_in_its_next_shell(s: Session
 
 async def test_a_flood_of_state_harms_its_own_session_only(shared: Lab) -> None:
     await shared.run("echo", session="flood")
-    (place,) = [p for p in (shared.box._folder / "s").iterdir() if p.name == str(shared.box._shells)]
+    (place,) = [p for p in (shared.box.hull.folder / "s").iterdir() if p.name == str(shared.box.hull.shells)]
     flood = f"head -c 400000000 /dev/zero >/dev/rr/{place.name}/state & x=1"
     running = asyncio.create_task(shared.run(flood, session="flood", timeout=2))
     worst = 0.0
@@ -396,14 +396,14 @@ async def test_sessions_of_a_recycled_box_leave_no_descriptor(lab: Lab) -> None:
 
     before = await use()
     assert max([await use() for _ in range(3)]) <= before
-    assert lab.box._cgroup is not None and lab.box._cgroup._made <= 3
+    assert lab.box.hull.cgroup is not None and lab.box.hull.cgroup._made <= 3
 
 
 async def test_time_in_which_a_box_stands_still_does_not_count(lab: Lab) -> None:
     await lab.run("x=kept")
     running = asyncio.create_task(lab.run("sleep 0.4; echo done", timeout=0.8))
     await asyncio.sleep(0.1)
-    async with lab.box._hold.frozen(lab.box.init):
+    async with lab.box.hull.hold.frozen(lab.box.init):
         await asyncio.sleep(1)
     done = await running
     assert (done.outcome, done.stdout, done.session_restarted) == ("ok", b"done\n", False)

@@ -66,7 +66,7 @@ def test_recomputed_logprobs_match_the_engines_at_the_start_of_a_step(
     trainer = RankTrainer(replace(config, **updates))  # pyright: ignore[reportArgumentType]
     metrics = trainer.step(sampled(trainer, batch())).metrics
     assert metrics["logp_diff/max_abs"] < 1e-5
-    assert metrics["loss/importance_mean"] == pytest.approx(1.0, abs=1e-5)
+    assert metrics["loss/correction_mean"] == pytest.approx(1.0, abs=1e-5)
 
 
 def test_logprobs_are_compared_at_the_sampling_temperature(config: TrainConfig, batch: Batch):
@@ -80,8 +80,8 @@ def test_an_engine_that_is_off_shows_in_the_metrics_and_is_capped(config: TrainC
     metrics = trainer.step(sampled(trainer, batch(), off=-1.0)).metrics
     assert metrics["logp_diff/mean_abs"] == pytest.approx(1.0, abs=1e-4)
     assert metrics["logp_diff/max_abs"] == pytest.approx(1.0, abs=1e-4)
-    assert metrics["loss/importance_mean"] == 2.0
-    assert metrics["loss/importance_capped_fraction"] == 1.0
+    assert metrics["loss/correction_mean"] == 2.0
+    assert metrics["loss/correction_bounded_fraction"] == 1.0
 
 
 def test_the_report_counts_tokens_versions_and_updates(config: TrainConfig, batch: Batch):

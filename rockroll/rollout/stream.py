@@ -1,0 +1,135 @@
+"""Training groups, sampled ahead of the trainer as far as staleness allows.
+
+In: how one group is collected; the trainer's steps, as they are done. Out: batches of complete groups, each within its
+bound. Leaves which groups may run and which make a batch to admission.py, one group to runner.py.
+
+Between `take` and `stepped` the groups of later batches go on; with max_staleness 0 there are none, and sampling and
+training take turns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from typing import Any, Self
+
+import msgspec
+
+from rockroll.rollout.admission import Admission, Position, Taken
+from rockroll.rollout.group import GroupState
+from rockroll.rollout.sample import Group
+
+Collect = Callable[[GroupState], Coroutine[Any, Any, Group]]
+"""Runs one group to its end. Cancelled, it cancels its episodes and books them in the state."""
+
+
+class Stream:
+    """Use as `async with`: what still runs at its end is cancelled and awaited.
+
+    state: the group of an id. collect: runs it. keep: whether a complete group is worth training; one that is not is
+    discarded and another is begun in its slot.
+    """
+
+    def __init__(
+        self,
+        admission: Admission,
+        state: Callable[[int], GroupState],
+        collect: Collect,
+        keep: Callable[[Group], bool] = lambda _: True,
+    ) -> None:
+        self._admission, self._state, self._collect, self._keep = admission, state, collect, keep
+        self._tasks: dict[int, asyncio.Task[Group]] = {}
+        self._states: dict[int, GroupState] = {}
+        self._complete: dict[int, Group] = {}
+        self._spent = 0
+        self._discarded: Counter[str] = Counter()
+        self._failure: BaseException | None = None
+        self._changed = asyncio.Event()
+        self._over = False
+
+    async def __aenter__(self) -> Self:
+        self._begin()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._over = True
+        await self._cancel(list(self._tasks))
+
+    async def take(self) -> list[Group]:
+        """The next batch, in the order of admission, as soon as there is one. Raises what a group raised.
+
+        What was sampled and belongs to no group of a batch (cancelled, filtered) is booked on the last of this one.
+        """
+        taken = await self._next()
+        await self._cancel([id for id in taken.cancelled if id in self._tasks])
+        for id in taken.cancelled:
+            if (group := self._complete.pop(id, None)) is not None:
+                self._book(group)
+        self._begin()
+        groups = [self._complete.pop(id) for id in taken.groups]
+        last = groups[-1]
+        groups[-1] = msgspec.structs.replace(
+            last,
+            wasted_tokens=last.wasted_tokens + self._spent,
+            discarded=dict(Counter(last.discarded) + self._discarded),
+        )
+        self._spent, self._discarded = 0, Counter()
+        return groups
+
+    async def _next(self) -> Taken:
+        while True:
+            if self._failure is not None:
+                raise self._failure
+            if (taken := self._admission.take()) is not None:
+                return taken
+            self._changed.clear()
+            await self._changed.wait()
+
+    def stepped(self, version: int) -> None:
+        """The batch is trained and weights `version` are delivered: the next groups may begin."""
+        self._admission.stepped(version)
+        self._begin()
+        self._changed.set()
+
+    @property
+    def position(self) -> Position:
+        """Where to go on after the batch that was taken last."""
+        return self._admission.position
+
+    def _begin(self) -> None:
+        if self._over or self._failure is not None:
+            return
+        for id in self._admission.admit():
+            state = self._states[id] = self._state(id)
+            task = self._tasks[id] = asyncio.get_running_loop().create_task(self._collect(state))
+            task.add_done_callback(lambda task, id=id: self._ended(id, task))
+
+    def _ended(self, id: int, task: asyncio.Task[Group]) -> None:
+        """A group's task is done: by itself, or because it was cancelled."""
+        del self._tasks[id]
+        state = self._states.pop(id)
+        if task.cancelled():
+            self._spent += state.spent_tokens
+            self._discarded += state.ended
+        elif (error := task.exception()) is not None:
+            self._failure = self._failure or error
+        elif self._keep(group := task.result()):
+            self._complete[id] = group
+            self._admission.finish(id)
+        else:
+            self._book(group)
+            self._admission.discard(id)
+            self._begin()
+        self._changed.set()
+
+    def _book(self, group: Group) -> None:
+        """A complete group that no batch takes."""
+        self._spent += group.wasted_tokens + sum(episode.sampled for episode in group.episodes)
+        self._discarded += Counter(group.discarded) + Counter({"filtered": len(group.episodes)})
+
+    async def _cancel(self, ids: list[int]) -> None:
+        tasks = [self._tasks[id] for id in ids]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
