@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Coroutine
-from contextlib import aclosing
 from typing import Any, TypeVar
 
 import msgspec
@@ -71,22 +70,24 @@ class Streamed(Response):
     def __init__(
         self, items: AsyncGenerator[bytes, None], media_type: str, headers: dict[str, str] | None = None
     ) -> None:
-        super().__init__(None, 200, headers, media_type)
+        unbuffered = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        super().__init__(None, 200, {**unbuffered, **(headers or {})}, media_type)
         del self.headers["content-length"]
         self._items = items
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def work() -> None:
-            async with aclosing(self._items) as items:
-                await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-                async for data in items:
-                    await send({"type": "http.response.body", "body": data, "more_body": True})
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            async for data in self._items:
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
         try:
             await _unless_gone(_either(_hung_up(receive), scope["app"].state.ending.wait()), work())
         except ClientDisconnect:
             pass
+        finally:
+            await self._items.aclose()  # here: a task that is cancelled before its first step closes nothing
 
 
 def wanted(request: Request, *offered: str) -> str:

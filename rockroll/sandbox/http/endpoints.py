@@ -92,26 +92,34 @@ class Endpoints:
             method = "session.run" if isinstance(asked.body, wire.Run) else "execute"
             return _json(await unless_gone(request, self._node.call(method, asked.body)))
         start = _start(asked)
-        await self._node.call("command.start", start)
         if kind == "application/json":
-            ref = wire.CommandRef(id=start.id, command_id=start.command_id)
-            return _json(await unless_gone(request, self._node.call("command.wait", ref)))
-        return Streamed(self._running(start, kind, keep=asked.command_id is not None), kind)
+            return _json(await unless_gone(request, self._once(start)))
+        items = self._running(start, kind, keep=asked.command_id is not None)
+        await unless_gone(request, _first(items))
+        return Streamed(items, kind)
+
+    async def _once(self, start: wire.Start) -> Any:
+        await self._node.call("command.start", start)
+        return await self._node.call("command.wait", wire.CommandRef(id=start.id, command_id=start.command_id))
 
     async def _running(self, start: wire.Start, kind: str, *, keep: bool) -> AsyncGenerator[bytes, None]:
-        """The output as it comes, then the result. Closed early, it kills the command unless it is to be kept."""
+        """Nothing, once it has begun; the output as it comes, then the result. Closed early, it kills the command
+        unless it is to be kept."""
         over = keep
         ref = wire.CommandRef(id=start.id, command_id=start.command_id, output=False)
         read = wire.ReadOutput(id=start.id, command_id=start.command_id)
         try:
-            async with aclosing(self._node.stream("command.output", read, type=wire.OutputChunk)) as chunks:
-                async for chunk in chunks:
-                    yield packed(kind, "output", chunk, chunk.offset)
-            result = await self._node.call("command.wait", ref, type=wire.Observation)
-            over = True
-            yield packed(kind, "result", {"result": result})
-        except RockrollError as error:
-            yield packed(kind, "error", failed(error))
+            await self._node.call("command.start", start)
+            yield b""
+            try:
+                async with aclosing(self._node.stream("command.output", read, type=wire.OutputChunk)) as chunks:
+                    async for chunk in chunks:
+                        yield packed(kind, "output", chunk, chunk.offset)
+                result = await self._node.call("command.wait", ref, type=wire.Observation)
+                over = True
+                yield packed(kind, "result", {"result": result})
+            except RockrollError as error:
+                yield packed(kind, "error", failed(error))
         finally:
             if not over:
                 await asyncio.shield(asyncio.ensure_future(_quietly(self._node.call("command.cancel", ref))))
