@@ -12,6 +12,7 @@ rockroll.errors is answered as failure.py says.
 from __future__ import annotations
 
 import asyncio
+import importlib.metadata
 from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import asynccontextmanager
 
@@ -21,7 +22,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import RedirectResponse
 
-from rockroll import __version__
 from rockroll.errors import RockrollError, UsageError
 from rockroll.sandbox.http.answers import answer
 from rockroll.sandbox.http.endpoints import Endpoints
@@ -44,7 +44,13 @@ def create_app(
         yield
         await node.close()
 
-    app = FastAPIOffline(title="rockroll", version=__version__, lifespan=life, redoc_url=None, static_url=STATIC)
+    app = FastAPIOffline(
+        title="rockroll",
+        version=importlib.metadata.version("rockroll"),
+        lifespan=life,
+        redoc_url=None,
+        static_url=STATIC,
+    )
     app.state.node = node
     app.state.ending = asyncio.Event()
     app.add_middleware(Gate, token=token, hosts=hosts)
