@@ -168,16 +168,16 @@ class HttpNode:
         kind = {"Content-Type": "application/json"} if request.json is not None else {}
         url = URL(f"{self.base_url}{request.url}", encoded=True)
         try:
-            async with self._session.request(
+            response = await self._session.request(
                 request.verb, url, data=data, headers={**kind, **(headers or {})}, allow_redirects=False
-            ) as response:
-                try:
-                    if response.status >= 300:
-                        raise _refusal(response.status, await response.read(), self.base_url)
-                    yield response
-                except BaseException:
-                    response.close()
-                    raise
+            )
+            try:
+                if response.status >= 300:
+                    raise _refusal(response.status, await response.read(), self.base_url)
+                yield response
+            finally:
+                # Nothing to one that was read to its end; and it waits for no body that is still being sent.
+                response.close()
         except aiohttp.ClientConnectorError as error:
             raise HostError(
                 f"nothing answers at {self.base_url} ({error.os_error.strerror or error}); start a server with"
