@@ -59,6 +59,14 @@ def rollout(
 
 
 @app.command()
+def schedule(as_json: AsJson = False) -> None:
+    """How well sampling overlaps training, and what redundancy saves: waits in place of work. About a minute."""
+    from rockroll.bench import schedule as bench
+
+    _show(bench.run, as_json)
+
+
+@app.command()
 def engine(
     model: Annotated[str, typer.Option(help="A Hugging Face folder, or tiny.")] = "tiny", as_json: AsJson = False
 ) -> None:

@@ -21,8 +21,9 @@ Split = Literal["train", "eval"]
 class Env(Protocol):
     """One task as a game of text: GEM's interface, which is Gymnasium's with strings.
 
-    An `info` of `reset` may carry `"system"`: a system message for the conversation. `close()` is called where
-    there is one. An environment whose constructor takes a keyword `split` is told "train" or "eval".
+    Either method may be `async def`: then others run while it waits. An `info` of `reset` may carry `"system"`: a
+    system message for the conversation. `close()` is called where there is one. An environment whose constructor takes
+    a keyword `split` is told "train" or "eval".
     """
 
     def reset(self, seed: int | None = None) -> tuple[str, dict[str, Any]]:

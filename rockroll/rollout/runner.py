@@ -12,6 +12,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, Self
 
 from rockroll.agent.config import AgentConfig
@@ -28,7 +30,7 @@ from rockroll.rollout.group import Budget, GroupState, Start
 from rockroll.rollout.sample import Episode, Event, Group
 from rockroll.rollout.seed import derive
 from rockroll.rollout.stream import Stream
-from rockroll.rollout.tasks import SEED_BITS, AgentTask, resolve
+from rockroll.rollout.tasks import SEED_BITS, AgentTask, EnvTask, resolve
 from rockroll.rollout.tokenizer import ChatTokenizer
 
 MODEL = "policy"
@@ -58,6 +60,9 @@ class Rollout:
         events: Callable[[Event], None] = lambda _: None,
     ) -> None:
         self.task = resolve(task, agent)
+        self._threads = ThreadPoolExecutor(config.concurrency, "env") if task.slow else None
+        if isinstance(self.task, EnvTask) and self._threads:
+            self.task = replace(self.task, threads=self._threads)
         if isinstance(self.task, AgentTask) and (pool is None or not address):
             raise UsageError(
                 f"{task.env} is worked on in sandboxes: a Rollout of it needs a pool and the relay's address"
@@ -85,6 +90,8 @@ class Rollout:
         """Close the relay. Episodes end with the `batch` or `evaluate` that runs them."""
         if self._relay:
             await self._relay.close()
+        if self._threads:
+            self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def __aenter__(self) -> Self:
         return await self.start()

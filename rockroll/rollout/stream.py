@@ -42,6 +42,8 @@ class Stream:
         self._tasks: dict[int, asyncio.Task[Group]] = {}
         self._states: dict[int, GroupState] = {}
         self._complete: dict[int, Group] = {}
+        self._unwanted: set[int] = set()
+        """Cancelled for want of time; one may complete all the same before it notices."""
         self._spent = 0
         self._discarded: Counter[str] = Counter()
         self._failure: BaseException | None = None
@@ -62,10 +64,11 @@ class Stream:
         What was sampled and belongs to no group of a batch (cancelled, filtered) is booked on the last of this one.
         """
         taken = await self._next()
-        await self._cancel([id for id in taken.cancelled if id in self._tasks])
+        self._unwanted = {id for id in taken.cancelled if id in self._tasks}
+        await self._cancel(list(self._unwanted))
         for id in taken.cancelled:
             if (group := self._complete.pop(id, None)) is not None:
-                self._book(group)
+                self._book(group, "cancelled")
         self._begin()
         groups = [self._complete.pop(id) for id in taken.groups]
         last = groups[-1]
@@ -114,19 +117,21 @@ class Stream:
             self._discarded += state.ended
         elif (error := task.exception()) is not None:
             self._failure = self._failure or error
+        elif id in self._unwanted:
+            self._book(task.result(), "cancelled")
         elif self._keep(group := task.result()):
             self._complete[id] = group
             self._admission.finish(id)
         else:
-            self._book(group)
+            self._book(group, "filtered")
             self._admission.discard(id)
             self._begin()
         self._changed.set()
 
-    def _book(self, group: Group) -> None:
+    def _book(self, group: Group, why: str) -> None:
         """A complete group that no batch takes."""
         self._spent += group.wasted_tokens + sum(episode.sampled for episode in group.episodes)
-        self._discarded += Counter(group.discarded) + Counter({"filtered": len(group.episodes)})
+        self._discarded += Counter(group.discarded) + Counter({why: len(group.episodes)})
 
     async def _cancel(self, ids: list[int]) -> None:
         tasks = [self._tasks[id] for id in ids]

@@ -7,9 +7,11 @@ Leaves playing it to episode.py. A `Game` is one Env under rockroll's loop: its 
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import math
 from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -26,10 +28,14 @@ SEED_BITS = 30
 
 @dataclass(frozen=True)
 class EnvTask:
-    """An Env, stepped by rockroll's own loop; every episode has an object of its own."""
+    """An Env, stepped by rockroll's own loop; every episode has an object of its own.
+
+    threads: where the steps of slow ones run; asyncio's own pool, which has a few threads a core, where None.
+    """
 
     config: TaskConfig
     takes_split: bool
+    threads: Executor | None = None
 
     @property
     def name(self) -> str:
@@ -38,7 +44,7 @@ class EnvTask:
     def game(self, split: Split) -> Game:
         """A new game. Raises EnvError or UsageError where it cannot be made."""
         options = {**self.config.options, "split": split} if self.takes_split else self.config.options
-        return Game(make(self.config.env, **options), self.config.slow)
+        return Game(make(self.config.env, **options), self.config.slow, self.threads)
 
 
 @dataclass(frozen=True)
@@ -85,9 +91,9 @@ def resolve(config: TaskConfig, agent: AgentConfig | None) -> Task:
 class Game:
     """One episode of an Env: EnvError for whatever it raises, or returns against its contract."""
 
-    def __init__(self, env: Any, slow: bool) -> None:
+    def __init__(self, env: Any, slow: bool, threads: Executor | None = None) -> None:
         self._env = env
-        self._slow = slow
+        self._slow, self._threads = slow, threads
         self._thread: asyncio.Future[Any] | None = None
 
     async def reset(self, seed: int, split: Split) -> list[dict[str, Any]]:
@@ -129,9 +135,11 @@ class Game:
     async def _call(self, work: Callable[..., Any], *args: Any, **named: Any) -> Any:
         try:
             if not self._slow:
-                return work(*args, **named)
+                result = work(*args, **named)
+                return await result if inspect.isawaitable(result) else result
             # Shielded: a thread cannot be cancelled, and the Env must not be closed under its feet.
-            self._thread = asyncio.ensure_future(asyncio.to_thread(work, *args, **named))
+            call = functools.partial(work, *args, **named)
+            self._thread = asyncio.get_running_loop().run_in_executor(self._threads, call)
             return await asyncio.shield(self._thread)
         except EnvError:
             raise

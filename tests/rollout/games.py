@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from typing import Any
@@ -79,3 +80,15 @@ class Slow(Endless):
         Slow.threads.add(threading.get_ident())
         time.sleep(0.05)
         return "x", 1.0, True, False, {}
+
+
+class Awaited(Guess):
+    """Its methods wait, and others go on meanwhile."""
+
+    async def reset(self, seed: int | None = None) -> Any:
+        await asyncio.sleep(0.05)
+        return super().reset(seed)
+
+    async def step(self, action: str) -> Any:
+        await asyncio.sleep(0.05)
+        return super().step(action)

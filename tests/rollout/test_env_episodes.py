@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -301,3 +302,20 @@ async def test_a_task_that_cannot_be_is_refused_before_anything_starts(
 ) -> None:
     with pytest.raises(UsageError, match=says):
         Rollout(RolloutConfig(), ScriptedEngine(tokenizer, parity), None, task, agent, tokenizer)
+
+
+async def test_an_env_may_be_awaited_and_others_go_on(tokenizer: ChatTokenizer) -> None:
+    run, _ = rollout(tokenizer, parity, "Awaited", concurrency=64)
+    begun = time.monotonic()
+    async with run:
+        groups = await run.batch(0, groups=8, episodes=8)
+    assert {e.outcome for group in groups for e in group.episodes} == {"ok"}
+    assert time.monotonic() - begun < 64 * 0.1
+
+
+async def test_as_many_slow_envs_run_at_once_as_there_are_episodes(tokenizer: ChatTokenizer) -> None:
+    games.Slow.threads.clear()
+    run, _ = rollout(tokenizer, lambda *_: "x", "Slow", slow=True, concurrency=40)
+    async with run:
+        await run.batch(0, groups=1, episodes=40)
+    assert len(games.Slow.threads) > 12, "asyncio's own pool has 6 on two cores"

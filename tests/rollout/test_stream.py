@@ -41,6 +41,17 @@ class Bench:
             state.end(episode(state.id, index, reward))
         return state.result()
 
+    async def _stubborn(self, state: GroupState) -> Group:
+        """Completes although it is cancelled: its last episode had just ended."""
+        try:
+            return await self._collect(state)
+        except asyncio.CancelledError:
+            state = GroupState(state.id, "t", 0, 2)
+            state.begin()
+            for index in (0, 1):
+                state.end(episode(state.id, index, 1.0))
+            return state.result()
+
     async def end(self, *ids: int, rewards: tuple[float, float] = (0.0, 1.0)) -> None:
         await asyncio.sleep(0)
         for id in ids:
@@ -108,6 +119,15 @@ async def test_what_is_cancelled_for_want_of_time_is_booked() -> None:
         (group,) = await soon(stream.take())
         assert group.id == 1 and bench.cancelled == [0]
         assert group.discarded == {"cancelled": 2} and group.wasted_tokens == 10
+
+
+async def test_a_group_that_completes_while_it_is_cancelled_is_booked_too() -> None:
+    bench = Bench()
+    stream = Stream(Admission(1, extra=1), lambda id: GroupState(id, "t", id, 2), bench._stubborn)
+    async with stream:
+        await bench.end(1)
+        (group,) = await soon(stream.take())
+        assert group.id == 1 and group.discarded == {"cancelled": 2} and group.wasted_tokens == 4
 
 
 async def test_a_failure_is_raised_by_take_even_when_it_came_before() -> None:

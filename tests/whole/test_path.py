@@ -87,5 +87,16 @@ def test_a_checkpoint_is_a_model_that_eval_and_transformers_load(finished: Path,
     assert result["episodes"] == 8 and result["ci95"][0] <= result["pass_rate"] <= result["ci95"][1]
 
 
+def test_a_run_that_samples_ahead_stays_within_its_bound(rockroll: Command, tmp_path: Path) -> None:
+    """Groups of later steps are sampled while a step is trained and its weights are delivered."""
+    ahead = ("--set", "rollout.max_staleness=1", "--set", "eval.episodes=0")
+    done = rockroll(*rockroll.train(tmp_path / "r", "--set", "steps=3", *ahead))
+    assert done.returncode == 0, done.stderr
+    _, *steps = rows(tmp_path / "r")
+    assert [row["version"] for row in steps] == [1, 2, 3]
+    assert max(row["staleness/max"] for row in steps) == 1
+    assert steps[0]["staleness/max"] == 0 and all(row["canary/max_abs_dlogp"] < 1e-3 for row in steps)
+
+
 def test_nothing_is_left_of_a_run(finished: Path, gone_within) -> None:
     gone_within(10)
