@@ -139,14 +139,20 @@ class Sandbox:
     """`rockroll.Sandbox`, blocking; `with` instead of `async with`."""
 
     def __init__(
-        self, config: SandboxConfig | None = None, *, owner: Owner = "connection", outlives_node: bool = True
+        self,
+        config: SandboxConfig | None = None,
+        *,
+        owner: Owner = "connection",
+        outlives_node: bool = True,
+        base_url: str | None = None,
+        token: str | None = None,
     ) -> None:
-        self._wrapped = AsyncSandbox(config, owner=owner, outlives_node=outlives_node)
+        self._wrapped = AsyncSandbox(config, owner=owner, outlives_node=outlives_node, base_url=base_url, token=token)
 
     @classmethod
-    def attach(cls, sandbox_id: str) -> Self:
+    def attach(cls, sandbox_id: str, *, base_url: str | None = None, token: str | None = None) -> Self:
         """As rockroll.Sandbox.attach."""
-        return cls._of(_background.run(AsyncSandbox.attach(sandbox_id)))
+        return cls._of(_background.run(AsyncSandbox.attach(sandbox_id, base_url=base_url, token=token)))
 
     @classmethod
     def _of(cls, wrapped: AsyncSandbox) -> Self:
@@ -224,14 +230,14 @@ class Sandbox:
         return repr(self._wrapped)
 
 
-def snapshots() -> list[SnapshotInfo]:
+def snapshots(*, base_url: str | None = None, token: str | None = None) -> list[SnapshotInfo]:
     """As rockroll.sandbox.client.snapshots."""
-    return _background.run(client.snapshots())
+    return _background.run(client.snapshots(base_url=base_url, token=token))
 
 
-def delete_snapshot(name: str) -> SnapshotInfo:
+def delete_snapshot(name: str, *, base_url: str | None = None, token: str | None = None) -> SnapshotInfo:
     """As rockroll.sandbox.client.delete_snapshot."""
-    return _background.run(client.delete_snapshot(name))
+    return _background.run(client.delete_snapshot(name, base_url=base_url, token=token))
 
 
 class Command:

@@ -20,7 +20,7 @@ from rockroll.cli.text import safe, safe_lines
 from rockroll.errors import UsageError
 
 if TYPE_CHECKING:
-    from rockroll import rpc
+    from rockroll.sandbox.node_client import Node
     from rockroll.sandbox.wire import Restored, SandboxInfo
 
 STATES = ("starting", "running", "paused", "stopped", "exited", "gone")
@@ -217,7 +217,7 @@ def _each(ids: list[str] | None, method: str, as_json: bool) -> None:
     run(work())
 
 
-async def _all(node: rpc.Client) -> list[SandboxInfo]:
+async def _all(node: Node) -> list[SandboxInfo]:
     from rockroll.sandbox.wire import Empty, SandboxInfo
 
     return await node.call("sandbox.list", Empty(), type=list[SandboxInfo])

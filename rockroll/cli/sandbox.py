@@ -10,6 +10,7 @@ from __future__ import annotations
 import typer
 
 from rockroll.cli import boxes, commands, files, processes, snapshots
+from rockroll.cli.server_option import server_option
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,6 +22,7 @@ app = typer.Typer(
     "  rockroll sandbox down demo",
 )
 
+app.callback()(server_option)
 app.command()(boxes.up)
 app.command()(boxes.ls)
 app.command()(files.cp)
