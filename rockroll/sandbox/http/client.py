@@ -236,6 +236,7 @@ async def _sending(parts: AsyncIterator[Any] | None) -> AsyncIterator[AsyncItera
         await waiting.put(None)
 
     async def sent() -> AsyncGenerator[bytes, None]:
+        yield frames.NOTHING  # aiohttp sends a request's headers with the first of its body
         while (data := await waiting.get()) is not None:
             yield data
         if failed:

@@ -15,6 +15,8 @@ import msgspec
 from rockroll.errors import UsageError
 
 PARTS = "application/vnd.rockroll.parts"
+NOTHING = bytes(4)
+"""No part: a sender whose first part is yet to come opens its body with it."""
 MOST = 8 << 20
 """Bytes of one part, at most: sixteen times what is usual."""
 _LENGTH = struct.Struct(">I")
@@ -37,7 +39,8 @@ async def unframed(pieces: AsyncIterator[bytes]) -> AsyncGenerator[msgspec.Raw, 
                 raise UsageError(f"a part has at most {MOST} bytes; got one of {size}")
             if len(waiting) - start - 4 < size:
                 break
-            yield msgspec.Raw(bytes(memoryview(waiting)[start + 4 : start + 4 + size]))
+            if size:
+                yield msgspec.Raw(bytes(memoryview(waiting)[start + 4 : start + 4 + size]))
             start += 4 + size
         if start:
             del waiting[:start]
