@@ -14,6 +14,7 @@ from typing import Any, get_args, get_origin
 
 import msgspec
 from fastapi import FastAPI
+from pydantic import TypeAdapter
 
 from rockroll.errors import SandboxLost, SandboxNotFound
 from rockroll.sandbox import wire
@@ -74,10 +75,11 @@ def describe(app: FastAPI) -> None:
 
 
 def _schemas() -> dict[str, Schema]:
-    types: list[Any] = [Failed, Held, SandboxConfig]
+    types: list[Any] = [Failed, Held]
     for codec in (codec for codecs in CODECS.values() for codec in codecs):
         types += [each for each in (codec.json_type, codec.route.reply) if each is not None]
     _, schemas = msgspec.json.schema_components(types, ref_template=REF)
+    schemas["SandboxConfig"] = TypeAdapter(SandboxConfig).json_schema()  # a dataclass whose unions msgspec may not take
     config = {"$ref": REF.format(name="SandboxConfig")}
     for name, schema in schemas.items():
         docs = _field_docs(_class_of(name))
