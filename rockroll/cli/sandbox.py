@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import typer
 
-from rockroll.cli import boxes, commands, files, processes, snapshots
+from rockroll.cli import boxes, commands, files, network, processes, snapshots
 from rockroll.cli.server_option import server_option
 
 app = typer.Typer(
@@ -43,3 +43,5 @@ app.command()(boxes.down)
 app.command("exec", context_settings={"ignore_unknown_options": False})(commands.exec_)
 app.command()(commands.follow)
 app.command()(commands.commands)
+app.command()(network.network)
+app.command()(network.forward)

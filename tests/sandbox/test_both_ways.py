@@ -239,3 +239,27 @@ async def test_a_script_that_closes_nothing_ends_without_a_word_and_leaves_no_bo
         async for _ in (await Sandbox.attach(said.decode().strip())).logs(follow=True):
             pass
         await Sandbox.attach(said.decode().strip())
+
+
+async def test_a_port_of_the_box_is_forwarded_and_its_network_told(box: Sandbox) -> None:
+    accept = "import socket as s; c = s.create_server(('127.0.0.1', 8099)).accept()[0]"
+    answer = "d = c.makefile('rb').read(); c.sendall(d[::-1]); c.close()"
+    command = await box.start_command(["python3", "-c", f"{accept}; {answer}"])
+    while (await box.execute(["sh", "-c", "grep -q :1FA3 /proc/net/tcp"])).exit_code != 0:
+        await asyncio.sleep(0.02)
+    data = os.urandom(3 << 20)
+    async with box.forward(8099) as place:
+        reader, writer = await asyncio.open_connection(place.host, place.port)
+        writer.write(data)
+        writer.write_eof()
+        assert await reader.read() == data[::-1]
+        writer.close()
+    assert (await command.wait()).exit_code == 0
+    failures: list[str] = []
+    async with box.forward(8098, on_error=lambda error: failures.append(error.message)) as place:
+        reader, writer = await asyncio.open_connection(place.host, place.port)
+        with pytest.raises(ConnectionResetError):
+            await reader.read()
+        writer.close()
+    assert "nothing listens there" in failures[0]
+    assert (await box.network()).network == "none"

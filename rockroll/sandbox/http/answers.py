@@ -65,15 +65,22 @@ async def _either(one: Coroutine[Any, Any, None], other: Coroutine[Any, Any, Any
 
 class Streamed(Response):
     """Sends what the generator yields as the reader takes it; a reader that hangs up closes the generator, and so does
-    the end of the server (`app.state.ending`)."""
+    the end of the server (`app.state.ending`).
+
+    heard: set once somebody else has read the request's body to its end; None: it is read already.
+    """
 
     def __init__(
-        self, items: AsyncGenerator[bytes, None], media_type: str, headers: dict[str, str] | None = None
+        self,
+        items: AsyncGenerator[bytes, None],
+        media_type: str,
+        headers: dict[str, str] | None = None,
+        heard: asyncio.Event | None = None,
     ) -> None:
         unbuffered = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         super().__init__(None, 200, {**unbuffered, **(headers or {})}, media_type)
         del self.headers["content-length"]
-        self._items = items
+        self._items, self._heard = items, heard
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def work() -> None:
@@ -82,8 +89,13 @@ class Streamed(Response):
                 await send({"type": "http.response.body", "body": data, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
+        async def hung_up() -> None:
+            if self._heard is not None:
+                await self._heard.wait()
+            await _hung_up(receive)
+
         try:
-            await _unless_gone(_either(_hung_up(receive), scope["app"].state.ending.wait()), work())
+            await _unless_gone(_either(hung_up(), scope["app"].state.ending.wait()), work())
         except ClientDisconnect:
             pass
         finally:

@@ -95,43 +95,19 @@ class HttpNode:
             return wire.FileChunk(data=data, size=int(size), mode=int(mode, 8))
 
     async def _put(self, request: Request, parts: AsyncIterator[Any]) -> bytes:
-        """The parts are asked for by a task of this call's own, which ends with it: aiohttp's may go on for a while,
-        and the caller closes them."""
-        waiting: asyncio.Queue[bytes | None] = asyncio.Queue(1)
-        failed: list[Exception] = []
+        headers = {"Content-Type": frames.PARTS}
+        async with _sending(parts) as sent, self._asked(request, sent, headers) as response:
+            return await response.read()
 
-        async def ask() -> None:
-            try:
-                async for part in parts:
-                    await waiting.put(frames.framed(part))
-            except Exception as error:  # noqa: BLE001 - raised below
-                failed.append(error)
-            await waiting.put(None)
-
-        async def sent() -> AsyncGenerator[bytes, None]:
-            while (data := await waiting.get()) is not None:
-                yield data
-            if failed:
-                raise failed[0]  # the body is not ended as if it were whole
-
-        asking = asyncio.ensure_future(ask())
-        try:
-            async with self._asked(request, sent(), {"Content-Type": frames.TREE}) as response:
-                return await response.read()
-        except RockrollError:
-            if failed:
-                raise failed[0] from None
-            raise
-        finally:
-            asking.cancel()
-            await asyncio.wait((asking,))
-
-    async def stream(self, method: str, body: Any = None, *, type: Any = Any) -> AsyncGenerator[Any, None]:
+    async def stream(
+        self, method: str, body: Any = None, *, type: Any = Any, parts: AsyncIterator[Any] | None = None
+    ) -> AsyncGenerator[Any, None]:
         """As rpc.Client.stream."""
         codec = _codec(method, body)
         request = codec.encode(body)
-        if codec.route.shape == "get":
-            async with self._asked(request, headers={"Accept": frames.TREE}) as response:
+        if codec.route.shape in ("get", "duplex"):
+            headers = {"Accept": frames.PARTS, "Content-Type": frames.PARTS}
+            async with _sending(parts) as sent, self._asked(request, sent, headers) as response:
                 async for part in frames.unframed(response.content.iter_any()):
                     item = msgspec.msgpack.decode(part, type=type | Failed)
                     if isinstance(item, Failed):
@@ -239,6 +215,43 @@ async def connect_server(base_url: str, token: str | None) -> HttpNode:
     node._until_the_loop_ends = node._close_with_the_loop()
     await anext(node._until_the_loop_ends)
     return node
+
+
+@contextlib.asynccontextmanager
+async def _sending(parts: AsyncIterator[Any] | None) -> AsyncIterator[AsyncIterator[bytes] | None]:
+    """The parts as a request's body. They are asked for by a task that ends with the block: aiohttp's own may go on for
+    a while, and the caller closes them. What they raise is raised at the end, in place of what came of it."""
+    if parts is None:
+        yield None
+        return
+    waiting: asyncio.Queue[bytes | None] = asyncio.Queue(1)
+    failed: list[Exception] = []
+
+    async def ask() -> None:
+        try:
+            async for part in parts:
+                await waiting.put(frames.framed(part))
+        except Exception as error:  # noqa: BLE001 - raised below
+            failed.append(error)
+        await waiting.put(None)
+
+    async def sent() -> AsyncGenerator[bytes, None]:
+        yield frames.NOTHING  # aiohttp sends a request's headers with the first of its body
+        while (data := await waiting.get()) is not None:
+            yield data
+        if failed:
+            raise failed[0]  # the body is not ended as if it were whole
+
+    asking = asyncio.ensure_future(ask())
+    try:
+        yield sent()
+    except RockrollError:
+        if failed:
+            raise failed[0] from None
+        raise
+    finally:
+        asking.cancel()
+        await asyncio.wait((asking,))
 
 
 def _codec(method: str, body: Any) -> Codec:

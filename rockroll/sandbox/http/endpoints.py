@@ -18,6 +18,7 @@ from typing import Any, get_origin
 
 import msgspec
 from fastapi import APIRouter, Request, Response
+from starlette.requests import ClientDisconnect
 
 from rockroll import rpc
 from rockroll.errors import FileError, RockrollError, UsageError
@@ -55,6 +56,7 @@ class Endpoints:
             "write": self._write,
             "get": self._get,
             "put": self._put,
+            "duplex": self._duplex,
         }
         self.router.add_api_route("/leases", self._hold, methods=["POST"], include_in_schema=False)
         for codec in (codec for codecs in CODECS.values() for codec in codecs):
@@ -210,7 +212,7 @@ class Endpoints:
     async def _get(self, codec: Codec, request: Request) -> Response:
         body = codec.decode(request.path_params, request.scope["query_string"]).body
         assert isinstance(body, wire.PathOf)
-        kind = wanted(request, TAR, frames.TREE)
+        kind = wanted(request, TAR, frames.PARTS)
         parts = self._node.stream("file.get", body, type=Part if kind == TAR else msgspec.Raw)
         first = await unless_gone(request, _first(parts))
 
@@ -237,12 +239,39 @@ class Endpoints:
 
     async def _put(self, codec: Codec, request: Request) -> Response:
         body = codec.decode(request.path_params, request.scope["query_string"]).body
-        if request.headers.get("content-type") == frames.TREE:
+        if request.headers.get("content-type") == frames.PARTS:
             parts = frames.unframed(request.stream())
         else:
             parts = steps(parts_of(io.BufferedReader(_Pulled(request.stream()), PART_BYTES)))
         async with aclosing(parts):
             return _json(await self._node.call("file.put", body, type=Copied, parts=parts))
+
+    async def _duplex(self, codec: Codec, request: Request) -> Response:
+        body = codec.decode(request.path_params, request.scope["query_string"]).body
+        heard = asyncio.Event()
+
+        async def parts() -> AsyncGenerator[msgspec.Raw, None]:
+            async with aclosing(frames.unframed(request.stream())) as sent:
+                async for part in sent:
+                    yield part
+            heard.set()
+
+        taken = parts()
+        items = self._node.stream(codec.route.method, body, type=msgspec.Raw, parts=taken)
+        first = await _first(items)
+
+        async def sent() -> AsyncGenerator[bytes, None]:
+            async with aclosing(taken), aclosing(items):
+                try:
+                    yield frames.framed(first)
+                    async for item in items:
+                        yield frames.framed(item)
+                except RockrollError as error:
+                    yield frames.framed(failed(error))
+                except ClientDisconnect:
+                    pass  # nobody is left to be told
+
+        return Streamed(sent(), frames.PARTS, heard=heard)
 
 
 class _Pulled(io.RawIOBase):

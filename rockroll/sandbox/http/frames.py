@@ -1,6 +1,7 @@
-"""A tree's parts on an HTTP body, as the Python SDK sends and takes them: four bytes of length, then msgpack (tree.py).
+"""Parts of a call on an HTTP body, as the Python SDK sends and takes them: four bytes of length, then msgpack.
 
-In: parts, or pieces of a body. Out: the other. Leaves tar, which other clients speak, to tar.py.
+In: parts (of a tree, tree.py; of a connection), or pieces of a body. Out: the other. Leaves tar, which other clients
+speak, to tar.py.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import msgspec
 
 from rockroll.errors import UsageError
 
-TREE = "application/vnd.rockroll.tree"
+PARTS = "application/vnd.rockroll.parts"
+NOTHING = bytes(4)
+"""No part: a sender whose first part is yet to come opens its body with it."""
 MOST = 8 << 20
 """Bytes of one part, at most: sixteen times what is usual."""
 _LENGTH = struct.Struct(">I")
@@ -33,12 +36,13 @@ async def unframed(pieces: AsyncIterator[bytes]) -> AsyncGenerator[msgspec.Raw, 
         while len(waiting) - start >= 4:
             (size,) = _LENGTH.unpack_from(waiting, start)
             if size > MOST:
-                raise UsageError(f"a part of a tree has at most {MOST} bytes; got one of {size}")
+                raise UsageError(f"a part has at most {MOST} bytes; got one of {size}")
             if len(waiting) - start - 4 < size:
                 break
-            yield msgspec.Raw(bytes(memoryview(waiting)[start + 4 : start + 4 + size]))
+            if size:
+                yield msgspec.Raw(bytes(memoryview(waiting)[start + 4 : start + 4 + size]))
             start += 4 + size
         if start:
             del waiting[:start]
     if waiting:
-        raise UsageError("the body of the tree was cut off within a part")
+        raise UsageError("the body was cut off within a part")

@@ -21,8 +21,10 @@ class NodeLink:
     ) -> Any:
         return await (await connect_node()).call(method, body, type=type, parts=parts)
 
-    async def stream(self, method: str, body: Any = None, *, type: Any = Any) -> AsyncGenerator[Any, None]:
-        items = (await connect_node()).stream(method, body, type=type)
+    async def stream(
+        self, method: str, body: Any = None, *, type: Any = Any, parts: AsyncIterator[Any] | None = None
+    ) -> AsyncGenerator[Any, None]:
+        items = (await connect_node()).stream(method, body, type=type, parts=parts)
         try:
             async for item in items:
                 yield item

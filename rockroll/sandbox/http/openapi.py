@@ -44,6 +44,7 @@ TAGS = {
     "commands": "Programs, and commands that go on without their caller.",
     "files": "Files and trees.",
     "snapshots": "Files of a sandbox, kept under a name.",
+    "network": "Whom sandboxes reach, and who reaches them.",
     "node": "What is behind this API.",
 }
 Schema = dict[str, Any]
@@ -160,7 +161,9 @@ def _request_body(codec: Codec) -> Schema | None:
     if codec.route.shape == "write":
         return {"content": {BYTES: {"schema": {"type": "string", "format": "binary"}}}}
     if codec.route.shape == "put":
-        return {"content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in (TAR, frames.TREE)}}
+        return {"content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in (TAR, frames.PARTS)}}
+    if codec.route.shape == "duplex":
+        return {"content": {frames.PARTS: {"schema": {"type": "string", "format": "binary"}}}}
     if codec.json_type is None:
         return None
     content: Schema = {"schema": {"$ref": REF.format(name=codec.json_type.__name__)}}
@@ -176,7 +179,9 @@ def _responses(codec: Codec) -> Schema:
     if route.shape == "read":
         good = {"200": {"description": "The bytes.", "content": {BYTES: binary}}}
     elif route.shape == "get":
-        good = {"200": {"description": "The tree.", "content": {TAR: binary, frames.TREE: binary}}}
+        good = {"200": {"description": "The tree.", "content": {TAR: binary, frames.PARTS: binary}}}
+    elif route.shape == "duplex":
+        good = {"200": {"description": "What comes back.", "content": {frames.PARTS: binary}}}
     elif route.shape == "stream":
         item = get_args(route.reply)[0] if get_origin(route.reply) is list else route.reply
         content: Schema = {kind: {"schema": _ref(item)} for kind in (LINES, EVENTS)}

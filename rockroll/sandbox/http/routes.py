@@ -8,6 +8,7 @@ A name in braces, a query name and a name in the JSON body are the fields of the
     call     JSON in, JSON out                       stream   JSON in, one JSON object a line out (or SSE, or bytes)
     read     the bytes of a file out                 write    the bytes of a file in
     get      a tree of files out                     put      a tree of files in
+    duplex   parts in and out at once (frames.py)
 """
 
 from __future__ import annotations
@@ -15,12 +16,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rockroll.errors import FileError, ImageMissing, LimitNotEnforced, SessionError, SnapshotNotFound, UsageError
+from rockroll.errors import (
+    FileError,
+    ImageMissing,
+    LimitNotEnforced,
+    SandboxError,
+    SessionError,
+    SnapshotNotFound,
+    UsageError,
+)
 from rockroll.errors import RockrollError as Error
 from rockroll.sandbox import wire
 from rockroll.sandbox.tree import Copied
 
-Shape = Literal["call", "stream", "read", "write", "get", "put"]
+Shape = Literal["call", "stream", "read", "write", "get", "put", "duplex"]
 PREFIX = "/v1"
 
 
@@ -265,6 +274,17 @@ ROUTES = [
         method="file.put", verb="PUT", path=f"{BOX}/tree", tag="files", shape="put", query=("path",), reply=Copied,
         raises=(FileError,),
         says="Unpacks a tar archive into a folder, which is made. Everything belongs to the sandbox's user.",
+    ),
+    # -- the network
+    Route(
+        method="sandbox.network", verb="GET", path=f"{BOX}/network", tag="network", reply=wire.NetworkInfo,
+        says="Whom it may reach, and what it has asked its proxy for.",
+    ),
+    Route(
+        method="port.connect", verb="POST", path=f"{BOX}/ports/{{port}}/connect", tag="network", shape="duplex",
+        reply=bytes, raises=(SandboxError, UsageError),
+        says="A connection to a port of its loopback, for the SDK's `forward`. Each body is a row of msgpack binaries,"
+        " each after its length in four bytes; an empty one in the answer ends that half.",
     ),
     # -- the node
     Route(
