@@ -23,6 +23,7 @@ from rockroll.sandbox import client
 from rockroll.sandbox.client import Sandbox as AsyncSandbox
 from rockroll.sandbox.command import Command as AsyncCommand
 from rockroll.sandbox.config import SandboxConfig
+from rockroll.sandbox.forward import Address
 from rockroll.sandbox.node_client import close_node
 from rockroll.sandbox.pool import Pool as AsyncPool
 from rockroll.sandbox.wire import DEFAULT_SESSION, Observation, Owner, Restored, SandboxInfo, SnapshotInfo
@@ -185,6 +186,7 @@ class Sandbox:
     env = _blocking(AsyncSandbox.env)
     set_env = _blocking(AsyncSandbox.set_env)
     refresh = _blocking(AsyncSandbox.refresh)
+    network = _blocking(AsyncSandbox.network)
     recycle = _blocking(AsyncSandbox.recycle)
     snapshot = _blocking(AsyncSandbox.snapshot)
     _fork = _blocking(AsyncSandbox.fork)
@@ -212,6 +214,16 @@ class Sandbox:
     def fork(self, *, name: str | None = None, owner: Owner | None = None) -> Self:
         """As rockroll.Sandbox.fork."""
         return self._of(self._fork(name=name, owner=owner))
+
+    @contextlib.contextmanager
+    def forward(self, port: int, **options: Any) -> Iterator[Address]:
+        """As rockroll.Sandbox.forward."""
+        forward = self._wrapped.forward(port, **options)
+        place = _background.run(forward.__aenter__())
+        try:
+            yield place
+        finally:
+            _background.run(forward.__aexit__())
 
     def __enter__(self) -> Self:
         self._enter()

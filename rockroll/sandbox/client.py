@@ -13,20 +13,22 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import secrets
-from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Self, TypeVar
 
 from rockroll import rpc
-from rockroll.errors import PeerLost, SandboxError, SandboxLost, SandboxNotFound, UsageError
+from rockroll.errors import PeerLost, RockrollError, SandboxError, SandboxLost, SandboxNotFound, UsageError
 from rockroll.sandbox import wire
 from rockroll.sandbox.client_files import Files
 from rockroll.sandbox.command import Command
 from rockroll.sandbox.config import SandboxConfig
+from rockroll.sandbox.forward import Forward
 from rockroll.sandbox.node_client import connect_node
 from rockroll.sandbox.wire import (
     DEFAULT_SESSION,
     MAX_OUTPUT,
     CommandInfo,
+    NetworkInfo,
     Observation,
     Owner,
     ProcessInfo,
@@ -206,6 +208,26 @@ class Sandbox(Files):
         command on (as by `export`); a command that is running keeps what it has. `recycle` forgets all of it.
         """
         return await self._call("sandbox.set_env", wire.SetEnv(id=self.id, changes=dict(changes)), dict[str, str])
+
+    async def network(self) -> NetworkInfo:
+        """Whom the box may reach, and what it has asked its proxy for: counts, and the last connections."""
+        return await self._call("sandbox.network", self._ref, NetworkInfo)
+
+    def forward(
+        self,
+        port: int,
+        *,
+        local: int = 0,
+        address: str = "127.0.0.1",
+        on_error: Callable[[RockrollError], None] | None = None,
+    ) -> Forward:
+        """`async with sandbox.forward(8080) as place:` connections to `place` on this host (place.host, place.port,
+        f"http://{place}") go to that port of the box's own loopback, whatever its network.
+
+        local: the port on this host; 0: any free one. on_error: told of each connection that found nothing listening,
+        or broke off; it is logged otherwise. UsageError where the place is taken.
+        """
+        return Forward(self, port, local=local, address=address, on_error=on_error)
 
     async def __aenter__(self) -> Self:
         return self if self._attached else await self.start()

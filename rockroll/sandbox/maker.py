@@ -28,6 +28,7 @@ from rockroll.sandbox.podman import Podman
 from rockroll.sandbox.process import birth
 from rockroll.sandbox.profile import create_body, first_id
 from rockroll.sandbox.registry import Registry, Row
+from rockroll.sandbox.resolve import Resolve
 from rockroll.sandbox.snapshot import Fill, Snapshots
 from rockroll.sandbox.spawner import Spawner
 from rockroll.sandbox.wire import Fork, Owner, SnapshotInfo
@@ -51,10 +52,11 @@ class Maker:
         snapshots: Snapshots,
         endpoint: Endpoint,
         env: Callable[[str], Mapping[str, str]],
+        resolve: Resolve | None,
     ) -> None:
         self._boxes, self._registry, self._ends = boxes, registry, ends
         self._podman, self._runtime, self._spawner = podman, runtime, spawner
-        self._snapshots, self._endpoint, self._env = snapshots, endpoint, env
+        self._snapshots, self._endpoint, self._env, self._resolve = snapshots, endpoint, env, resolve
         self._creating = asyncio.Semaphore(CREATES_AT_ONCE)
 
     def box(self, row: Row) -> Box:
@@ -70,6 +72,7 @@ class Maker:
             runtime=self._runtime,
             spawner=self._spawner,
             endpoint=self._endpoint,
+            resolve=self._resolve,
             changed=lambda status: self._registry.mark(status.id, status.state, status.cause, status.ended),
         )
         return box

@@ -15,7 +15,7 @@ from typing import Any
 
 from rockroll import home, units
 from rockroll.errors import HostError, SandboxLost
-from rockroll.sandbox import runtime
+from rockroll.sandbox import egress, runtime
 from rockroll.sandbox.config import SandboxConfig
 from rockroll.sandbox.podman import HOME_LABEL
 
@@ -44,10 +44,11 @@ def create_body(
         "image": config.image_name,
         "entrypoint": [INIT],
         "command": ["-P"],
-        "env": {**config.env, **(env or {})},
+        "env": {**egress.environment(config), **config.env, **(env or {})},
         "labels": {**config.labels, **(labels or {}), HOME_LABEL: home.home_id()},
         "hostname": "sandbox",
-        "netns": {"nsmode": "none"} if config.network == "none" else {},
+        "netns": {} if config.network == "open" else {"nsmode": "none"},
+        "httpproxy": False,  # the host's own proxy, and the password in its address, are none of the box's business
         "cap_drop": ["ALL"],
         "cap_add": [f"CAP_{name}" for name in CAPABILITIES],
         "no_new_privileges": True,

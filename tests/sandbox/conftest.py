@@ -19,6 +19,7 @@ from rockroll import home, rpc
 from rockroll.sandbox import wire
 from rockroll.sandbox.box import Box
 from rockroll.sandbox.host import SandboxHost
+from rockroll.sandbox.resolve import Resolve
 
 
 class Lab:
@@ -112,12 +113,18 @@ def _command_line(pid: int) -> bytes:
         return b""
 
 
+@pytest.fixture(scope="module")
+def resolve() -> Resolve | None:
+    """What addresses names have for the boxes of this file; None: as this host sees it."""
+    return None
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def host(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[SandboxHost]:
+async def host(tmp_path_factory: pytest.TempPathFactory, resolve: Resolve | None) -> AsyncIterator[SandboxHost]:
     """A host with a home of this test file's own; everything is gone at the end."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ROCKROLL_HOME", str(tmp_path_factory.mktemp("home")))
-        host = SandboxHost()
+        host = SandboxHost(resolve=resolve)
         await host.start()
         yield host
         await host.close()
