@@ -333,8 +333,10 @@ async def test_leaving_a_stream_ends_the_sending_and_what_the_sender_raises_is_r
 
     async def broken() -> AsyncIterator[int]:
         yield 1
+        await answered.wait()  # else the handler may be cancelled before it begins
         raise RockrollError("no more of it")
 
+    answered = asyncio.Event()
     async with asyncio.timeout(20):
         stream = client.stream("doubles", 2, parts=endless())
         async for _ in stream:
@@ -345,6 +347,7 @@ async def test_leaving_a_stream_ends_the_sending_and_what_the_sender_raises_is_r
         with pytest.raises(RockrollError, match="no more of it"):
             async for item in client.stream("doubles", 2, parts=broken()):
                 assert item == 2
+                answered.set()
         await service.cancelled.wait()
         with pytest.raises(ModelServiceError, match="too long"):
             async for _ in client.stream("refuse_parts", 2, parts=endless()):
