@@ -52,7 +52,7 @@ class SandboxConfig:
     """Most processes and threads at one time."""
     disk: str | int | None = None
     """Most bytes that all files the box writes may take, its tables of files (3 %) included; None: no limit."""
-    network: str | Sequence[str] = "none"
+    network: str | list[str] | tuple[str, ...] = "none"
     """"none": only a loopback of its own. "open": Podman's default network. A list of hosts, as in ["pypi.org",
     "*.debian.org", "example.com:8443"], or "allow:pypi.org,*.debian.org": as "none", with a proxy to those hosts
     (docs/network.md)."""
