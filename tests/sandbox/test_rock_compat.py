@@ -1,0 +1,478 @@
+"""What ROCK's SDK finds here: rl-rock as it is on PyPI, in a process and with packages of its own, against our server.
+
+Each test sends that process lines of Python, as a user of ROCK would write them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TOKEN = "a-token-of-this-test"
+
+SERVER = """
+import socket, sys, uvicorn
+from rockroll.sandbox.http.app import create_app
+from rockroll.sandbox.http.node_link import NodeLink
+from rockroll.sandbox.rock import compat
+app = create_app(NodeLink(), token=sys.argv[1], routers=[compat.router])
+listening = socket.create_server(("127.0.0.1", 0))
+print(listening.getsockname()[1], flush=True)
+uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listening])
+"""
+
+USER = """
+import asyncio, json, logging, sys, textwrap, warnings
+from pathlib import Path
+logging.disable(logging.CRITICAL)
+warnings.simplefilter("ignore")
+from rock.actions import (BashAction, CloseSessionRequest, CloseBashSessionRequest, Command, CreateBashSessionRequest,
+    ReadFileRequest, UploadRequest, WriteFileRequest)
+from rock.actions.sandbox.request import ChmodRequest, UploadMode
+from rock.sdk.sandbox.client import RunMode, Sandbox
+from rock.sdk.sandbox.config import SandboxConfig, SandboxGroupConfig
+import rock
+
+def config(**more):
+    given = dict(base_url=sys.argv[1], extra_headers={"XRL-Authorization": "Bearer " + sys.argv[2]},
+        image="localhost/rockroll-base:1", memory="256m", cpus=1, auto_clear_seconds=3)
+    return SandboxConfig(**{**given, **more})
+
+async def main():
+    loop = asyncio.get_running_loop()
+    while line := await loop.run_in_executor(None, sys.stdin.readline):
+        try:
+            exec("async def lines():\\n" + textwrap.indent(json.loads(line), "    "), globals())
+            said = {"result": await lines()}
+        except Exception as error:
+            said = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(said), flush=True)
+asyncio.run(main())
+"""
+
+
+class SdkError(Exception):
+    """What a line of the SDK's user raised."""
+
+
+@pytest.fixture(scope="module")
+def server(node_home: Path) -> Iterator[str]:
+    """The address of a server with ROCK's routes."""
+    argv = [sys.executable, "-c", SERVER, TOKEN]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        port = process.stdout.readline().strip()
+        assert port, "the server did not start"
+        yield f"http://127.0.0.1:{port}"
+        process.terminate()
+        assert process.wait(20) in (0, -15)
+
+
+@pytest.fixture(scope="module")
+def rock(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Any]]:
+    """rock(lines): what they return, in one process for all tests of this file. `sandbox` there is up, and has a
+    session `main`."""
+    python = subprocess.run([ROOT / "scripts/rock-sdk"], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+    argv = [python, "-c", USER, server, TOKEN]
+    folder = tmp_path_factory.mktemp("user")
+    env = {"PATH": os.environ["PATH"], "HOME": str(folder)}
+    with subprocess.Popen(
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder, env=env
+    ) as process:
+        stdin, stdout = process.stdin, process.stdout
+        assert stdin and stdout
+
+        def ask(lines: str) -> Any:
+            print(json.dumps(textwrap.dedent(lines)), file=stdin, flush=True)
+            said = json.loads(stdout.readline())
+            if "error" in said:
+                raise SdkError(said["error"])
+            return said["result"]
+
+        ask("""
+            global sandbox
+            sandbox = Sandbox(config(user_id="ada", experiment_id="first"))
+            await sandbox.start()
+            await sandbox.create_session(CreateBashSessionRequest(session="main", env={"STAGE": "one"}))
+        """)
+        yield ask
+        ask("await sandbox.stop(); await sandbox.delete()")
+        stdin.close()
+        assert process.wait(20) == 0
+
+
+# ---- life ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_started_sandbox_is_alive_and_says_where_and_what_it_is(rock: Callable[[str], Any]) -> None:
+    alive, message, status = rock("""
+        alive = await sandbox.is_alive()
+        return alive.is_alive, alive.message, (await sandbox.get_status()).model_dump(mode="json")
+    """)
+    assert (alive, message) == (True, os.uname().nodename)
+    assert (status["state"], status["image"], status["host_ip"]) == (
+        "running",
+        "localhost/rockroll-base:1",
+        "127.0.0.1",
+    )
+    assert (status["cpus"], status["memory"], status["disk"]) == (1.0, "256m", "50G")
+    assert (status["user_id"], status["experiment_id"]) == ("ada", "first")
+    assert {phase["status"] for phase in status["status"].values()} == {"success"}
+
+
+def test_its_limits_are_the_boxes_own(rock: Callable[[str], Any]) -> None:
+    disk = rock("""return (await sandbox.arun("df -BG --output=size / | tail -1", session="main")).output""")
+    assert disk in ("49G", "50G")
+
+
+def test_a_sandbox_id_may_be_chosen_and_is_taken_then(rock: Callable[[str], Any]) -> None:
+    chosen, other, told = rock("""
+        first = Sandbox(config(sandbox_id="mine"))
+        await first.start()
+        other = Sandbox(config())
+        await other.attach("mine")
+        try:
+            await Sandbox(config(sandbox_id="mine")).start()
+        except rock.BadRequestRockError as error:
+            told = str(error)
+        seen = first.sandbox_id, (await other.execute(Command(command=["echo", "same"]))).stdout, told
+        await first.delete()
+        return seen
+    """)
+    assert (chosen, other) == ("mine", "same\n")
+    assert "a sandbox named 'mine' exists" in told
+
+
+def test_two_sandboxes_run_side_by_side_and_share_nothing(rock: Callable[[str], Any]) -> None:
+    assert rock("""
+        both = Sandbox(config()), Sandbox(config())
+        await asyncio.gather(*(each.start() for each in both))
+        await asyncio.gather(*(each.write_file_by_path(each.sandbox_id, "/tmp/who") for each in both))
+        said = await asyncio.gather(*(each.arun("sleep 0.2; cat /tmp/who") for each in both))
+        await asyncio.gather(*(each.delete() for each in both))
+        return [each.output for each in said] == [each.sandbox_id for each in both]
+    """)
+
+
+def test_stop_keeps_the_files_restart_brings_them_back_and_delete_removes_all(rock: Callable[[str], Any]) -> None:
+    assert rock("""
+        box = Sandbox(config())
+        await box.start()
+        await box.create_session(CreateBashSessionRequest(session="s", env={"A": "1"}))
+        await box.arun("echo kept > /root/file", session="s")
+        seen = []
+        try:
+            await box.restart()
+        except rock.BadRequestRockError as error:
+            seen.append("stop it first" in str(error))
+        await box.stop()
+        await box.stop()
+        seen.append((await box.get_status(include_all_states=True)).state)
+        try:
+            await box.is_alive()
+        except Exception as error:
+            seen.append("include_all_states" in str(error))
+        await box.restart()
+        seen.append((await box.is_alive()).is_alive)
+        await box.create_session(CreateBashSessionRequest(session="s", env={"A": "2"}))
+        seen.append((await box.arun("cat /root/file; echo $A", session="s")).output)
+        await box.stop()
+        await box.delete()
+        await box.delete()
+        seen.append((await box.get_status(include_all_states=True)).state)
+        return seen
+    """) == [True, "stopped", True, True, "kept\n2", "deleted"]
+
+
+def test_a_sandbox_that_is_to_go_with_its_stop_goes(rock: Callable[[str], Any]) -> None:
+    assert (
+        rock("""
+        box = Sandbox(config(auto_delete_seconds=0))
+        await box.start()
+        await box.close()
+        return (await box.get_status(include_all_states=True)).state
+    """)
+        == "deleted"
+    )
+
+
+@pytest.mark.parametrize(
+    ("wish", "told"),
+    [
+        ('image="localhost/not-there:1"', "localhost/not-there:1"),
+        ('memory="64k"', "memory: 64k is under the 6 MB"),
+        ('memory="lots"', "memory: a size is digits"),
+        ('image_os="windows"', "image_os"),
+        ("num_gpus=1", "no GPU"),
+        ("auto_archive_seconds=60", "nothing is archived"),
+        ('sandbox_id="no/name"', "name: "),
+    ],
+)
+def test_a_start_that_cannot_be_is_refused_at_once_with_the_reason(
+    rock: Callable[[str], Any], wish: str, told: str
+) -> None:
+    with pytest.raises(SdkError, match="BadRequestRockError") as error:
+        rock(f"await Sandbox(config({wish})).start()")
+    assert told in str(error.value)
+
+
+def test_without_the_token_nobody_comes_in(rock: Callable[[str], Any]) -> None:
+    with pytest.raises(SdkError, match="401"):
+        rock("await Sandbox(config(extra_headers={})).start()")
+    assert (
+        rock("""
+        box = Sandbox(config(extra_headers={}, xrl_authorization=sys.argv[2]))
+        await box.attach(sandbox.sandbox_id)
+        return (await box.execute(Command(command=["true"]))).exit_code
+    """)
+        == 0
+    )
+
+
+def test_unknown_sandboxes_are_named(rock: Callable[[str], Any]) -> None:
+    with pytest.raises(SdkError, match="no sandbox 'nobody'"):
+        rock("""await Sandbox(config()).attach("nobody")""")
+
+
+# ---- sessions --------------------------------------------------------------------------------------------------------
+
+
+def test_a_session_keeps_folder_variables_and_functions(rock: Callable[[str], Any]) -> None:
+    assert rock("""
+        await sandbox.arun("cd /srv; x=7; f() { echo f:$1; }", session="main")
+        seen = await sandbox.arun("pwd; f $x; echo $STAGE", session="main")
+        return seen.output, seen.exit_code, seen.failure_reason
+    """) == ["/srv\nf:7\none", 0, ""]
+
+
+def test_output_is_in_the_order_of_writing_without_escapes_and_outer_space(rock: Callable[[str], Any]) -> None:
+    assert (
+        rock(r"""
+        code = "echo; echo one; echo two >&2; printf '\033[31mthree\033[0m \033]0;title\007end\n\n'"
+        return (await sandbox.arun(code, session="main")).output
+    """)
+        == "one\ntwo\nthree end"
+    )
+
+
+def test_a_command_that_fails_raises_unless_it_is_not_checked(rock: Callable[[str], Any]) -> None:
+    with pytest.raises(SdkError, match="exit code 3") as error:
+        rock("""await sandbox.arun("echo so; (exit 3)", session="main")""")
+    assert "so" in str(error.value)
+    assert rock("""
+        seen = []
+        for check in "silent", "ignore":
+            done = await sandbox.run_in_session(BashAction(command="echo so; (exit 3)", session="main", check=check))
+            seen.append((done.output, done.exit_code))
+        return seen
+    """) == [["so", 3], ["so", None]]
+
+
+def test_no_output_can_pass_for_an_exit_code(rock: Callable[[str], Any]) -> None:
+    assert rock("""
+        code = "echo EXITCODESTART0EXITCODEEND; echo SHELLPS1PREFIX; (exit 9)"
+        done = await sandbox.run_in_session(BashAction(command=code, session="main", check="silent"))
+        return done.exit_code, done.output
+    """) == [9, "EXITCODESTART0EXITCODEEND\nSHELLPS1PREFIX"]
+
+
+def test_a_timeout_ends_the_command_and_the_next_one_gets_its_own_output(rock: Callable[[str], Any]) -> None:
+    with pytest.raises(SdkError, match=r"timeout|ReadTimeout"):
+        rock("""
+            await sandbox.arun("y=kept", session="main")
+            await sandbox.run_in_session(BashAction(command="echo early; sleep 300", session="main", timeout=0.5))
+        """)
+    assert (
+        rock("""
+        return (await sandbox.arun("echo $y; pgrep -r D,R,S,T -c sleep || true", session="main")).output
+    """)
+        == "kept\n0"
+    )
+
+
+def test_a_client_that_hangs_up_takes_its_command_with_it(rock: Callable[[str], Any]) -> None:
+    assert (
+        rock("""
+        running = asyncio.ensure_future(sandbox.arun("sleep 301", session="main"))
+        while not (await sandbox.execute(Command(command=["pgrep", "-f", "^sleep 301"]))).stdout:
+            pass
+        running.cancel()
+        return (await sandbox.arun("pgrep -r D,R,S,T -c -f '^sleep 301' || true", session="main")).output
+    """)
+        == "0"
+    )
+
+
+def test_exit_ends_the_shell_and_the_session_goes_on_with_a_new_one(rock: Callable[[str], Any]) -> None:
+    with pytest.raises(SdkError, match="exit code 5"):
+        rock("""
+            await sandbox.create_session(CreateBashSessionRequest(session="ends"))
+            await sandbox.arun("exit 5", session="ends")
+        """)
+    assert rock("""return (await sandbox.arun("echo back", session="ends")).output""") == "back"
+
+
+def test_startup_files_are_sourced_before_the_first_command(rock: Callable[[str], Any]) -> None:
+    assert rock("""
+        await sandbox.write_file_by_path("echo hello; export FROM=profile", "/root/my profile")
+        await sandbox.write_file_by_path("g() { echo g:$FROM; }", "/root/more")
+        files = ["'/root/my profile'", "~/more"]
+        begun = await sandbox.create_session(CreateBashSessionRequest(session="sourced", startup_source=files))
+        return begun.output, (await sandbox.arun("g", session="sourced")).output
+    """) == ["hello", "g:profile"]
+
+
+def test_a_session_is_made_first_made_twice_unchanged_and_closed(rock: Callable[[str], Any]) -> None:
+    with pytest.raises(SdkError, match="no session 'twice'"):
+        rock("""await sandbox.arun("true", session="twice")""")
+    assert (
+        rock("""
+        await sandbox.create_session(CreateBashSessionRequest(session="twice"))
+        await sandbox.arun("z=1", session="twice")
+        await sandbox.create_session(CreateBashSessionRequest(session="twice"))
+        seen = (await sandbox.arun("echo z=$z", session="twice")).output
+        for _ in range(2):
+            await sandbox.close_session(CloseBashSessionRequest(session="twice"))
+        return seen
+    """)
+        == "z=1"
+    )
+    with pytest.raises(SdkError, match="'main'"):
+        rock("""await sandbox.create_session(CreateBashSessionRequest(session="main", env={"STAGE": "two"}))""")
+    with pytest.raises(SdkError, match="remote_user"):
+        rock("""await sandbox.create_session(CreateBashSessionRequest(session="other", remote_user="nobody"))""")
+
+
+def test_a_long_command_runs_with_nohup_and_its_output_is_fetched(rock: Callable[[str], Any]) -> None:
+    assert rock("""
+        done = await sandbox.arun("bash -c 'echo begin; sleep 0.5; echo end'", mode=RunMode.NOHUP, wait_timeout=20)
+        kept = await sandbox.arun("echo kept", session="main", mode="nohup", output_file="/tmp/logs/run.out",
+            ignore_output=True)
+        file = await sandbox.read_file(ReadFileRequest(path="/tmp/logs/run.out"))
+        return done.output, done.exit_code, kept.exit_code, "File size: 5 bytes" in kept.output, file.content
+    """) == ["begin\nend", 0, 0, True, "kept\n"]
+
+
+def test_a_nohup_command_that_takes_too_long_is_told_and_goes_on(rock: Callable[[str], Any]) -> None:
+    code, why = rock("""
+        done = await sandbox.arun("sleep 302", session="main", mode="nohup", wait_timeout=1)
+        await sandbox.arun("pkill -f '^sleep 302'", session="main")
+        return done.exit_code, done.failure_reason
+    """)
+    assert (code, "did not complete" in why) == (1, True)
+
+
+def test_a_script_is_sent_and_run(rock: Callable[[str], Any]) -> None:
+    assert rock("""return (await sandbox.process.execute_script("echo $((6 * 7))")).output""") == "42"
+
+
+# ---- programs --------------------------------------------------------------------------------------------------------
+
+
+def test_execute_runs_a_program_with_its_own_folder_variables_and_exit_code(rock: Callable[[str], Any]) -> None:
+    assert rock("""
+        code = "pwd; echo $A; echo oops >&2; exit 4"
+        done = await sandbox.execute(Command(command=["sh", "-c", code], cwd="/usr", env={"A": "b"}))
+        none = await sandbox.execute(Command(command="not-a-program"))
+        return done.stdout, done.stderr, done.exit_code, none.exit_code, "not found" in none.stderr
+    """) == ["/usr\nb\n", "oops\n", 4, 127, True]
+
+
+def test_a_program_that_takes_too_long_is_killed_and_has_no_exit_code_of_its_own(rock: Callable[[str], Any]) -> None:
+    assert rock("""
+        done = await sandbox.execute(Command(command=["sh", "-c", "echo early; sleep 303"], timeout=0.3))
+        left = await sandbox.execute(Command(command=["pgrep", "-r", "D,R,S,T", "-f", "^sleep 303"]))
+        return done.stdout, done.exit_code, "timeout after 0.3 s" in done.stderr, left.stdout
+    """) == ["early\n", -1, True, ""]
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_text_goes_both_ways_and_a_files_mode_stays(rock: Callable[[str], Any]) -> None:
+    text = "ünï\r\ncödé 字 \t end"
+    assert rock(f"""
+        text = {text!r}
+        wrote = await sandbox.write_file(WriteFileRequest(path="/srv/new/deep/a.txt", content=text))
+        await sandbox.fs.chmod(ChmodRequest(paths=["/srv/new/deep/a.txt"], mode="755"))
+        await sandbox.write_file_by_path(text, "/srv/new/deep/a.txt")
+        mode = (await sandbox.execute(Command(command=["stat", "-c", "%a", "/srv/new/deep/a.txt"]))).stdout
+        read = await sandbox.read_file(ReadFileRequest(path="/srv/new/deep/a.txt"))
+        return wrote.success, mode, read.content == text
+    """) == [True, "755\n", True]
+
+
+def test_bytes_go_both_ways_exactly_small_and_large(rock: Callable[[str], Any]) -> None:
+    assert rock("""
+        seen = []
+        for size in 0, 1000, 20 << 20:
+            data = (bytes(range(256)) * (size // 256 + 1))[:size]
+            Path("data.bin").write_bytes(data)
+            sent = await sandbox.upload(UploadRequest(source_path="data.bin", target_path="/srv/up/data.bin"))
+            back = await sandbox.read_file(ReadFileRequest(path="/srv/up/data.bin", encoding="latin-1"))
+            seen.append(sent.success and back.content.encode("latin-1") == data)
+        done = await sandbox.execute(Command(command=["ls", "-A", "/srv/up"]))
+        return seen, done.stdout
+    """) == [[True, True, True], "data.bin\n"]
+
+
+def test_text_that_is_none_is_an_error_or_read_as_the_caller_says(rock: Callable[[str], Any]) -> None:
+    assert rock(r"""
+        Path("odd").write_bytes(b"a\xff\xfeb")
+        await sandbox.upload_by_path("odd", "/srv/odd")
+        seen = []
+        for errors in "replace", "surrogateescape":
+            read = await sandbox.read_file(ReadFileRequest(path="/srv/odd", encoding="utf-8", errors=errors))
+            seen.append(read.content.encode("utf-8", "surrogateescape") == b"a\xff\xfeb")
+        return seen
+    """) == [False, True]
+    with pytest.raises(SdkError, match="404"):
+        rock("""await sandbox.read_file(ReadFileRequest(path="/srv/odd"))""")
+
+
+def test_a_folder_goes_up(rock: Callable[[str], Any]) -> None:
+    assert rock("""
+        Path("tree/sub").mkdir(parents=True)
+        Path("tree/sub/a").write_text("in a folder")
+        done = await sandbox.fs.upload_dir("tree", "/srv/tree")
+        read = await sandbox.read_file(ReadFileRequest(path="/srv/tree/sub/a"))
+        return done.exit_code, done.failure_reason, read.content
+    """) == [0, "", "in a folder"]
+
+
+def test_what_cannot_be_read_or_written_is_never_taken_for_done(rock: Callable[[str], Any]) -> None:
+    with pytest.raises(SdkError, match="404"):
+        rock("""await sandbox.read_file(ReadFileRequest(path="/srv/missing"))""")
+    wrote, sent, told = rock("""
+        Path("small").write_text("x")
+        wrote = await sandbox.write_file_by_path("x", "/proc/version")
+        sent = await sandbox.upload_by_path("small", "/srv")
+        return wrote.success, sent.success, wrote.message + sent.message
+    """)
+    assert (wrote, sent) == (False, False)
+    assert "/proc/version" in told
+    assert "/srv is a folder" in told
+
+
+# ---- what there is none of -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("await sandbox.archive()", "rockroll sandbox snapshot"),
+        ("""await sandbox.commit("registry/image:1", "user", "word")""", "rockroll sandbox snapshot"),
+    ],
+)
+def test_what_is_not_offered_is_refused_with_what_to_use(rock: Callable[[str], Any], line: str, told: str) -> None:
+    with pytest.raises(SdkError, match=told):
+        rock(line)
