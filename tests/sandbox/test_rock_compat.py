@@ -10,11 +10,19 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from rockroll import Sandbox, rpc
+from rockroll.errors import ImageMissing, UsageError
+from rockroll.sandbox.client import list_sandboxes
+from rockroll.sandbox.config import DEFAULT_IMAGE
+from rockroll.sandbox.http.node_link import NodeLink
+from rockroll.sandbox.rock.boxes import Boxes, find, not_up
+from rockroll.sandbox.rock.forms import Start
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "a-token-of-this-test"
@@ -38,7 +46,7 @@ warnings.simplefilter("ignore")
 from rock.actions import (BashAction, CloseSessionRequest, CloseBashSessionRequest, Command, CreateBashSessionRequest,
     ReadFileRequest, UploadRequest, WriteFileRequest)
 from rock.actions.sandbox.request import ChmodRequest, UploadMode
-from rock.sdk.sandbox.client import RunMode, Sandbox
+from rock.sdk.sandbox.client import RunMode, Sandbox, SandboxGroup
 from rock.sdk.sandbox.config import SandboxConfig, SandboxGroupConfig
 import rock
 
@@ -144,6 +152,7 @@ def test_a_sandbox_id_may_be_chosen_and_is_taken_then(rock: Callable[[str], Any]
             await Sandbox(config(sandbox_id="mine")).start()
         except rock.BadRequestRockError as error:
             told = str(error)
+        await first.is_alive()
         seen = first.sandbox_id, (await other.execute(Command(command=["echo", "same"]))).stdout, told
         await first.delete()
         return seen
@@ -154,8 +163,9 @@ def test_a_sandbox_id_may_be_chosen_and_is_taken_then(rock: Callable[[str], Any]
 
 def test_two_sandboxes_run_side_by_side_and_share_nothing(rock: Callable[[str], Any]) -> None:
     assert rock("""
-        both = Sandbox(config()), Sandbox(config())
-        await asyncio.gather(*(each.start() for each in both))
+        group = SandboxGroup(SandboxGroupConfig(**config().model_dump(), size=2))
+        await group.start()
+        both = group.sandbox_list
         await asyncio.gather(*(each.write_file_by_path(each.sandbox_id, "/tmp/who") for each in both))
         said = await asyncio.gather(*(each.arun("sleep 0.2; cat /tmp/who") for each in both))
         await asyncio.gather(*(each.delete() for each in both))
@@ -223,6 +233,39 @@ def test_a_start_that_cannot_be_is_refused_at_once_with_the_reason(
     with pytest.raises(SdkError, match="BadRequestRockError") as error:
         rock(f"await Sandbox(config({wish})).start()")
     assert told in str(error.value)
+
+
+def test_a_start_that_takes_too_long_is_given_up_and_leaves_nothing(rock: Callable[[str], Any]) -> None:
+    with pytest.raises(SdkError, match=r"InternalServerRockError.*not up after 0.01 s"):
+        rock("""await Sandbox(config(sandbox_id="late", startup_timeout=0.01)).start()""")
+    assert (
+        rock("""
+        box = Sandbox(config(sandbox_id="late"))
+        await box.start()
+        await box.delete()
+        return box.sandbox_id
+    """)
+        == "late"
+    )
+
+
+def test_what_rock_has_no_field_for_goes_in_headers(rock: Callable[[str], Any]) -> None:
+    pids, routes = rock("""
+        more = {"XRL-Authorization": "Bearer " + sys.argv[2], "X-Rockroll-Pids": "33", "X-Rockroll-Network": "open"}
+        box = Sandbox(config(extra_headers=more))
+        await box.start()
+        limit = await box.execute(Command(command=["cat", "/sys/fs/cgroup/pids.max", "/sys/fs/cgroup/pids/pids.max"]))
+        routes = await box.execute(Command(command=["cat", "/proc/net/route"]))
+        await box.delete()
+        return limit.stdout.strip(), len(routes.stdout.splitlines())
+    """)
+    assert pids == "33"
+    assert routes > 1
+    with pytest.raises(SdkError, match=r"network: .*far"):
+        rock("""
+            more = {"XRL-Authorization": "Bearer " + sys.argv[2], "X-Rockroll-Network": "far"}
+            await Sandbox(config(extra_headers=more)).start()
+        """)
 
 
 def test_without_the_token_nobody_comes_in(rock: Callable[[str], Any]) -> None:
@@ -461,6 +504,43 @@ def test_what_cannot_be_read_or_written_is_never_taken_for_done(rock: Callable[[
     assert (wrote, sent) == (False, False)
     assert "/proc/version" in told
     assert "/srv is a folder" in told
+
+
+# ---- a start that takes its time -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def boxes(node: rpc.Client) -> AsyncIterator[Boxes]:
+    yield Boxes(NodeLink())
+
+
+async def test_a_start_is_pending_until_it_is_over_and_a_failed_one_says_why(boxes: Boxes) -> None:
+    name = await boxes.start(Start(image=DEFAULT_IMAGE, memory="128m", sandbox_id="slow"), {}, patience_s=0)
+    assert await boxes.pending(name, 0)
+    with pytest.raises(UsageError, match="being started already"):
+        await boxes.start(Start(image=DEFAULT_IMAGE, sandbox_id="slow"), {}, patience_s=0)
+    assert not await boxes.pending(name, 20)
+    assert (await find(NodeLink(), name)).state == "running"
+    await (await Sandbox.attach(name)).delete()
+
+    name = await boxes.start(Start(image="localhost/not-there:1", sandbox_id="never"), {}, patience_s=0)
+    assert not await boxes.pending(name, 20)
+    error = boxes.failure(name)
+    assert isinstance(error, ImageMissing)
+    told = not_up(name, "host", "127.0.0.1", error)
+    assert told["status"]["image_pull"] == {"status": "failed", "message": error.message}
+
+
+async def test_a_start_that_is_stopped_leaves_no_box(boxes: Boxes) -> None:
+    name = await boxes.start(Start(image=DEFAULT_IMAGE, memory="128m"), {}, patience_s=0)
+    await boxes.give_up(name)
+    assert not await boxes.pending(name, 0)
+    assert name not in [info.name for info in await list_sandboxes()]
+
+
+async def test_an_image_that_is_not_here_is_asked_of_its_registry(boxes: Boxes) -> None:
+    with pytest.raises(ImageMissing, match=r"registry.invalid/some/image:1 could not be pulled"):
+        await boxes.start(Start(image="registry.invalid/some/image:1"), {}, patience_s=60)
 
 
 # ---- what there is none of -------------------------------------------------------------------------------------------

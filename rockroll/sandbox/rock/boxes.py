@@ -10,6 +10,7 @@ commands and files to compat.py.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import secrets
 from collections import OrderedDict
@@ -20,6 +21,7 @@ from typing import Any
 from rockroll import __version__
 from rockroll.errors import HostError, ImageMissing, LimitNotEnforced, RockrollError, SandboxNotFound, UsageError
 from rockroll.sandbox import wire
+from rockroll.sandbox.client import finish
 from rockroll.sandbox.config import SandboxConfig
 from rockroll.sandbox.http.node_link import NodeLink
 from rockroll.sandbox.podman import PodmanService
@@ -61,6 +63,7 @@ class Boxes:
             task.cancel()  # the client is gone before it has heard the id
             raise
         if task.done():
+            self._failed.pop(name, None)  # told here
             task.result()
         return name
 
@@ -114,13 +117,30 @@ class Boxes:
                 raise
             labels = {key: value for key, value in config.labels.items() if key != f"{LABEL}disk"}
             await self._create(dataclasses.replace(config, disk=None, labels=labels))
+        except asyncio.CancelledError:
+            await finish(self._undo(config))
+            raise
+
+    async def _undo(self, config: SandboxConfig) -> None:
+        """Returns when nothing is left of it: the node removes a box whose making is cancelled, but tells nobody when
+        it has. The label tells ours from one that had this name before."""
+        ref = wire.Ref(id=config.name or "")
+        with contextlib.suppress(SandboxNotFound):
+            info = await self._node.call("sandbox.get", ref, type=SandboxInfo)
+            if info.labels.get(f"{LABEL}start") == config.labels[f"{LABEL}start"]:
+                await self._node.call("sandbox.delete", wire.Ref(id=info.id), type=SandboxInfo)
 
     async def _pull(self, image: str, form: Start) -> None:
         """Once for all who wait for it."""
         if image not in self._pulling:
             task = self._pulling[image] = asyncio.create_task(pull(image, form))
-            task.add_done_callback(lambda _: self._pulling.pop(image))
+            task.add_done_callback(lambda done: self._pulled(image, done))
         await asyncio.shield(self._pulling[image])
+
+    def _pulled(self, image: str, done: asyncio.Task[None]) -> None:
+        del self._pulling[image]
+        if not done.cancelled():
+            done.exception()  # those who waited were told; perhaps nobody waits any more
 
 
 async def pull(image: str, form: Start) -> None:
@@ -155,7 +175,7 @@ def config_of(form: Start, headers: Mapping[str, str], name: str) -> SandboxConf
         "memory": form.memory,
         "disk": form.disk,
         "auto_delete_seconds": None if form.auto_delete_seconds is None else str(form.auto_delete_seconds),
-        "auto_clear_minutes": str(form.auto_clear_time_minutes),
+        "start": secrets.token_hex(6),
     }
     chosen: dict[str, Any] = {}
     if network := headers.get("x-rockroll-network"):
@@ -183,14 +203,15 @@ def _size(text: str) -> str:
 
 
 async def find(node: NodeLink, name: str) -> SandboxInfo:
-    """A box, also one that is gone. SandboxNotFound where none ever had that name."""
+    """A box, also one that is gone. SandboxNotFound where none of those that the node remembers had that name."""
     try:
         return await node.call("sandbox.get", wire.Ref(id=name), type=SandboxInfo)
     except SandboxNotFound:
-        for info in reversed(await node.call("sandbox.list", wire.List(all=True), type=list[SandboxInfo])):
-            if name in (info.id, info.name):
-                return info
-        raise
+        every = await node.call("sandbox.list", wire.List(all=True), type=list[SandboxInfo])
+        gone = [info for info in every if name in (info.id, info.name)]
+        if not gone:
+            raise
+        return max(gone, key=lambda info: info.created)
 
 
 def described(info: SandboxInfo, name: str, host_ip: str) -> dict[str, Any]:
