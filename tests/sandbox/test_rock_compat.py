@@ -5,14 +5,21 @@ Each test sends that process lines of Python, as a user of ROCK would write them
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import hashlib
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
 import textwrap
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -21,6 +28,7 @@ from rockroll.errors import ImageMissing, UsageError
 from rockroll.sandbox.client import list_sandboxes
 from rockroll.sandbox.config import DEFAULT_IMAGE
 from rockroll.sandbox.http.node_link import NodeLink
+from rockroll.sandbox.podman import Podman
 from rockroll.sandbox.rock.boxes import Boxes, find, not_up
 from rockroll.sandbox.rock.forms import Start
 
@@ -541,6 +549,87 @@ async def test_a_start_that_is_stopped_leaves_no_box(boxes: Boxes) -> None:
 async def test_an_image_that_is_not_here_is_asked_of_its_registry(boxes: Boxes) -> None:
     with pytest.raises(ImageMissing, match=r"registry.invalid/some/image:1 could not be pulled"):
         await boxes.start(Start(image="registry.invalid/some/image:1"), {}, patience_s=60)
+
+
+class Registry(BaseHTTPRequestHandler):
+    """A registry with one image of one empty folder, for one user."""
+
+    login = base64.b64encode(b"ada:secret").decode()
+    content: ClassVar[dict[str, tuple[str, bytes]]] = {}
+
+    @classmethod
+    def fill(cls) -> None:
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w") as tar:
+            folder = tarfile.TarInfo("usr")
+            folder.type, folder.mode = tarfile.DIRTYPE, 0o755
+            tar.addfile(folder)
+        layer = packed.getvalue()
+        oci = "application/vnd.oci.image"
+        architecture = {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, os.uname().machine)
+        rootfs = {"type": "layers", "diff_ids": [_digest(layer)]}
+        config = json.dumps({"architecture": architecture, "os": "linux", "config": {}, "rootfs": rootfs}).encode()
+        parts = {"config": (f"{oci}.config.v1+json", config), "layer": (f"{oci}.layer.v1.tar", layer)}
+        told = {key: {"mediaType": t, "digest": _digest(d), "size": len(d)} for key, (t, d) in parts.items()}
+        manifest = {"schemaVersion": 2, "mediaType": f"{oci}.manifest.v1+json"}
+        whole = json.dumps({**manifest, "config": told["config"], "layers": [told["layer"]]}).encode()
+        cls.content = {f"/v2/tiny/blobs/{_digest(data)}": (kind, data) for kind, data in parts.values()}
+        cls.content["/v2/tiny/manifests/1"] = (manifest["mediaType"], whole)
+        cls.content[f"/v2/tiny/manifests/{_digest(whole)}"] = cls.content["/v2/tiny/manifests/1"]
+        cls.content["/v2/"] = ("application/json", b"{}")
+
+    def do_GET(self) -> None:
+        kind, data = self.content.get(self.path, ("", b""))
+        known = self.headers.get("Authorization") == f"Basic {self.login}"
+        self.send_response(401 if not known else 200 if kind else 404)
+        if not known:
+            self.send_header("WWW-Authenticate", 'Basic realm="test"')
+        self.send_header("Content-Type", kind or "text/plain")
+        self.send_header("Content-Length", str(len(data) if known else 0))
+        self.end_headers()
+        if known and self.command == "GET":
+            self.wfile.write(data)
+
+    do_HEAD = do_GET
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def _digest(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+@pytest.fixture
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Its address."""
+    Registry.fill()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Registry) as listening:
+        address = f"127.0.0.1:{listening.server_address[1]}"
+        conf = tmp_path / "registries.conf"
+        conf.write_text(f'[[registry]]\nlocation = "{address}"\ninsecure = true\n')
+        monkeypatch.setenv("CONTAINERS_REGISTRIES_CONF", str(conf))
+        serving = threading.Thread(target=listening.serve_forever)
+        serving.start()
+        yield address
+        listening.shutdown()
+        serving.join()
+
+
+async def test_an_image_is_pulled_with_the_callers_login(boxes: Boxes, registry: str, podman: Podman) -> None:
+    image, login = f"{registry}/tiny:1", {"registry_username": "ada", "registry_password": "secret"}
+    with pytest.raises(ImageMissing, match="could not be pulled"):
+        await boxes.start(Start(image=image, memory="128m"), {}, patience_s=60)
+    with pytest.raises(ImageMissing):
+        await boxes.start(Start(image=image, memory="128m", pull="never", **login), {}, patience_s=60)
+    both = [boxes.start(Start(image=image, memory="128m", **login), {}, patience_s=60) for _ in range(2)]
+    try:
+        for name in await asyncio.gather(*both):
+            found = await Sandbox.attach(name)
+            assert found.info.image == image
+            await found.delete()
+    finally:
+        await podman.image_remove(image)
 
 
 # ---- what there is none of -------------------------------------------------------------------------------------------
