@@ -94,11 +94,16 @@ def server(node_home: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def rock(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Any]]:
+def sdk() -> str:
+    """A Python that has rl-rock."""
+    return subprocess.run([ROOT / "scripts/rock-sdk"], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def rock(server: str, sdk: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Any]]:
     """rock(lines): what they return, in one process for all tests of this file. `sandbox` there is up, and has a
     session `main`."""
-    python = subprocess.run([ROOT / "scripts/rock-sdk"], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
-    argv = [python, "-c", USER, server, TOKEN]
+    argv = [sdk, "-c", USER, server, TOKEN]
     folder = tmp_path_factory.mktemp("user")
     env = {"PATH": os.environ["PATH"], "HOME": str(folder)}
     with subprocess.Popen(
@@ -512,6 +517,19 @@ def test_what_cannot_be_read_or_written_is_never_taken_for_done(rock: Callable[[
     assert (wrote, sent) == (False, False)
     assert "/proc/version" in told
     assert "/srv is a folder" in told
+
+
+# ---- the page --------------------------------------------------------------------------------------------------------
+
+
+def test_the_example_of_the_page_runs_and_prints_what_it_says(server: str, sdk: str, tmp_path: Path) -> None:
+    page = (ROOT / "docs/rock-compat.md").read_text()
+    code, said = (page.split(fence)[1].split("```")[0] for fence in ("```python\n", "migrate.py\n42"))
+    (tmp_path / "migrate.py").write_text(code)
+    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "ROCK_BASE_URL": server, "ROCKROLL_TOKEN": TOKEN}
+    argv = [sdk, tmp_path / "migrate.py"]
+    done = subprocess.run(argv, stdout=subprocess.PIPE, text=True, env=env, cwd=tmp_path, check=True)
+    assert done.stdout == "42" + said
 
 
 # ---- a start that takes its time -------------------------------------------------------------------------------------
