@@ -19,7 +19,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import pytest
 
@@ -33,19 +33,6 @@ from rockroll.sandbox.rock.boxes import Boxes, find, not_up
 from rockroll.sandbox.rock.forms import Start
 
 ROOT = Path(__file__).parents[2]
-TOKEN = "a-token-of-this-test"
-
-SERVER = """
-import socket, sys, uvicorn
-from rockroll.sandbox.http.app import create_app
-from rockroll.sandbox.http.node_link import NodeLink
-from rockroll.sandbox.rock import compat
-app = create_app(NodeLink(), token=sys.argv[1], routers=[compat.router])
-listening = socket.create_server(("127.0.0.1", 0))
-print(listening.getsockname()[1], flush=True)
-uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listening])
-"""
-
 USER = """
 import asyncio, json, logging, sys, textwrap, warnings
 from pathlib import Path
@@ -80,17 +67,22 @@ class SdkError(Exception):
     """What a line of the SDK's user raised."""
 
 
+class Server(NamedTuple):
+    url: str
+    token: str
+
+
 @pytest.fixture(scope="module")
-def server(node_home: Path) -> Iterator[str]:
-    """The address of a server with ROCK's routes."""
-    argv = [sys.executable, "-c", SERVER, TOKEN]
+def server(node_home: Path) -> Iterator[Server]:
+    """`rockroll serve`, in a process of its own."""
+    argv = [sys.executable, "-m", "rockroll", "serve", "--port", "0"]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
-        port = process.stdout.readline().strip()
-        assert port, "the server did not start"
-        yield f"http://127.0.0.1:{port}"
+        said = process.stdout.readline().split()
+        assert said, "the server did not start"
+        yield Server(said[1], (node_home / "token").read_text().strip())
         process.terminate()
-        assert process.wait(20) in (0, -15)
+        process.wait(20)
 
 
 @pytest.fixture(scope="module")
@@ -100,10 +92,10 @@ def sdk() -> str:
 
 
 @pytest.fixture(scope="module")
-def rock(server: str, sdk: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Any]]:
+def rock(server: Server, sdk: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Any]]:
     """rock(lines): what they return, in one process for all tests of this file. `sandbox` there is up, and has a
     session `main`."""
-    argv = [sdk, "-c", USER, server, TOKEN]
+    argv = [sdk, "-c", USER, *server]
     folder = tmp_path_factory.mktemp("user")
     env = {"PATH": os.environ["PATH"], "HOME": str(folder)}
     with subprocess.Popen(
@@ -522,11 +514,16 @@ def test_what_cannot_be_read_or_written_is_never_taken_for_done(rock: Callable[[
 # ---- the page --------------------------------------------------------------------------------------------------------
 
 
-def test_the_example_of_the_page_runs_and_prints_what_it_says(server: str, sdk: str, tmp_path: Path) -> None:
+def test_the_example_of_the_page_runs_and_prints_what_it_says(server: Server, sdk: str, tmp_path: Path) -> None:
     page = (ROOT / "docs/rock-compat.md").read_text()
     code, said = (page.split(fence)[1].split("```")[0] for fence in ("```python\n", "migrate.py\n42"))
     (tmp_path / "migrate.py").write_text(code)
-    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "ROCK_BASE_URL": server, "ROCKROLL_TOKEN": TOKEN}
+    env = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "ROCK_BASE_URL": server.url,
+        "ROCKROLL_TOKEN": server.token,
+    }
     argv = [sdk, tmp_path / "migrate.py"]
     done = subprocess.run(argv, stdout=subprocess.PIPE, text=True, env=env, cwd=tmp_path, check=True)
     assert done.stdout == "42" + said

@@ -12,10 +12,11 @@ from fastapi import APIRouter, Request
 
 from rockroll.errors import SessionError, UsageError
 from rockroll.sandbox import wire
+from rockroll.sandbox.http.answers import unless_gone
 from rockroll.sandbox.http.node_link import NodeLink
 from rockroll.sandbox.rock import forms
 from rockroll.sandbox.rock.forms import COMMAND_ERROR, Answer, CommandFailed, Envelope, success
-from rockroll.sandbox.rock.link import as_bytes, node_of, while_there
+from rockroll.sandbox.rock.link import as_bytes, node_of
 from rockroll.sandbox.wire import Observation, SessionInfo
 
 router = APIRouter(route_class=Envelope, default_response_class=Answer)
@@ -66,7 +67,7 @@ async def run_in_session(form: forms.Action, request: Request) -> Answer:
         there = ", ".join(known) or "none"
         raise SessionError(f"no session {form.session!r}: create_session opens one; open are: {there}")
     running = _run(node, form.sandbox_id, form.session, form.command, form.timeout)
-    done = await while_there(request, running)
+    done = await unless_gone(request, running)
     why = _why(done, form.timeout)
     seen = {"output": _shown(done), "exit_code": done.exit_code, "failure_reason": why, "expect_string": ""}
     if done.exit_code is None or (form.check == "raise" and done.exit_code != 0):
@@ -99,7 +100,7 @@ async def execute(form: forms.Program, request: Request) -> Answer:
     body = wire.Execute(
         id=form.sandbox_id, argv=argv, timeout=form.timeout, env=form.env or {}, cwd=form.cwd, max_output=OUTPUT
     )
-    done = await while_there(request, node_of(request).call("execute", body, type=Observation))
+    done = await unless_gone(request, node_of(request).call("execute", body, type=Observation))
     why = _why(done, form.timeout)
     stderr = _text(done.stderr)
     if why:

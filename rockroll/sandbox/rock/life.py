@@ -12,10 +12,11 @@ from fastapi import APIRouter, Request
 
 from rockroll.errors import SandboxNotFound, UsageError
 from rockroll.sandbox import wire
+from rockroll.sandbox.http.answers import unless_gone
 from rockroll.sandbox.rock import forms
 from rockroll.sandbox.rock.boxes import LABEL, PATIENCE_S, START_S, Boxes, described, find, not_up
 from rockroll.sandbox.rock.forms import Answer, Envelope, success
-from rockroll.sandbox.rock.link import node_of, while_there
+from rockroll.sandbox.rock.link import node_of
 from rockroll.sandbox.wire import SandboxInfo
 
 router = APIRouter(route_class=Envelope, default_response_class=Answer)
@@ -36,7 +37,7 @@ async def start(form: forms.Start, request: Request) -> Answer:
 
 async def _start(form: forms.Start, request: Request, patience: float) -> Answer:
     starting = boxes_of(request).start(form, request.headers, patience_s=patience)
-    name = await while_there(request, starting)
+    name = await unless_gone(request, starting)
     where = {"sandbox_id": name, "host_name": os.uname().nodename, "host_ip": _host_ip(request)}
     return success({**where, "cpus": form.cpus, "memory": form.memory, "disk": form.disk})
 

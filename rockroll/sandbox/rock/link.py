@@ -1,12 +1,10 @@
-"""What the endpoints share: their way to the node, and what a client that hangs up ends.
+"""What the endpoints share: their way to the node.
 
 In: requests. Out: the node's link, the files of a box. Leaves what is done with them to life.py, commands.py, files.py.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -43,25 +41,6 @@ class BoxFiles(Files):
             return await (await connect_node()).call(method, body, type=type, parts=parts)
         except PeerLost as error:
             raise SandboxLost(f"the node died while {method} was under way: {error}", cause="node_lost") from error
-
-
-async def while_there(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Its result; where the client hangs up first the work is cancelled, and with it the command in the box."""
-
-    async def gone() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    doing, watching = asyncio.ensure_future(work), asyncio.ensure_future(gone())
-    try:
-        await asyncio.wait({doing, watching}, return_when=asyncio.FIRST_COMPLETED)
-        if not doing.done():
-            raise UsageError("the client hung up")  # nobody reads it
-        return doing.result()
-    finally:
-        doing.cancel()
-        watching.cancel()
-        await asyncio.gather(doing, watching, return_exceptions=True)
 
 
 def as_bytes(text: str, what: str) -> bytes:
