@@ -16,9 +16,9 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from importlib import metadata
 from typing import Any
 
-from rockroll import __version__
 from rockroll.errors import HostError, ImageMissing, LimitNotEnforced, RockrollError, SandboxNotFound, UsageError
 from rockroll.sandbox import wire
 from rockroll.sandbox.client import finish
@@ -230,7 +230,7 @@ def described(info: SandboxInfo, name: str, host_ip: str) -> dict[str, Any]:
         "host_ip": host_ip,
         "port_mapping": {},
         "image": info.image,
-        "gateway_version": f"rockroll-{__version__}",
+        "gateway_version": f"rockroll-{metadata.version('rockroll')}",
         "swe_rex_version": None,
         "user_id": labels.get(f"{LABEL}user_id", "default"),
         "experiment_id": labels.get(f"{LABEL}experiment_id", "default"),
