@@ -16,6 +16,8 @@ import sys
 import tarfile
 import textwrap
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -29,7 +31,7 @@ from rockroll.sandbox.client import list_sandboxes
 from rockroll.sandbox.config import DEFAULT_IMAGE
 from rockroll.sandbox.http.node_link import NodeLink
 from rockroll.sandbox.podman import Podman
-from rockroll.sandbox.rock.boxes import Boxes, find, not_up
+from rockroll.sandbox.rock.boxes import Boxes, config_of, find, not_up
 from rockroll.sandbox.rock.forms import Start
 
 ROOT = Path(__file__).parents[2]
@@ -191,6 +193,10 @@ def test_stop_keeps_the_files_restart_brings_them_back_and_delete_removes_all(ro
             seen.append("stop it first" in str(error))
         await box.stop()
         await box.stop()
+        try:
+            await box.arun("true", session="s")
+        except Exception as error:
+            seen.append("is stopped; `restart` brings it back" in str(error))
         seen.append((await box.get_status(include_all_states=True)).state)
         try:
             await box.is_alive()
@@ -205,7 +211,7 @@ def test_stop_keeps_the_files_restart_brings_them_back_and_delete_removes_all(ro
         await box.delete()
         seen.append((await box.get_status(include_all_states=True)).state)
         return seen
-    """) == [True, "stopped", True, True, "kept\n2", "deleted"]
+    """) == [True, True, "stopped", True, True, "kept\n2", "deleted"]
 
 
 def test_a_sandbox_that_is_to_go_with_its_stop_goes(rock: Callable[[str], Any]) -> None:
@@ -271,6 +277,11 @@ def test_what_rock_has_no_field_for_goes_in_headers(rock: Callable[[str], Any]) 
             more = {"XRL-Authorization": "Bearer " + sys.argv[2], "X-Rockroll-Network": "far"}
             await Sandbox(config(extra_headers=more)).start()
         """)
+    with pytest.raises(SdkError, match="X-Rockroll-Pids: a number"):
+        rock("""
+            more = {"XRL-Authorization": "Bearer " + sys.argv[2], "X-Rockroll-Pids": "many"}
+            await Sandbox(config(extra_headers=more)).start()
+        """)
 
 
 def test_without_the_token_nobody_comes_in(rock: Callable[[str], Any]) -> None:
@@ -323,6 +334,15 @@ def test_a_command_that_fails_raises_unless_it_is_not_checked(rock: Callable[[st
             seen.append((done.output, done.exit_code))
         return seen
     """) == [["so", 3], ["so", None]]
+
+
+def test_a_command_that_is_killed_for_memory_says_so(rock: Callable[[str], Any]) -> None:
+    code, why = rock("""
+        code = "python3 -c 'b = bytearray(1 << 30)'"
+        done = await sandbox.run_in_session(BashAction(command=code, session="main", check="silent"))
+        return done.exit_code, done.failure_reason
+    """)
+    assert (code, why) == (137, "killed for memory")
 
 
 def test_no_output_can_pass_for_an_exit_code(rock: Callable[[str], Any]) -> None:
@@ -449,6 +469,11 @@ def test_a_program_that_takes_too_long_is_killed_and_has_no_exit_code_of_its_own
 def test_text_goes_both_ways_and_a_files_mode_stays(rock: Callable[[str], Any]) -> None:
     text = "ünï\r\ncödé 字 \t end"
     assert rock(f"""
+        text = {text!r} * 200_000
+        await sandbox.write_file_by_path(text, "/srv/large.txt")
+        return (await sandbox.read_file(ReadFileRequest(path="/srv/large.txt"))).content == text
+    """)
+    assert rock(f"""
         text = {text!r}
         wrote = await sandbox.write_file(WriteFileRequest(path="/srv/new/deep/a.txt", content=text))
         await sandbox.fs.chmod(ChmodRequest(paths=["/srv/new/deep/a.txt"], mode="755"))
@@ -509,6 +534,62 @@ def test_what_cannot_be_read_or_written_is_never_taken_for_done(rock: Callable[[
     assert (wrote, sent) == (False, False)
     assert "/proc/version" in told
     assert "/srv is a folder" in told
+
+
+# ---- what the SDK itself does not send -------------------------------------------------------------------------------
+
+
+def post(server: Server, path: str, body: dict[str, Any] | None) -> tuple[int, dict[str, Any]]:
+    """Status and JSON of one request; a GET without a body."""
+    request = urllib.request.Request(
+        f"{server.url}/apis/envs/sandbox/v1{path}",
+        None if body is None else json.dumps(body).encode(),
+        {"Content-Type": "application/json", "Authorization": f"Bearer {server.token}"},
+    )
+    try:
+        with urllib.request.urlopen(request) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def test_start_waits_is_alive_answers_of_any_and_programs_may_be_shell_lines(server: Server) -> None:
+    status, started = post(server, "/start", {"image": DEFAULT_IMAGE, "memory": "128m", "cpus": 1})
+    assert (status, started["status"]) == (200, "Success")
+    ref = {"sandbox_id": started["result"]["sandbox_id"]}
+    alive = post(server, f"/is_alive?sandbox_id={ref['sandbox_id']}", None)[1]["result"]
+    assert alive == {"is_alive": True, "message": os.uname().nodename}
+    line = {**ref, "command": "echo $((40 + 2)); exit 3", "shell": True}
+    done = post(server, "/execute", line)[1]["result"]
+    assert (done["stdout"], done["exit_code"]) == ("42\n", 3)
+    checked = post(server, "/execute", {**line, "check": True, "error_msg": "adding"})[1]
+    assert (checked["status"], checked["result"]["code"], checked["result"]["exit_code"]) == ("Failed", 6000, 3)
+    assert checked["error"].startswith("adding: exit code 3")
+    post(server, "/stop", ref)
+    assert post(server, f"/sandboxes/{ref['sandbox_id']}/restart", {})[1]["status"] == "Success"
+    post(server, "/delete", ref)
+    assert post(server, f"/is_alive?sandbox_id={ref['sandbox_id']}", None)[1]["result"]["is_alive"] is False
+
+
+def test_a_form_with_something_missing_is_answered_in_the_envelope(server: Server) -> None:
+    status, answer = post(server, "/run_in_session", {"sandbox_id": "", "session": "s"})
+    assert (status, answer["status"], answer["result"]["code"]) == (200, "Failed", 4000)
+    assert "command: Field required" in answer["error"]
+    assert "sandbox_id: " in answer["error"]
+    status, answer = post(server, "/read_file", {"sandbox_id": "nobody", "path": "/x"})
+    assert (status, answer["status"]) == (404, "Failed")
+    assert "no sandbox 'nobody'" in answer["error"]
+
+
+def test_a_start_form_becomes_a_config() -> None:
+    asked = Start(
+        image=" python:3.11 ", memory="8Gi", cpus=2, limit_cpus=3, disk=None, auto_clear_time_minutes=0, sandbox_id="s"
+    )
+    made = config_of(asked, {"x-user-id": "ada", "x-cluster": "here"}, "s")
+    assert (made.image, made.name, made.cpus, made.memory_bytes, made.disk) == ("python:3.11", "s", 3, 8 << 30, None)
+    assert (made.idle_ttl_s, made.ttl_s, made.network) == (60, None, "none")
+    labels = {key: value for key, value in made.labels.items() if key != "rock.start"}
+    assert labels == {"rock.user_id": "ada", "rock.cluster": "here", "rock.cpus": "2", "rock.memory": "8Gi"}
 
 
 # ---- the page --------------------------------------------------------------------------------------------------------

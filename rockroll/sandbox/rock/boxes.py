@@ -180,9 +180,11 @@ def config_of(form: Start, headers: Mapping[str, str], name: str) -> SandboxConf
     chosen: dict[str, Any] = {}
     if network := headers.get("x-rockroll-network"):
         chosen["network"] = network
+    if pids := headers.get("x-rockroll-pids"):
+        if not pids.isdecimal():
+            raise UsageError(f"X-Rockroll-Pids: a number of processes, as in 512; got {pids!r}")
+        chosen["pids"] = int(pids)
     try:
-        if pids := headers.get("x-rockroll-pids"):
-            chosen["pids"] = int(pids)
         return SandboxConfig(
             image=form.image.strip(),
             name=name,

@@ -10,14 +10,14 @@ import re
 
 from fastapi import APIRouter, Request
 
-from rockroll.errors import SessionError, UsageError
+from rockroll.errors import SandboxLost, SessionError, UsageError
 from rockroll.sandbox import wire
 from rockroll.sandbox.http.answers import unless_gone
 from rockroll.sandbox.http.node_link import NodeLink
 from rockroll.sandbox.rock import forms
 from rockroll.sandbox.rock.forms import COMMAND_ERROR, Answer, CommandFailed, Envelope, success
 from rockroll.sandbox.rock.link import as_bytes, node_of
-from rockroll.sandbox.wire import Observation, SessionInfo
+from rockroll.sandbox.wire import Observation, SandboxInfo, SessionInfo
 
 router = APIRouter(route_class=Envelope, default_response_class=Answer)
 
@@ -64,6 +64,9 @@ async def run_in_session(form: forms.Action, request: Request) -> Answer:
         raise UsageError("is_interactive_command: a session has no terminal here; use `rockroll debug ID`")
     node = node_of(request)
     if form.session not in (known := await _sessions(node, form.sandbox_id)):
+        state = (await node.call("sandbox.get", wire.Ref(id=form.sandbox_id), type=SandboxInfo)).state
+        if state in ("stopped", "exited"):
+            raise SandboxLost(f"sandbox {form.sandbox_id!r} is {state}; `restart` brings it back, with its files")
         there = ", ".join(known) or "none"
         raise SessionError(f"no session {form.session!r}: create_session opens one; open are: {there}")
     running = _run(node, form.sandbox_id, form.session, form.command, form.timeout)
