@@ -657,7 +657,7 @@ class Registry(BaseHTTPRequestHandler):
     def fill(cls) -> None:
         packed = io.BytesIO()
         with tarfile.open(fileobj=packed, mode="w") as tar:
-            folder = tarfile.TarInfo("usr")
+            folder = tarfile.TarInfo("srv")
             folder.type, folder.mode = tarfile.DIRTYPE, 0o755
             tar.addfile(folder)
         layer = packed.getvalue()
