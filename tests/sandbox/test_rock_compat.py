@@ -49,7 +49,7 @@ import rock
 
 def config(**more):
     given = dict(base_url=sys.argv[1], extra_headers={"XRL-Authorization": "Bearer " + sys.argv[2]},
-        image="localhost/rockroll-base:1", memory="256m", cpus=1, auto_clear_seconds=3)
+        image="localhost/rockroll-base:1", memory="256m", cpus=1)
     return SandboxConfig(**{**given, **more})
 
 async def main():
@@ -117,6 +117,7 @@ def rock(server: Server, sdk: str, tmp_path_factory: pytest.TempPathFactory) -> 
             global sandbox
             sandbox = Sandbox(config(user_id="ada", experiment_id="first"))
             await sandbox.start()
+            sandbox.config.auto_clear_seconds = 3  # from here on it only says how often nohup mode looks: each second
             await sandbox.create_session(CreateBashSessionRequest(session="main", env={"STAGE": "one"}))
         """)
         yield ask
