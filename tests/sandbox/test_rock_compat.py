@@ -444,6 +444,26 @@ def test_a_script_is_sent_and_run(rock: Callable[[str], Any]) -> None:
     assert rock("""return (await sandbox.process.execute_script("echo $((6 * 7))")).output""") == "42"
 
 
+@pytest.mark.slow
+def test_an_agent_of_the_sdk_is_installed_and_runs_in_its_own_runtime(rock: Callable[[str], Any]) -> None:
+    # The SDK's own commands would fetch a Python; the image's is as good.
+    assert rock(r"""
+        import os
+        from rock.sdk.sandbox.agent.rock_agent import RockAgentConfig
+        os.environ["ROCK_RTENV_PYTHON_V31114_INSTALL_CMD"] = (
+            "mkdir -p runtime-env/bin && ln -s $(command -v python3) runtime-env/bin/python")
+        Path("work").mkdir()
+        Path("work/agent.py").write_text(
+            "import os, sys; print(os.getcwd() == os.environ['HERE'], sys.argv[1], os.environ['OPENAI_BASE_URL'])")
+        await sandbox.agent.install(RockAgentConfig(working_dir="work", env={"HERE": "/srv/agent"},
+            project_path="/srv/agent", run_cmd="python ${working_dir}/agent.py ${prompt}",
+            post_init_cmds=[{"command": "echo ready > /srv/ready"}]))
+        done = await sandbox.agent.run("what's 6 * 7?")
+        ready = await sandbox.read_file(ReadFileRequest(path="/srv/ready"))
+        return done.output, done.exit_code, ready.content
+    """) == ["True what's 6 * 7? http://127.0.0.1:41414/v1", 0, "ready\n"]
+
+
 # ---- programs --------------------------------------------------------------------------------------------------------
 
 
