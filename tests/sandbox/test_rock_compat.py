@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -27,6 +29,7 @@ import pytest
 
 from rockroll import Sandbox, rpc
 from rockroll.errors import ImageMissing, UsageError
+from rockroll.sandbox import wire
 from rockroll.sandbox.client import list_sandboxes
 from rockroll.sandbox.config import DEFAULT_IMAGE
 from rockroll.sandbox.http.node_link import NodeLink
@@ -213,6 +216,44 @@ def test_stop_keeps_the_files_restart_brings_them_back_and_delete_removes_all(ro
         seen.append((await box.get_status(include_all_states=True)).state)
         return seen
     """) == [True, True, "stopped", True, True, "kept\n2", "deleted"]
+
+
+def init_of(shell: int) -> int:
+    """The host's pid of the first process in that shell's box."""
+    space = Path(f"/proc/{shell}/ns/pid").readlink()
+    for found in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            numbers = next(line for line in (found / "status").read_text().splitlines() if line.startswith("NSpid:"))
+            if (found / "ns/pid").readlink() == space and numbers.endswith("\t1"):
+                return int(found.name)
+    raise AssertionError(f"no init in the box of {shell}")
+
+
+async def test_a_sandbox_that_dies_under_a_command_is_told_and_brought_back_with_its_files(
+    rock: Callable[[str], Any], node: rpc.Client
+) -> None:
+    name = rock("""
+        global dying, running
+        dying = Sandbox(config())
+        await dying.start()
+        await dying.write_file_by_path("kept", "/root/file")
+        await dying.create_session(CreateBashSessionRequest(session="s"))
+        running = asyncio.ensure_future(dying.arun("sleep 305", session="s"))
+        while not (await dying.execute(Command(command=["pgrep", "-f", "^sleep 305"]))).stdout:
+            pass
+        return dying.sandbox_id
+    """)
+    (session,) = await node.call("session.list", wire.Ref(id=name), type=list[wire.SessionInfo])
+    os.kill(init_of(session.pid), signal.SIGKILL)
+    with pytest.raises(SdkError, match=r"died meanwhile \(killed\)"):
+        rock("await running")
+    assert rock("""
+        state = (await dying.get_status(include_all_states=True)).state
+        await dying.restart()
+        read = await dying.read_file(ReadFileRequest(path="/root/file"))
+        await dying.delete()
+        return state, read.content
+    """) == ["stopped", "kept"]
 
 
 def test_a_sandbox_that_is_to_go_with_its_stop_goes(rock: Callable[[str], Any]) -> None:
@@ -529,7 +570,7 @@ def test_text_that_is_none_is_an_error_or_read_as_the_caller_says(rock: Callable
             seen.append(read.content.encode("utf-8", "surrogateescape") == b"a\xff\xfeb")
         return seen
     """) == [False, True]
-    with pytest.raises(SdkError, match="404"):
+    with pytest.raises(SdkError, match="422"):
         rock("""await sandbox.read_file(ReadFileRequest(path="/srv/odd"))""")
 
 
@@ -659,6 +700,7 @@ async def test_a_start_is_pending_until_it_is_over_and_a_failed_one_says_why(box
 async def test_a_start_that_is_stopped_leaves_no_box(boxes: Boxes) -> None:
     name = await boxes.start(Start(image=DEFAULT_IMAGE, memory="128m"), {}, patience_s=0)
     await boxes.give_up(name)
+    assert boxes.failure(name) is None
     assert not await boxes.pending(name, 0)
     assert name not in [info.name for info in await list_sandboxes()]
 

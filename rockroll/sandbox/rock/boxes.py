@@ -19,7 +19,15 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
-from rockroll.errors import HostError, ImageMissing, LimitNotEnforced, RockrollError, SandboxNotFound, UsageError
+from rockroll.errors import (
+    HostError,
+    ImageMissing,
+    LimitNotEnforced,
+    RockrollError,
+    SandboxLost,
+    SandboxNotFound,
+    UsageError,
+)
 from rockroll.sandbox import wire
 from rockroll.sandbox.client import finish
 from rockroll.sandbox.config import SandboxConfig
@@ -62,6 +70,8 @@ class Boxes:
         except asyncio.CancelledError:
             task.cancel()  # the client is gone before it has heard the id
             raise
+        if task.cancelled():
+            raise SandboxLost(f"sandbox {name!r} was stopped while it was coming up")
         if task.done():
             self._failed.pop(name, None)  # told here
             task.result()

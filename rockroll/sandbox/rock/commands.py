@@ -70,7 +70,7 @@ async def run_in_session(form: forms.Action, request: Request) -> Answer:
         there = ", ".join(known) or "none"
         raise SessionError(f"no session {form.session!r}: create_session opens one; open are: {there}")
     running = _run(node, form.sandbox_id, form.session, form.command, form.timeout)
-    done = await unless_gone(request, running)
+    done = _survived(await unless_gone(request, running), form.sandbox_id)
     why = _why(done, form.timeout)
     seen = {"output": _shown(done), "exit_code": done.exit_code, "failure_reason": why, "expect_string": ""}
     if done.exit_code is None or (form.check == "raise" and done.exit_code != 0):
@@ -103,14 +103,15 @@ async def execute(form: forms.Program, request: Request) -> Answer:
     body = wire.Execute(
         id=form.sandbox_id, argv=argv, timeout=form.timeout, env=form.env or {}, cwd=form.cwd, max_output=OUTPUT
     )
-    done = await unless_gone(request, node_of(request).call("execute", body, type=Observation))
+    running = node_of(request).call("execute", body, type=Observation)
+    done = _survived(await unless_gone(request, running), form.sandbox_id)
     why = _why(done, form.timeout)
     stderr = _text(done.stderr)
     if why:
         stderr = "\n".join([*([stderr.removesuffix("\n")] if stderr else []), f"rockroll: {why}\n"])
     code = TIMED_OUT if done.exit_code is None else done.exit_code
     seen = {"stdout": _text(done.stdout), "stderr": stderr, "exit_code": code, "failure_reason": why}
-    if done.outcome == "lost" or (form.check and code != 0):
+    if form.check and code != 0:
         told = why or f"exit code {code}"
         prefix = f"{form.error_msg}: " if form.error_msg else ""
         raise CommandFailed(f"{prefix}{told} of the program {argv!r}", **{**seen, "failure_reason": told})
@@ -128,13 +129,19 @@ async def _run(node: NodeLink, name: str, session: str, command: str, timeout: f
     return await node.call("session.run", body, type=Observation)
 
 
+def _survived(done: Observation, name: str) -> Observation:
+    """SandboxLost where the box died under the command."""
+    if done.outcome == "lost":
+        raise SandboxLost(f"sandbox {name!r} died meanwhile ({done.cause}); `restart` brings it back, with its files")
+    return done
+
+
 def _why(done: Observation, timeout: float | None) -> str:
     """Why a command is not simply over; "" where it is."""
     ends = {
         "timeout": f"timeout after {timeout or 0:g} s, and everything it had started was killed",
         "oom": "killed for memory",
         "killed": "killed by a signal",
-        "lost": f"the sandbox died meanwhile ({done.cause})",
     }
     told = [ends[done.outcome]] if done.outcome in ends else []
     if done.truncated_bytes:

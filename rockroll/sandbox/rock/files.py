@@ -28,11 +28,13 @@ READ = 64 << 20
 @router.post("/read_file")
 async def read_file(form: forms.Read) -> Answer:
     box = BoxFiles(form.sandbox_id)
-    size = (await box.stat(form.path)).size
-    if size > READ:
+    found = await box.look(form.path)
+    if found is None:
+        raise FileError(f"{form.path}: no such file in the sandbox", missing=True)
+    if found.size > READ:
         raise FileError(
-            f"{form.path} has {size} bytes and read_file carries at most {READ}, as text; use `rockroll sandbox cp`, or"
-            " read it in parts with execute"
+            f"{form.path} has {found.size} bytes and read_file carries at most {READ}, as text; use `rockroll sandbox"
+            " cp`, or read it in parts with execute"
         )
     data = await box.read_file(form.path, limit=READ)
     encoding = form.encoding or "utf-8"
@@ -40,10 +42,9 @@ async def read_file(form: forms.Read) -> Answer:
         return success({"content": data.decode(encoding, form.errors or "strict")})
     except LookupError as error:
         raise UsageError(f"{error}; encoding and errors are those of Python's bytes.decode") from None
-    except UnicodeDecodeError as error:
+    except ValueError as error:
         raise FileError(
-            f'{form.path} is not {encoding} text ({error.reason} at byte {error.start}); encoding="latin-1" gives every'
-            " byte as one character"
+            f'{form.path} is not {encoding} text ({error}); encoding="latin-1" gives every byte as one character'
         ) from None
 
 
@@ -51,7 +52,7 @@ async def read_file(form: forms.Read) -> Answer:
 async def write_file(form: forms.Write) -> Answer:
     """A file that is there keeps its mode."""
     box = BoxFiles(form.sandbox_id)
-    there = await box.stat(form.path) if await box.exists(form.path) else None
+    there = await box.look(form.path)
     data = as_bytes(form.content, "content")
     await box.write_file(form.path, data, mode=there.mode & 0o777 if there else 0o644)
     return success({"success": True, "message": ""})
@@ -65,7 +66,8 @@ async def upload(
 ) -> Answer:
     """Exact bytes. The file appears under its name when it is whole."""
     box, target = BoxFiles(sandbox_id), PurePosixPath(target_path)
-    if await box.exists(target_path) and (await box.stat(target_path)).kind == "dir":
+    there = await box.look(target_path)
+    if there and there.kind == "dir":
         raise FileError(f"{target_path} is a folder; target_path is the path of the file itself")
     beside = str(target.with_name(f".rockroll-{os.urandom(6).hex()}")) if target.name else target_path
     try:

@@ -30,6 +30,7 @@ from rockroll.errors import (
     SessionError,
     UsageError,
 )
+from rockroll.sandbox.http.failure import status_of
 
 OK, BAD_REQUEST, SERVER_ERROR, COMMAND_ERROR = 2000, 4000, 5000, 6000
 """ROCK's codes: its SDK raises BadRequestRockError, InternalServerRockError or CommandRockError by them."""
@@ -113,12 +114,16 @@ class CommandFailed(RockrollError):
 
 
 class Answer(Response):
-    """JSON in ASCII: file contents may hold lone surrogates (errors="surrogateescape"), which UTF-8 cannot carry."""
+    """JSON, in ASCII where it holds lone surrogates (a file read with errors="surrogateescape"), which UTF-8 cannot
+    carry."""
 
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
-        return json.dumps(content, separators=(",", ":")).encode()
+        try:
+            return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+        except UnicodeEncodeError:
+            return json.dumps(content, separators=(",", ":")).encode()
 
 
 def success(result: Any = None) -> Answer:
@@ -145,14 +150,15 @@ class Envelope(APIRoute):
         async def answered(request: Request) -> Response:
             try:
                 return await handler(request)
-            except RequestValidationError as error:
-                told = "; ".join(f"{'.'.join(map(str, each['loc'][1:]))}: {each['msg']}" for each in error.errors())
-                answer = failure(what, UsageError(told))
-            except RockrollError as error:
-                answer = failure(what, error)
+            except RequestValidationError as failed:
+                told = "; ".join(f"{'.'.join(map(str, each['loc'][1:]))}: {each['msg']}" for each in failed.errors())
+                error = UsageError(told)
+            except RockrollError as failed:
+                error = failed
+            answer = failure(what, error)
             if what == "read file":
                 # The SDK reads result["content"] without a look at the status: only an HTTP error is one to it.
-                answer.status_code = 404
+                answer.status_code = status_of(error)
             return answer
 
         return answered

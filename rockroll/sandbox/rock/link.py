@@ -33,6 +33,10 @@ class BoxFiles(Files):
     def id(self) -> str:
         return self._name
 
+    async def look(self, path: str) -> wire.FileStat | None:
+        """What is at a path, or at the end of the link there."""
+        return await self._stat(path, True)
+
     async def _connected(self) -> rpc.Client:
         return await connect_node()
 
