@@ -34,7 +34,7 @@ from rockroll.sandbox.client import list_sandboxes
 from rockroll.sandbox.config import DEFAULT_IMAGE
 from rockroll.sandbox.http.node_link import NodeLink
 from rockroll.sandbox.podman import Podman
-from rockroll.sandbox.rock.boxes import Boxes, config_of, find, not_up
+from rockroll.sandbox.rock.boxes import Boxes, config_of, find, not_up, whole_name
 from rockroll.sandbox.rock.forms import Start
 
 ROOT = Path(__file__).parents[2]
@@ -773,6 +773,20 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         yield address
         listening.shutdown()
         serving.join()
+
+
+@pytest.mark.parametrize(
+    ("name", "whole"),
+    [
+        ("python:3.11", "docker.io/library/python:3.11"),
+        ("ada/tools", "docker.io/ada/tools"),
+        ("registry.example/ada/tools:1", "registry.example/ada/tools:1"),
+        ("127.0.0.1:5000/tools", "127.0.0.1:5000/tools"),
+        ("localhost/tools:1", "localhost/tools:1"),
+    ],
+)
+def test_a_name_without_a_registry_is_docker_hubs(name: str, whole: str) -> None:
+    assert whole_name(name) == whole
 
 
 async def test_an_image_is_pulled_with_the_callers_login(boxes: Boxes, registry: str, podman: Podman) -> None:

@@ -106,14 +106,13 @@ class Boxes:
         try:
             async with asyncio.timeout(limit):
                 if form.pull == "always":
-                    await self._pull(config.image_name, form)
+                    config = await self._pull(config, form)
                 try:
                     await self._create(config)
                 except ImageMissing:
                     if form.pull == "never" or config.image_name.startswith("localhost/"):
                         raise
-                    await self._pull(config.image_name, form)
-                    await self._create(config)
+                    await self._create(await self._pull(config, form))
         except TimeoutError:
             raise HostError(f"the sandbox was not up after {limit:g} s (startup_timeout); it was given up") from None
 
@@ -140,17 +139,27 @@ class Boxes:
             if info.labels.get(f"{LABEL}start") == config.labels[f"{LABEL}start"]:
                 await self._node.call("sandbox.delete", wire.Ref(id=info.id), type=SandboxInfo)
 
-    async def _pull(self, image: str, form: Start) -> None:
-        """Once for all who wait for it."""
+    async def _pull(self, config: SandboxConfig, form: Start) -> SandboxConfig:
+        """Once for all who wait for it; the config with the name that the image has then."""
+        image = whole_name(config.image_name)
         if image not in self._pulling:
             task = self._pulling[image] = asyncio.create_task(pull(image, form))
             task.add_done_callback(lambda done: self._pulled(image, done))
         await asyncio.shield(self._pulling[image])
+        return dataclasses.replace(config, image=image)
 
     def _pulled(self, image: str, done: asyncio.Task[None]) -> None:
         del self._pulling[image]
         if not done.cancelled():
             done.exception()  # those who waited were told; perhaps nobody waits any more
+
+
+def whole_name(image: str) -> str:
+    """With its registry: Docker, and so ROCK, takes a name without one for an image of docker.io."""
+    first, slash, _ = image.partition("/")
+    if slash and (first == "localhost" or "." in first or ":" in first):
+        return image
+    return f"docker.io/{image}" if slash else f"docker.io/library/{image}"
 
 
 async def pull(image: str, form: Start) -> None:
