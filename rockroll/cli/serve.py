@@ -30,6 +30,8 @@ def serve(
     its page (/docs) are described in docs/http-api.md. From Python, ROCKROLL_BASE_URL and ROCKROLL_TOKEN, or
     Sandbox(config, base_url=…, token=…), bring the same Sandbox class here; `rockroll sandbox` obeys them too.
 
+    Programs written for ROCK's SDK run against it unchanged (docs/rock-compat.md).
+
     Traffic is not encrypted: to be reached from elsewhere, stand behind a proxy with TLS, or use an SSH tunnel.
 
     Examples:
@@ -47,6 +49,7 @@ def serve(
     from rockroll.cli.loop import run
     from rockroll.sandbox.http import token as tokens
     from rockroll.sandbox.http.server import serve as serve_http
+    from rockroll.sandbox.rock import compat
 
     path = token_file or tokens.default_path()
     token = None if no_token else tokens.ensure(path)
@@ -56,6 +59,6 @@ def serve(
         print(f"serving {url} ({known}; {url}/docs shows the API)", flush=True)
 
     try:
-        run(serve_http(host, port, token, ready))
+        run(serve_http(host, port, token, ready, routers=[compat.router]))
     except KeyboardInterrupt:
         print("rockroll: ended", file=sys.stderr)
