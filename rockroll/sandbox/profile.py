@@ -15,7 +15,7 @@ from typing import Any
 
 from rockroll import home, units
 from rockroll.errors import HostError, SandboxLost
-from rockroll.sandbox import runtime
+from rockroll.sandbox import runtime, seccomp
 from rockroll.sandbox.config import SandboxConfig
 from rockroll.sandbox.podman import HOME_LABEL
 
@@ -51,6 +51,7 @@ def create_body(
         "cap_drop": ["ALL"],
         "cap_add": [f"CAP_{name}" for name in CAPABILITIES],
         "no_new_privileges": True,
+        "seccomp_profile_path": seccomp.profile(),
         "log_configuration": {"driver": "none"},
         # A volume that the image declares would lie outside the writable layer: no limit, no snapshot, no recycling.
         "image_volume_mode": "ignore",
