@@ -7,6 +7,7 @@ lives. Leaves when it is started and ended to life.py, what it writes to writabl
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
@@ -23,11 +24,13 @@ from rockroll.sandbox.oci_exec import OciExec, Runtime
 from rockroll.sandbox.podman import Podman, leave_exit
 from rockroll.sandbox.share import Share
 from rockroll.sandbox.shell import Place, Shell, Sink
-from rockroll.sandbox.spawner import Spawner
+from rockroll.sandbox.spawner import EnterFailed, Spawner, limit_counters
 from rockroll.sandbox.spool import Spool
 from rockroll.sandbox.status import Status
 from rockroll.sandbox.wire import Outcome, Stats
 from rockroll.sandbox.writable import Writable
+
+_log = logging.getLogger(__name__)
 
 
 class Hull:
@@ -160,6 +163,10 @@ class Hull:
         bundle = Path(found["OCIConfigPath"]).parent
         self._execer = OciExec(self._runtime, self.container, bundle, self.folder / "x")
         await self._execer.look(self._spawner, pid)
+        try:
+            await limit_counters(self._spawner, pid)
+        except EnterFailed as error:
+            _log.warning("sandbox %s: what all sandboxes share cannot be capped for it: %s", self._status.id, error)
         self.memory = recycle.memory_mounts(pid, self._shown())
         self.cgroup = BoxCgroup(pid, self._runtime.starts_in_cgroup)
         self._oom_kills = self.cgroup.oom_kills()

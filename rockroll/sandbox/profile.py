@@ -21,6 +21,8 @@ from rockroll.sandbox.podman import HOME_LABEL
 
 # What root inside an image needs to install packages, change users and end its processes, within its own namespaces.
 CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "NET_BIND_SERVICE")
+# Beside what Podman masks: how busy the host is, with triggers that its kernel then works for; what power it draws.
+MASKED = ("/proc/pressure", "/sys/devices/virtual/powercap")
 CPU_PERIOD_US = 100_000
 INIT = "/dev/rockroll-init"  # /dev is a tmpfs: the mount point leaves no file in the writable layer
 
@@ -52,6 +54,7 @@ def create_body(
         "cap_add": [f"CAP_{name}" for name in CAPABILITIES],
         "no_new_privileges": True,
         "seccomp_profile_path": seccomp.profile(),
+        "mask": list(MASKED),
         "log_configuration": {"driver": "none"},
         # A volume that the image declares would lie outside the writable layer: no limit, no snapshot, no recycling.
         "image_volume_mode": "ignore",

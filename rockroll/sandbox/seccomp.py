@@ -23,7 +23,7 @@ from rockroll.errors import HostError
 
 PLACES = (Path("/etc/containers/seccomp.json"), Path("/usr/share/containers/seccomp.json"))
 """Where Podman itself looks, in its order."""
-REFUSED = frozenset(
+_REFUSED = (
     # other namespaces and mounts
     "unshare setns chroot pivot_root mount umount umount2 mount_setattr move_mount open_tree open_tree_attr"
     " fsopen fsconfig fsmount fspick"
@@ -34,8 +34,9 @@ REFUSED = frozenset(
     " init_module finit_module delete_module kexec_load kexec_file_load fanotify_init lookup_dcookie quotactl"
     " quotactl_fd acct swapon swapoff reboot iopl ioperm nfsservctl"
     # 32-bit programs' way to every socket, whose arguments no filter sees; they have socket as well since Linux 4.3
-    " socketcall".split()
+    " socketcall"
 )
+REFUSED = frozenset(_REFUSED.split())
 FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6)
 """Of sockets, beside netlink's: those that the box's network namespace holds."""
 NETLINK_AUDIT = 9

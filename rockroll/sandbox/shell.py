@@ -252,7 +252,11 @@ class Shell:
         stdin, typing = os.pipe2(os.O_CLOEXEC)
         self._typing = self._keep_open(typing)
         os.set_blocking(typing, False)
-        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            null = execer.null()
+        except BaseException:
+            os.close(stdin)
+            raise
         try:
             argv = ["bash", "--noprofile", "--norc", "--noediting", "-i"]
             self._process = await execer.spawn(argv, scope, stdin=stdin, stdout=null, stderr=null, env=env, cwd=cwd)
