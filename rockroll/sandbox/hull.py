@@ -166,7 +166,7 @@ class Hull:
         try:
             await limit_counters(self._spawner, pid)
         except EnterFailed as error:
-            _log.warning("sandbox %s: what all sandboxes share cannot be capped for it: %s", self._status.id, error)
+            _log.warning("sandbox %s: what all sandboxes share cannot be capped for it: %s", self._id, error)
         self.memory = recycle.memory_mounts(pid, self._shown())
         self.cgroup = BoxCgroup(pid, self._runtime.starts_in_cgroup)
         self._oom_kills = self.cgroup.oom_kills()
