@@ -137,7 +137,8 @@ class OciExec:
         if self._inside is None or self._spawner is None:
             return None
         try:
-            return Process(await self._inside.spawn(self._spawner, argv, env, cwd, fds, scope.group))
+            pid = await self._inside.spawn(self._spawner, argv, env, cwd, fds, scope.group)
+            return Process(pid, orphan=True)
         except EnterFailed as error:
             if error.step == "folder":
                 raise NotStarted(_no_folder(cwd), code=126) from None
