@@ -113,8 +113,8 @@ def first_id(config: SandboxConfig) -> int:
 
 
 def verify(pid: int, config: SandboxConfig) -> list[str]:
-    """The limits ("memory", "swap", "pids", "cpus", "cpuset") that the kernel does not hold the container of pid to, and
-    what else of the profile does not hold it ("seccomp", "no-new-privileges", "capabilities"); [] is best.
+    """What the kernel does not hold the container of pid to: limits ("memory", "swap", "pids", "cpus", "cpuset"), and
+    the rest of the profile ("seccomp", "no-new-privileges", "capabilities"); [] is best.
 
     Reads the cgroup files (v1 and v2) of a process that was started under the limits; about 0.2 ms.
     Raises SandboxLost when pid is gone.

@@ -12,10 +12,9 @@ import pytest
 from rockroll import home
 from rockroll.sandbox import profile, runtime, seccomp
 from rockroll.sandbox.host import SandboxHost
-from tests.sandbox.conftest import Lab
+from tests.sandbox.conftest import IS_ROOT, Lab, only_root
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-only_root = pytest.mark.skipif(os.getuid() != 0, reason="an ordinary user's Podman lives in one user namespace")
 
 CALL = """
 import ctypes, errno, sys
@@ -61,7 +60,7 @@ async def test_init_shell_and_program_are_held_alike(shared: Lab) -> None:
             assert int(seen[kind], 16) | allowed == allowed, (pid, kind, seen[kind])
         assert (int(seen["CapInh"], 16), int(seen["CapAmb"], 16)) == (0, 0)
         assert (seen["NoNewPrivs"], seen["Seccomp"]) == ("1", "2")
-        if os.getuid() == 0:
+        if IS_ROOT:
             assert set(seen["Uid"].split()) == {str(runtime.MAPPED_FIRST_ID)}, "root of the box is nobody on the host"
     await shared.execute("pkill", "sleep")
 

@@ -12,7 +12,7 @@ import pytest
 
 from rockroll.errors import FileError, RockrollError
 from rockroll.sandbox import wire
-from tests.sandbox.conftest import Lab
+from tests.sandbox.conftest import Lab, only_root
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 _numbers = itertools.count()
@@ -112,7 +112,7 @@ async def test_a_file_swapped_for_a_fifo_or_a_device_blocks_nobody(shared: Lab) 
     await ended(shared, begun)
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="an ordinary user may not read it either")
+@only_root
 async def test_a_link_to_what_only_the_host_s_root_may_read_gives_nothing(shared: Lab) -> None:
     """The node is root of the host: through the box's /proc it could read the host's kernel log, and take it away."""
     await shared.out("cd /srv; ln -sfn /proc/kmsg result; ln -sfn /proc/kpageflags flags; ln -sfn /proc/1/environ env")

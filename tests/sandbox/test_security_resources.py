@@ -16,10 +16,9 @@ import pytest_asyncio
 from rockroll.errors import RockrollError
 from rockroll.sandbox import wire
 from rockroll.sandbox.host import SandboxHost
-from tests.sandbox.conftest import Lab, needs_cgroups
+from tests.sandbox.conftest import Lab, needs_cgroups, only_root
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-only_root = pytest.mark.skipif(os.getuid() != 0, reason="an ordinary user's boxes share his own user namespace")
 HOLD = "print(n, flush=True); import time; time.sleep(60)"
 INOTIFY = "import ctypes; l = ctypes.CDLL(None); n = 0\nwhile l.inotify_init1(0) >= 0: n += 1\n"
 SIGNALS = """
