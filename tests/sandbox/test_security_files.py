@@ -12,7 +12,7 @@ import pytest
 
 from rockroll.errors import FileError, RockrollError
 from rockroll.sandbox import wire
-from tests.sandbox.conftest import Lab, only_root
+from tests.sandbox.conftest import Lab, needs_cgroups, only_root
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 _numbers = itertools.count()
@@ -203,6 +203,7 @@ async def test_the_log_says_who_printed_what_in_spite_of_lines_that_look_like_it
     assert told == b"mine\n"
 
 
+@needs_cgroups  # a running box is held still by its freezer
 async def test_snapshots_take_links_and_fifos_as_they_are(lab: Lab, tmp_path: Path) -> None:
     (tmp_path / "f").write_text("the host's")
     await lab.out(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator
@@ -179,8 +178,7 @@ def _own_address() -> str:
 
 
 async def test_boxes_cannot_signal_each_other(shared: Lab, neighbour: Lab) -> None:
-    await neighbour.run("sleep 444 & disown")
+    await neighbour.run("sleep 444 & disown; until grep -q 444 /proc/$!/cmdline; do :; done")
     (pid,) = neighbour.named("444")
     done = await shared.execute("sh", "-c", f"kill -9 {pid}; kill -9 -1; true")
     assert done.outcome == "ok" and neighbour.named("444") == [pid]
-    await asyncio.sleep(0)
