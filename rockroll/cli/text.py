@@ -10,16 +10,14 @@ import codecs
 import re
 from typing import BinaryIO
 
+from rockroll.logs import safe
+
 # Colours, and erasing within the line, are kept; whatever else a terminal would obey is shown: its title, the clipboard
 # (OSC 52), questions whose answers are typed into the user's shell, other character sets, moving over earlier lines.
 _DRIVES = re.compile(r"(\x1b\[[0-9;:]*[mK])|[\x00-\x06\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _UNFINISHED = re.compile(r"\x1b(\[[0-9;:]{0,64})?$")
 _PLAIN = b"\x1b[0m"
-
-
-def safe(text: str) -> str:
-    """Without the control characters that would drive this terminal."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+__all__ = ["Harmless", "Output", "safe", "safe_lines"]
 
 
 def safe_lines(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pty
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from rockroll.cli.text import Harmless, safe, safe_lines
+from rockroll.logs import FORMAT, Lines
 
 ROCKROLL = [sys.executable, "-m", "rockroll", "sandbox"]
 TITLE, CLIPBOARD = b"\x1b]0;owned\x07", b"\x1b]52;c;cm0gLXJmIH4K\x07"
@@ -57,6 +59,19 @@ def test_a_sequence_without_an_end_holds_nothing_back_for_ever() -> None:
 def test_names_are_one_line_of_printable_characters() -> None:
     assert safe("a\x1b]0;x\x07\u202e\nb") == r"a\x1b]0;x\x07\x202e\x0ab"
     assert safe_lines("a\nb\x1b") == "a\nb\\x1b"
+
+
+def test_a_line_of_a_log_is_one_line_and_drives_nothing(tmp_path: Path) -> None:
+    record = logging.LogRecord(
+        "n", logging.INFO, "f", 1, "/srv/%s was changed", ("a\x1b]0;x\x07\n2026 ERROR faked",), None
+    )
+    assert Lines(FORMAT).format(record).endswith(r"/srv/a\x1b]0;x\x07\x0a2026 ERROR faked was changed")
+    try:
+        raise ValueError("\x1b[2J\n2026-11-23 ERROR faked")
+    except ValueError as error:
+        record.exc_info = (ValueError, error, error.__traceback__)
+    told = Lines(FORMAT).format(record)
+    assert "\x1b" not in told and not [line for line in told.split("\n")[1:] if not line.startswith(" ")]
 
 
 @pytest.fixture(scope="module")
