@@ -11,7 +11,6 @@ network namespace holds (vsock reaches the machine's hypervisor); and keyrings, 
 from __future__ import annotations
 
 import errno
-import functools
 import json
 import os
 import socket
@@ -47,19 +46,23 @@ _OURS = REFUSED | {"clone", "clone3", "socket"}
 
 def profile() -> str:
     """The path of the profile, written when it is missing or the host's has changed. Raises HostError."""
-    return _written(home.home() / "conf")
+    path = home.home() / "conf" / "seccomp.json"
+    if path not in _checked or not path.exists():
+        _write(path)
+        _checked.add(path)
+    return str(path)
 
 
-@functools.cache
-def _written(folder: Path) -> str:
+_checked: set[Path] = set()
+
+
+def _write(path: Path) -> None:
     text = json.dumps(sealed(_of_host())).encode()
-    path = folder / "seccomp.json"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    path.parent.mkdir(mode=0o700, exist_ok=True)
     if not path.exists() or path.read_bytes() != text:
-        temporary = folder / f"seccomp.{os.getpid()}.new"  # two processes of this user may come here at once
+        temporary = path.with_suffix(f".{os.getpid()}.new")  # two processes of this user may come here at once
         temporary.write_bytes(text)
         temporary.replace(path)
-    return str(path)
 
 
 def _of_host() -> dict[str, Any]:

@@ -40,12 +40,14 @@ def test_a_change_of_the_hosts_profile_is_followed(tmp_path: Path, monkeypatch: 
     place = tmp_path / "host.json"
     place.write_text(json.dumps(HOST))
     monkeypatch.setattr(seccomp, "PLACES", (tmp_path / "none.json", place))
+    monkeypatch.setenv("ROCKROLL_HOME", str(tmp_path / "home"))
     for names in (["read"], ["read", "write"]):
         place.write_text(json.dumps({**HOST, "syscalls": [{"names": names, "action": "SCMP_ACT_ALLOW", "args": []}]}))
-        seccomp._written.cache_clear()
-        written = json.loads(Path(seccomp._written(tmp_path / "conf")).read_text())
-        assert written["syscalls"][0]["names"] == names
-    seccomp._written.cache_clear()
+        monkeypatch.setattr(seccomp, "_checked", set())  # as in a new node
+        written = Path(seccomp.profile())
+        assert json.loads(written.read_text())["syscalls"][0]["names"] == names
+    written.unlink()
+    assert Path(seccomp.profile()).exists(), "one that somebody has removed is made again"
 
 
 def test_a_host_without_a_profile_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
