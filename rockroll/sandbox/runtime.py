@@ -29,7 +29,7 @@ PROBE_TIMEOUT_S = 60
 MAPPED_FIRST_ID = 0x70000000  # above what systemd hands out to containers and what useradd puts in /etc/subuid
 MAPPED_IDS = 65536
 USER_NAMESPACE_OPTIONS = tuple(f"--{kind}map=0:{MAPPED_FIRST_ID}:{MAPPED_IDS}" for kind in ("uid", "gid"))
-CONF_VERSION = 7  # part of what a remembered verdict depends on: raise it when containers.conf changes
+CONF_VERSION = 8  # part of what a remembered verdict depends on: raise it when containers.conf changes
 
 
 class HostRuntime(msgspec.Struct, frozen=True):
@@ -255,7 +255,13 @@ tmp_dir = "{home.user_runtime_dir() / f"rockroll-podman-{_store_name()}"}"
 def _ulimits() -> str:
     # most: Podman lowers its own hard limits to these before it starts the runtime
     written = []
-    for name, kind, most in (("nofile", resource.RLIMIT_NOFILE, 1_048_576), ("nproc", resource.RLIMIT_NPROC, 32_768)):
+    for name, kind, most in (
+        ("nofile", resource.RLIMIT_NOFILE, 1_048_576),
+        ("nproc", resource.RLIMIT_NPROC, 32_768),
+        # Counted for root and all boxes together, whatever their user namespaces: one box must not have them all.
+        ("sigpending", resource.RLIMIT_SIGPENDING, 4096),
+        ("msgqueue", resource.RLIMIT_MSGQUEUE, 204_800),  # two queues of the usual size
+    ):
         hard = resource.getrlimit(kind)[1]
         value = most if hard == resource.RLIM_INFINITY else min(hard, most)
         written.append(f'"{name}={value}:{value}"')
