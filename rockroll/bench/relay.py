@@ -26,7 +26,7 @@ from aiohttp import web
 from rockroll import home
 from rockroll.agent.command import route
 from rockroll.errors import ProcessDied, SandboxError
-from rockroll.model_service.openai_chat import completion
+from rockroll.model_service.dialects.openai_chat_answer import completion
 from rockroll.model_service.relay import OnDelta, Relay
 from rockroll.model_service.wire import ChatReply, ChatRequest
 from rockroll.sandbox.client import Sandbox
@@ -162,7 +162,7 @@ async def _chat(request: ChatRequest, on_delta: OnDelta | None) -> ChatReply:
 
 async def _plain(request: web.BaseRequest) -> web.Response:
     json.loads(await request.read())
-    return web.Response(body=completion("chatcmpl-0", 0, "m", REPLY), content_type="application/json")
+    return web.Response(body=completion("chatcmpl-0", 0, "m", [REPLY]), content_type="application/json")
 
 
 async def _serve(where: str) -> None:
