@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from rockroll.model_service.dialects.anthropic import ANTHROPIC
+from rockroll.model_service.dialects.anthropic_messages import COUNT_TOKENS, MESSAGES
 from rockroll.model_service.dialects.call import Call, Dialect, Events, Vendor
 from rockroll.model_service.dialects.openai import OPENAI
 from rockroll.model_service.dialects.openai_chat import CHAT_COMPLETIONS
@@ -16,10 +18,14 @@ __all__ = ["DIALECTS", "Call", "Dialect", "Events", "Vendor", "vendor_at"]
 
 DIALECTS: dict[str, Dialect] = {
     "/v1/chat/completions": CHAT_COMPLETIONS,
+    "/v1/messages": MESSAGES,
+    "/v1/messages/count_tokens": COUNT_TOKENS,
 }
 """Each is asked by POST."""
 
 
 def vendor_at(path: str, headers: Mapping[str, str]) -> Vendor:
     """Whose shapes a request at `path` expects."""
-    return OPENAI
+    if (dialect := DIALECTS.get(path.rstrip("/"))) is not None:
+        return dialect.vendor
+    return ANTHROPIC if "anthropic-version" in headers else OPENAI
