@@ -76,14 +76,15 @@ def replies(draw: st.DrawFn) -> ChatReply:
         TokenLogprob(token=token, bytes=list(token.encode()), logprob=-0.5, top=[(token, -0.5)])
         for token in draw(st.lists(_said, max_size=3))
     ]
+    text = draw(texts)
     return ChatReply(
-        text=draw(texts),
+        text=text,
         reasoning=draw(texts),
         tool_calls=[ToolCall(id=f"call_{i}", name=name, arguments=said) for i, (name, said) in enumerate(tools)],
         finish_reason=draw(st.sampled_from(["stop", "length", "tool_calls"])),
         prompt_tokens=draw(st.integers(0, 9)),
         completion_tokens=draw(st.integers(0, 9)),
-        logprobs=draw(st.sampled_from([None, logprobs])),
+        logprobs=logprobs if text and draw(st.booleans()) else None,
     )
 
 
