@@ -55,7 +55,7 @@ def near(valid: dict[str, Any], values: st.SearchStrategy[Any]) -> st.SearchStra
 
 
 def holds(dialect: Dialect, body: bytes) -> None:
-    """Either a call that the wire can carry, or a refusal with a status of 4xx that renders."""
+    """Either a call that the wire can carry and whose answer renders, or a refusal (4xx) that renders."""
     try:
         call = dialect.parse(body)
     except ModelServiceError as error:
@@ -67,6 +67,9 @@ def holds(dialect: Dialect, body: bytes) -> None:
     assert 1 <= call.n == len(requests)
     for request in requests:
         assert msgspec.msgpack.decode(msgspec.msgpack.encode(request), type=ChatRequest) == request
+    said = ChatReply(text="x", finish_reason="stop", prompt_tokens=1, completion_tokens=1)
+    assert json.loads(call.answer("id", 0, [said] * call.n))
+    assert read(streamed(call.events("id", 0), [(said, [])] * call.n))
 
 
 @st.composite

@@ -13,12 +13,14 @@ from rockroll.model_service.dialects.anthropic_messages import COUNT_TOKENS, MES
 from rockroll.model_service.dialects.call import Call, Dialect, Events, Vendor
 from rockroll.model_service.dialects.openai import OPENAI
 from rockroll.model_service.dialects.openai_chat import CHAT_COMPLETIONS
+from rockroll.model_service.dialects.openai_completions import COMPLETIONS
 from rockroll.model_service.dialects.openai_responses import RESPONSES
 
 __all__ = ["DIALECTS", "Call", "Dialect", "Events", "Vendor", "vendor_at"]
 
 DIALECTS: dict[str, Dialect] = {
     "/v1/chat/completions": CHAT_COMPLETIONS,
+    "/v1/completions": COMPLETIONS,
     "/v1/responses": RESPONSES,
     "/v1/messages": MESSAGES,
     "/v1/messages/count_tokens": COUNT_TOKENS,
