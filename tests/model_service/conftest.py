@@ -168,8 +168,8 @@ async def place(tmp_path: Path) -> AsyncIterator[Place]:
 async def serve(place: Place) -> AsyncIterator[Callable[..., Awaitable[Relay]]]:
     relays: list[Relay] = []
 
-    async def serve(handler: Any = echo, models: tuple[str, ...] = ("tiny",)) -> Relay:
-        relay = Relay(place.address, handler, models)
+    async def serve(handler: Any = echo, models: tuple[str, ...] = ("tiny",), **options: Any) -> Relay:
+        relay = Relay(place.address, handler, models, **options)
         await relay.start()
         relays.append(relay)
         return relay
