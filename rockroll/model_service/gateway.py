@@ -23,19 +23,14 @@ import msgspec
 from aiohttp import web
 
 from rockroll.errors import ModelServiceError, PeerLost, RockrollError, SandboxNotFound, UsageError
-from rockroll.model_service.dialects import DIALECTS, Dialect, Events, vendor_at
+from rockroll.model_service.dialects import DIALECTS, Dialect, vendor_at
 from rockroll.model_service.endpoint import Connection, Endpoint, refusal
 from rockroll.model_service.generation import Generation
 from rockroll.model_service.outlet import EventStream, whole
 from rockroll.model_service.upstream import Upstream
-from rockroll.model_service.wire import ChatReply
 
 MAX_CALLS = 16
 """Completions one sandbox may have under way; a further one gets 429."""
-HEADERS_AFTER_S = 0.5
-"""A stream begins with its first token, or after this long without one. Before, a refusal still has its own status."""
-PING_AFTER_S = 10.0
-"""A stream in which nothing was said for so long says that it is alive."""
 
 _log = logging.getLogger(__name__)
 
@@ -207,7 +202,7 @@ class Gateway:
                     out, events = EventStream(request, headers), call.events(id, created)
                     try:
                         with self._calling(box, request, upstream, generation.calls):
-                            await _pass_on(generation, events, out)
+                            await out.pass_on(generation, events)
                     except ModelServiceError as error:
                         if not out.begun:
                             raise
@@ -266,27 +261,6 @@ class Gateway:
                 call.cancel()
             box.calls.difference_update(calls)
             connection.calling = False
-
-
-async def _pass_on(generation: Generation, events: Events, out: EventStream) -> None:
-    """Everything that is said, as the dialect writes it, at once; and a ping where nothing is said for long."""
-    data, patience = events.begin(), HEADERS_AFTER_S
-    while True:
-        try:
-            async with asyncio.timeout(patience):
-                said = await generation.more()
-        except TimeoutError:
-            data = data or events.PING
-        else:
-            for index, what in said:
-                data += events.reply(index, what) if isinstance(what, ChatReply) else events.delta(index, what)
-        if generation.over:
-            data += events.end()
-        if data:
-            await out.send(data)
-        if generation.over:
-            return
-        data, patience = b"", PING_AFTER_S
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Where the bytes of an answer leave for the client.
 
-In: a request and what to send. Out: HTTP. A client that stops reading is given up after STALLED_S; until then at most
-the socket's buffers and 64 KiB wait for it. Leaves what the bytes say to the dialects.
+In: a request, and what to send or a generation. Out: HTTP. A client that stops reading is given up after STALLED_S;
+until then at most the socket's buffers and 64 KiB wait for it. Leaves what the bytes say to the dialects.
 """
 
 from __future__ import annotations
@@ -11,6 +11,14 @@ from collections.abc import Awaitable
 
 from aiohttp import web
 
+from rockroll.model_service.dialects import Events
+from rockroll.model_service.generation import Generation
+from rockroll.model_service.wire import ChatReply
+
+HEADERS_AFTER_S = 0.5
+"""A stream begins with its first token, or after this long without one. Before, a refusal still has its own status."""
+PING_AFTER_S = 10.0
+"""A stream in which nothing was said for so long says that it is alive."""
 STALLED_S = 60.0
 """A client that takes nothing of its stream for so long is cut off, and its call is cancelled."""
 
@@ -37,6 +45,29 @@ class EventStream:
         if not self.begun:
             await self.response.prepare(self._request)
         await self._within(self.response.write(data))
+
+    async def pass_on(self, generation: Generation, events: Events) -> None:
+        """Everything that is said, as the dialect writes it, at once; and a ping where nothing is said for long.
+
+        Raises as `send`, and what a call raised: before the first byte, if not `begun`.
+        """
+        data, patience = events.begin(), HEADERS_AFTER_S
+        while True:
+            try:
+                async with asyncio.timeout(patience):
+                    said = await generation.more()
+            except TimeoutError:
+                data = data or events.PING
+            else:
+                for index, what in said:
+                    data += events.reply(index, what) if isinstance(what, ChatReply) else events.delta(index, what)
+            if generation.over:
+                data += events.end()
+            if data:
+                await self.send(data)
+            if generation.over:
+                return
+            data, patience = b"", PING_AFTER_S
 
     async def end(self) -> web.StreamResponse:
         await self._within(self.response.write_eof())

@@ -65,7 +65,7 @@ def settings(port: int, vendor: str) -> Any:
 
 @pytest.fixture
 async def port(place, serve) -> int:
-    async def count(request: ChatRequest) -> int:
+    def count(request: ChatRequest) -> int:
         return sum(len(message.content.split()) for message in request.messages)
 
     await serve(model, count=count)

@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 
 from rockroll.errors import ModelServiceError
-from rockroll.model_service import gateway, outlet
+from rockroll.model_service import outlet
 from rockroll.model_service.gateway import MAX_CALLS
 from rockroll.model_service.wire import ChatReply, Delta
 from tests.model_service.speech import read
@@ -68,7 +68,7 @@ async def test_each_word_arrives_when_it_is_said(place, serve, speaking, path):
 
 @every_dialect
 async def test_the_headers_do_not_wait_for_a_slow_first_word(place, serve, speaking, path, monkeypatch):
-    monkeypatch.setattr(gateway, "HEADERS_AFTER_S", 0.02)
+    monkeypatch.setattr(outlet, "HEADERS_AFTER_S", 0.02)
     await serve(speaking)
     await place.box()
     async with asking(place, path) as response:
@@ -79,8 +79,8 @@ async def test_the_headers_do_not_wait_for_a_slow_first_word(place, serve, speak
 
 @every_dialect
 async def test_a_long_silence_is_filled_with_pings(place, serve, speaking, path, monkeypatch):
-    monkeypatch.setattr(gateway, "HEADERS_AFTER_S", 0.02)
-    monkeypatch.setattr(gateway, "PING_AFTER_S", 0.02)
+    monkeypatch.setattr(outlet, "HEADERS_AFTER_S", 0.02)
+    monkeypatch.setattr(outlet, "PING_AFTER_S", 0.02)
     await serve(speaking)
     await place.box()
     ping = b"event: ping" if path == "/messages" else b": keep-alive"

@@ -7,9 +7,48 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from rockroll.errors import ModelServiceError
+from rockroll.model_service.dialects import checks
 from rockroll.model_service.dialects.call import Vendor, encode
+from rockroll.model_service.dialects.checks import NOTHING, bad_request
 from rockroll.model_service.wire import ChatReply, TokenLogprob
+
+
+class Shaping(msgspec.Struct):
+    """Fields of a chat or a completion that shape the text and are not supported: OpenAI's, and those that other
+    servers of its dialects take."""
+
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    repetition_penalty: float | None = None
+    min_p: float | None = None
+    top_k: int | None = None
+    enable_thinking: bool | None = None
+    logit_bias: msgspec.Raw = NOTHING
+    min_tokens: msgspec.Raw = NOTHING
+    ignore_eos: msgspec.Raw = NOTHING
+    bad_words: msgspec.Raw = NOTHING
+    stop_token_ids: msgspec.Raw = NOTHING
+    chat_template: msgspec.Raw = NOTHING
+    chat_template_kwargs: msgspec.Raw = NOTHING
+    continue_final_message: msgspec.Raw = NOTHING
+    guided_json: msgspec.Raw = NOTHING
+    guided_regex: msgspec.Raw = NOTHING
+    guided_choice: msgspec.Raw = NOTHING
+    guided_grammar: msgspec.Raw = NOTHING
+    structured_outputs: msgspec.Raw = NOTHING
+
+    def refuse(self) -> None:
+        """ModelServiceError (400) where one of them says something."""
+        raw = [name for name in Shaping.__struct_fields__ if isinstance(getattr(self, name), msgspec.Raw)]
+        checks.refuse_raw(self, raw, "not supported; leave it out")
+        checks.refuse_unless(self, {"frequency_penalty": 0, "presence_penalty": 0, "repetition_penalty": 1, "min_p": 0})
+        if self.top_k not in (None, 0, -1):
+            raise bad_request("top_k: not supported; leave it out", "top_k")
+        if self.enable_thinking is not None:
+            raise bad_request("enable_thinking: the run says whether its model thinks; leave it out", "enable_thinking")
 
 
 def error_status(error: ModelServiceError) -> int:

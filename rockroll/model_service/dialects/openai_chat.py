@@ -14,7 +14,7 @@ import msgspec
 from rockroll.model_service.dialects import checks
 from rockroll.model_service.dialects.call import DEFAULT_MODEL, Call, Dialect, Events
 from rockroll.model_service.dialects.checks import NOTHING, bad_request
-from rockroll.model_service.dialects.openai import OPENAI
+from rockroll.model_service.dialects.openai import OPENAI, Shaping
 from rockroll.model_service.dialects.openai_chat_answer import ChatEvents, completion
 from rockroll.model_service.wire import ChatReply, Message, Tool, ToolCall
 
@@ -88,7 +88,7 @@ class _Format(msgspec.Struct):
     type: str
 
 
-class _Body(msgspec.Struct):
+class _Body(Shaping):
     messages: list[_Message] | None = None
     model: str | None = None
     max_tokens: int | None = None
@@ -103,18 +103,12 @@ class _Body(msgspec.Struct):
     tools: list[_Tool] | None = None
     tool_choice: str | _Choice | None = None
     parallel_tool_calls: bool | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    repetition_penalty: float | None = None
-    min_p: float | None = None
-    top_k: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
     response_format: _Format | None = None
     modalities: list[str] | None = None
     functions: msgspec.Raw = NOTHING
     function_call: msgspec.Raw = NOTHING
-    logit_bias: msgspec.Raw = NOTHING
     audio: msgspec.Raw = NOTHING
     web_search_options: msgspec.Raw = NOTHING
 
@@ -149,12 +143,9 @@ CHAT_COMPLETIONS = Dialect(id_prefix="chatcmpl-", parse=parse_chat, vendor=OPENA
 
 
 def _refuse_unsupported(said: _Body) -> None:
+    said.refuse()
     checks.refuse_raw(said, ("functions", "function_call"), "OpenAI's older word; say `tools` and `tool_choice`")
-    checks.refuse_raw(said, ("logit_bias", "audio", "web_search_options"), "not supported; leave it out")
-    neutral = {"frequency_penalty": 0, "presence_penalty": 0, "repetition_penalty": 1, "min_p": 0}
-    checks.refuse_unless(said, neutral)
-    if said.top_k not in (None, 0, -1):
-        raise bad_request("top_k: not supported; leave it out", "top_k")
+    checks.refuse_raw(said, ("audio", "web_search_options"), "not supported; leave it out")
     if said.response_format and said.response_format.type != "text":
         raise bad_request(
             f"response_format: only type text is supported, got {said.response_format.type[:64]!r}; leave it out",

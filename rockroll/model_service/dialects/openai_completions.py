@@ -14,7 +14,7 @@ from rockroll.errors import ModelServiceError
 from rockroll.model_service.dialects import checks
 from rockroll.model_service.dialects.call import DEFAULT_MODEL, Call, Dialect, Events, encode, sse
 from rockroll.model_service.dialects.checks import NOTHING, bad_request
-from rockroll.model_service.dialects.openai import OPENAI, error_object, usage
+from rockroll.model_service.dialects.openai import OPENAI, Shaping, error_object, usage
 from rockroll.model_service.wire import ChatReply, Delta, TokenLogprob
 
 DEFAULT_MAX_TOKENS = 16
@@ -43,7 +43,7 @@ class _StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
 
 
-class _Body(msgspec.Struct):
+class _Body(Shaping):
     prompt: str | list[Any] | None = None
     model: str | None = None
     max_tokens: int | None = None
@@ -58,12 +58,6 @@ class _Body(msgspec.Struct):
     stream_options: _StreamOptions | None = None
     echo: bool | None = None
     suffix: str | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    repetition_penalty: float | None = None
-    min_p: float | None = None
-    top_k: int | None = None
-    logit_bias: msgspec.Raw = NOTHING
     response_format: msgspec.Raw = NOTHING
 
 
@@ -94,11 +88,8 @@ COMPLETIONS = Dialect(id_prefix="cmpl-", parse=parse_text, vendor=OPENAI)
 
 
 def _refuse_unsupported(said: _Body) -> None:
-    checks.refuse_raw(said, ("logit_bias", "response_format"), "not supported; leave it out")
-    neutral = {"frequency_penalty": 0, "presence_penalty": 0, "repetition_penalty": 1, "min_p": 0}
-    checks.refuse_unless(said, neutral)
-    if said.top_k not in (None, 0, -1):
-        raise bad_request("top_k: not supported; leave it out", "top_k")
+    said.refuse()
+    checks.refuse_raw(said, ("response_format",), "not supported; leave it out")
     if said.echo:
         raise bad_request("echo: not supported; put the prompt before the answer yourself", "echo")
     if said.suffix:
