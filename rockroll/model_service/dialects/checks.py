@@ -57,7 +57,7 @@ def _misfit(message: str) -> ModelServiceError:
 
 
 def says_something(raw: msgspec.Raw) -> bool:
-    return bytes(raw).translate(None, b" \t\r\n") not in (b"null", b"[]", b"{}", b"false", b"0")
+    return raw is not NOTHING and bytes(raw).translate(None, b" \t\r\n") not in (b"null", b"[]", b"{}", b"false", b"0")
 
 
 def refuse_raw(said: Any, names: Iterable[str], why: str) -> None:

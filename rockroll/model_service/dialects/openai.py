@@ -42,13 +42,15 @@ class Shaping(msgspec.Struct):
 
     def refuse(self) -> None:
         """ModelServiceError (400) where one of them says something."""
-        raw = [name for name in Shaping.__struct_fields__ if isinstance(getattr(self, name), msgspec.Raw)]
-        checks.refuse_raw(self, raw, "not supported; leave it out")
+        checks.refuse_raw(self, _RAW, "not supported; leave it out")
         checks.refuse_unless(self, {"frequency_penalty": 0, "presence_penalty": 0, "repetition_penalty": 1, "min_p": 0})
         if self.top_k not in (None, 0, -1):
             raise bad_request("top_k: not supported; leave it out", "top_k")
         if self.enable_thinking is not None:
             raise bad_request("enable_thinking: the run says whether its model thinks; leave it out", "enable_thinking")
+
+
+_RAW = tuple(name for name in Shaping.__struct_fields__ if getattr(Shaping(), name) is NOTHING)
 
 
 def error_status(error: ModelServiceError) -> int:

@@ -183,7 +183,9 @@ def _message(at: str, said: _Message) -> Message:
         return Message("user", said.content)
     return Message(
         role=role,  # pyright: ignore[reportArgumentType]
-        content="" if calls and said.content is None else _content(f"{at}.content", said.content),
+        content=""
+        if said.content is None and (calls or said.reasoning_content)
+        else _content(f"{at}.content", said.content),
         reasoning=(said.reasoning_content or "") if role == "assistant" else "",
         tool_calls=calls,
         tool_call_id=(said.tool_call_id or "") if role == "tool" else "",
