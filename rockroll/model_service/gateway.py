@@ -201,13 +201,17 @@ class Gateway:
                 if call.stream:
                     out, events = EventStream(request, headers), call.events(id, created)
                     try:
-                        with self._calling(box, request, upstream, generation.calls):
-                            await out.pass_on(generation, events)
-                    except ModelServiceError as error:
-                        if not out.begun:
-                            raise
-                        await out.send(events.error(error))
-                    return await out.end()
+                        try:
+                            with self._calling(box, request, upstream, generation.calls):
+                                await out.pass_on(generation, events)
+                        except ModelServiceError as error:
+                            if not out.begun:
+                                raise
+                            await out.send(events.error(error))
+                        await out.end()
+                    except ConnectionError:
+                        pass  # the client is gone: nobody to tell, and nothing for the host's log
+                    return out.response
                 with self._calling(box, request, upstream, generation.calls):
                     return whole(call.answer(id, created, await generation.replies()), headers)
 

@@ -69,9 +69,9 @@ class EventStream:
                 return
             data, patience = b"", PING_AFTER_S
 
-    async def end(self) -> web.StreamResponse:
+    async def end(self) -> None:
+        """As `send`."""
         await self._within(self.response.write_eof())
-        return self.response
 
     async def _within(self, writing: Awaitable[None]) -> None:
         try:
