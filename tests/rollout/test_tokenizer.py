@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from rockroll.errors import UsageError
+from rockroll.rollout.continuation import Past
 from rockroll.rollout.tokenizer import ChatTokenizer
 
 from .conftest import TEMPLATE, write_model_folder
@@ -48,9 +49,10 @@ def test_decode_leaves_out_the_stop_token_and_shows_other_special_tokens(tokeniz
 def test_after_is_what_a_whole_render_adds(tokenizer: ChatTokenizer) -> None:
     history, answer, new = TALK[:2], TALK[2], TALK[3:]
     said = tokenizer.encode(answer["content"])
-    for stopped in (True, False):
-        ids = tokenizer.render(history) + said + tokenizer.stop_ids[:1] * stopped
-        assert ids + tokenizer.after(history, new, stopped=stopped) == tokenizer.render([*history, answer, *new])
+    follows = tokenizer.continuation.after(Past.of(history, tools=False), ("", answer["content"], ()), new)
+    assert follows is not None and follows.stop_id == tokenizer.stop_ids[0]
+    ids = tokenizer.render(history) + said + [follows.stop_id] + tokenizer.encode(follows.text)
+    assert ids == tokenizer.render([*history, answer, *new])
 
 
 def test_a_stop_token_of_generation_config_counts_too(tmp_path: Path) -> None:
