@@ -69,7 +69,7 @@ class Rollout:
         self.events = events
         self._config, self._engine, self._pool, self._tokenizer = config, engine, pool, tokenizer
         self._seed, self._address, self._max_turns = seed, address, task.max_turns
-        self._relay = Relay(address, self.chat, [MODEL]) if isinstance(self.task, AgentTask) else None
+        self._relay = Relay(address, self.chat, [MODEL], count=self.count) if isinstance(self.task, AgentTask) else None
         self._slots = asyncio.Semaphore(config.concurrency)
         self._dialogues: dict[str, Dialogue] = {}
         """The episodes under way, by the token that their sandbox's route carries."""
@@ -163,7 +163,7 @@ class Rollout:
         """The relay's handler: one model call of an agent, for the episode that its token names."""
         return await self._dialogue(request).chat(request, on_delta)
 
-    def count(self, request: ChatRequest) -> int:
+    async def count(self, request: ChatRequest) -> int:
         """Tokens that the prompt of this request would have, for the episode that its token names."""
         return self._dialogue(request).count(request)
 

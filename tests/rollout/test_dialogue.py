@@ -14,8 +14,8 @@ from rockroll.engine.api import GenerateRequest, Generation, OnTokens, Piece
 from rockroll.errors import EngineError, ModelServiceError, RockrollError
 from rockroll.model_service.wire import ChatReply, ChatRequest, Delta, Message, Tool, ToolCall
 from rockroll.rollout.answering import Answering
+from rockroll.rollout.completeness import Completeness
 from rockroll.rollout.dialogue import Dialogue, Sampling
-from rockroll.rollout.group import Budget
 from rockroll.rollout.sample import Episode, TurnRecord
 from rockroll.rollout.tokenizer import ChatTokenizer
 
@@ -279,13 +279,11 @@ def test_too_many_incomplete_turns_stop_the_run_with_the_reason() -> None:
         record = [TurnRecord(1, 1, incomplete="a piece was lost" if i < incomplete else None) for i in range(calls)]
         return Episode("e", "t", 7, 0, 0, "ok", None, 1.0, [], calls, 0.1, "", record)
 
-    budget = Budget(8, 0.1)
-    for _ in range(4):
-        budget.check(episode(2))
-    with pytest.raises(
-        RockrollError, match=r"9 of 50 model calls.*more than the share of 0.1; 9 times: a piece was lost"
-    ):
-        budget.check(episode(1))
-    budget = Budget(8, 0.1)
+    complete = Completeness(0.1, window=20)
     for _ in range(100):
-        budget.check(episode(1))
+        complete.check(episode(1))
+    complete = Completeness(0.1, window=20)
+    for _ in range(4):
+        complete.check(episode(2))
+    with pytest.raises(RockrollError, match=r"9 of the last 50 model calls.*share of 0.1; 9 times: a piece was lost"):
+        complete.check(episode(1))
