@@ -337,7 +337,8 @@ class Dialogue:
                 raise _refusal(410, "episode_ended", f"episode {self.id} ended while the model was answering") from None
             raise EngineError("the engine cancelled a request that nobody had cancelled") from None
         finally:
-            enough.cancel()
+            if not enough.cancel():
+                enough.exception()  # told by another way: the call was cancelled, or the engine failed as well
             self._flying.discard(work)
             if not self._flying:
                 self.waited_s += loop.time() - self._since
