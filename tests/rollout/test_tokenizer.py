@@ -68,6 +68,22 @@ def test_a_template_that_rewrites_the_past_is_refused(tmp_path: Path) -> None:
         ChatTokenizer(write_model_folder(tmp_path / "m", counting))
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "{{ '[' ~ loop.index ~ ']' }}",
+        "{% if loop.index > 5 %}{{ 'long' }}{% endif %}",
+        "{% if not loop.first %}{{ messages[0]['content'] }}{% endif %}",
+    ],
+)
+def test_a_template_whose_later_messages_depend_on_earlier_ones_is_refused(tmp_path: Path, odd: str) -> None:
+    """Its text only ever grows; but what follows an answer is not what follows one in a short conversation."""
+    counting = TEMPLATE.replace("<|im_start|>{{ message['role'] }}\n", odd + "<|im_start|>{{ message['role'] }}\n")
+    assert counting != TEMPLATE
+    with pytest.raises(UsageError, match=r"append-only.*differs at token"):
+        ChatTokenizer(write_model_folder(tmp_path / "m", counting))
+
+
 def test_a_template_that_closes_with_another_token_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"one of the model's stop tokens \[0\].*<\|im_end\|>.*generation_config"):
         ChatTokenizer(write_model_folder(tmp_path / "m", eos="<|endoftext|>"))
