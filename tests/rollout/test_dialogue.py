@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rockroll import rpc
 from rockroll.engine.api import GenerateRequest, Generation, OnTokens, Piece
 from rockroll.errors import EngineError, ModelServiceError, RockrollError
-from rockroll.model_service.wire import ChatReply, ChatRequest, Delta, Message, Tool, ToolCall
+from rockroll.model_service.relay import Relay
+from rockroll.model_service.wire import CHAT_STREAM, ChatReply, ChatRequest, Delta, Message, Tool, ToolCall
 from rockroll.rollout.answering import Answering
 from rockroll.rollout.completeness import Completeness
 from rockroll.rollout.dialogue import Dialogue, Sampling
@@ -22,6 +26,7 @@ from rockroll.rollout.tokenizer import ChatTokenizer
 from .engines import Policy, ScriptedEngine
 from .families import chat_tokenizer
 
+SAID: Any = Delta | ChatReply
 LOOK = Tool(name="look", parameters={"type": "object", "properties": {"path": {"type": "string"}}})
 RUN = Tool(name="run")
 CALL = '<tool_call>\n{"name": "look", "arguments": {"path": "x"}}\n</tool_call>'
@@ -203,6 +208,23 @@ async def test_the_tokens_of_a_request_can_be_counted_without_an_answer() -> Non
     counted = talk.count(request(tools=[LOOK]))
     assert not engine.requests and talk.transcript.turns == []
     assert counted == (await talk.chat(request(tools=[LOOK]))).prompt_tokens
+
+
+async def test_over_the_reverse_channel_an_answer_streams_and_who_leaves_is_noticed(tmp_path: Path) -> None:
+    engine = Halting(chat_tokenizer("qwen2.5"))
+    talk, _ = dialogue(lambda *_: "", engine=engine)
+    address = f"ipc://{tmp_path}/relay"
+    async with Relay(address, talk.chat, ["policy"]):
+        client = await rpc.connect(address)
+        async with aclosing(client.stream(CHAT_STREAM, request(), type=SAID)) as stream:
+            assert (await anext(stream)).text == "one"
+        while not talk.record:  # the cancel is a message: it comes when it comes
+            await asyncio.sleep(0.01)
+        assert talk.record[0].incomplete and talk.record[0].sampled == 2
+        said = [item async for item in client.stream(CHAT_STREAM, request(), type=SAID)]
+        await client.close()
+    assert len(said) > 2 and isinstance(said[-1], ChatReply)
+    assert "".join(delta.text for delta in said[:-1]) == said[-1].text == "one two three"
 
 
 # ---- incomplete is loud ----------------------------------------------------------------------------------------
