@@ -17,8 +17,8 @@ from rockroll.model_service.wire import CHAT, CHAT_STREAM, COUNT, MODELS, ChatRe
 OnDelta = Callable[[Delta], None]
 Handler = Callable[[ChatRequest, OnDelta | None], Awaitable[ChatReply]]
 """`async def handler(request, on_delta)`: on_delta is told what came since its last call; None where nobody streams."""
-Count = Callable[[ChatRequest], Awaitable[int]]
-"""`async def count(request)`: the tokens of its prompt; nothing is sampled."""
+Count = Callable[[ChatRequest], int]
+"""`def count(request)`: the tokens of its prompt; nothing is sampled."""
 
 
 class Relay:
@@ -87,7 +87,7 @@ class Relay:
                 type="not_found_error",
                 code="not_counted",
             )
-        return await self._count(request)
+        return self._count(request)
 
     async def _serve_models(self, body: Any, peer: rpc.Peer) -> AsyncIterator[Models]:
         while True:

@@ -163,7 +163,7 @@ class Rollout:
         """The relay's handler: one model call of an agent, for the episode that its token names."""
         return await self._dialogue(request).chat(request, on_delta)
 
-    async def count(self, request: ChatRequest) -> int:
+    def count(self, request: ChatRequest) -> int:
         """Tokens that the prompt of this request would have, for the episode that its token names."""
         return self._dialogue(request).count(request)
 
