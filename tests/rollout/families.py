@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -75,6 +77,7 @@ def chat_tokenizer(name: str) -> ChatTokenizer:
 def model_folder(name: str) -> Path:
     """A model folder without weights, for one test run."""
     family, folder = FAMILIES[name], Path(mkdtemp(prefix=f"rockroll-{name}-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
