@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rockroll import home
-from rockroll.sandbox import profile, runtime, seccomp
+from rockroll.sandbox import profile, runtime, seccomp, wire
 from rockroll.sandbox.host import SandboxHost
 from tests.sandbox.conftest import IS_ROOT, Lab, only_root
 
@@ -50,7 +50,7 @@ async def said(lab: Lab, script: str) -> str:
 
 async def test_init_shell_and_program_are_held_alike(shared: Lab) -> None:
     await shared.run("sleep 1000 & disown")
-    program = await shared.call("sandbox.processes", shared_ref(shared))
+    program = await shared.call("sandbox.processes", wire.Ref(id=shared.id))
     assert len(program) >= 3
     for pid in (shared.box.init, *shared.processes()):
         seen = status(pid)
@@ -63,12 +63,6 @@ async def test_init_shell_and_program_are_held_alike(shared: Lab) -> None:
         if IS_ROOT:
             assert set(seen["Uid"].split()) == {str(runtime.MAPPED_FIRST_ID)}, "root of the box is nobody on the host"
     await shared.execute("pkill", "sleep")
-
-
-def shared_ref(lab: Lab) -> object:
-    from rockroll.sandbox import wire
-
-    return wire.Ref(id=lab.id)
 
 
 @only_root
