@@ -146,7 +146,7 @@ class Endpoint:
         except web.RequestPayloadError as error:
             raise bad_request(f"the body cannot be read: {' '.join(str(error).split())[:200]}") from None
 
-    async def _answered(self, request: web.BaseRequest) -> web.Response:
+    async def _answered(self, request: web.BaseRequest) -> web.StreamResponse:
         try:
             return await self._answer(request)
         finally:
