@@ -1,7 +1,7 @@
 """How many creations may be under way at once, decided by how fast the host answers.
 
-In: how long each one took. Out: a limit that grows by one a round and shrinks by a share when answers become slow (AIMD,
-as TCP does it). Pure: no clock, no task. Leaves who goes first to turns.py and the waiting to admission.py.
+In: how long each one took. Out: a limit that grows by one a round and shrinks by a share when answers become slow, as
+TCP does it (AIMD). Pure: no clock, no task. Leaves who goes first to turns.py and the waiting to admission.py.
 
     a round = as many answers as the limit allows at once
     mean of the round ≤ TOLERANCE × best ──► limit + 1, where the whole limit was in use

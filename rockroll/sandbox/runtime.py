@@ -23,13 +23,14 @@ import msgspec
 
 from rockroll import home
 from rockroll.errors import HostError
+from rockroll.sandbox import locks, seccomp
 
 RUNTIMES = ("crun", "runc")  # in order of preference: crun starts a box some ms faster
 PROBE_TIMEOUT_S = 60
 MAPPED_FIRST_ID = 0x70000000  # above what systemd hands out to containers and what useradd puts in /etc/subuid
 MAPPED_IDS = 65536
 USER_NAMESPACE_OPTIONS = tuple(f"--{kind}map=0:{MAPPED_FIRST_ID}:{MAPPED_IDS}" for kind in ("uid", "gid"))
-CONF_VERSION = 7  # part of what a remembered verdict depends on: raise it when containers.conf changes
+CONF_VERSION = 8  # part of what a remembered verdict depends on: raise it when containers.conf changes
 
 
 class HostRuntime(msgspec.Struct, frozen=True):
@@ -131,6 +132,8 @@ def _key() -> dict[str, str]:
         "store": f"{Path.home()} {os.environ.get('XDG_DATA_HOME')} {home.user_runtime_dir()}",
         "conf": str(CONF_VERSION),
         "limits": _ulimits(),
+        "locks": str(locks.wanted()),
+        "seccomp": " ".join(f"{path}:{path.stat().st_mtime_ns}" for path in seccomp.PROFILES if path.exists()),
     }
     for runtime in RUNTIMES:
         binary = which(runtime)
@@ -212,13 +215,25 @@ def _conf(runtime: str, binary: str) -> str:
 # Written by rockroll; used for its own Podman service only (CONTAINERS_CONF).
 [containers]
 default_ulimits = [{_ulimits()}]
-[engine]
+{_system_calls()}[engine]
 runtime = "{runtime}"
+num_locks = {locks.wanted()}
 events_logger = "file"
 cgroup_manager = "{_cgroup_manager()}"
 {_own_store()}[engine.runtimes]
 {runtime} = ["{binary}"]
 """
+
+
+def _system_calls() -> str:
+    """Writes the seccomp profile; the lines that containers.conf then needs."""
+    profile = seccomp.write(_conf_dir() / "seccomp.json")
+    return f'seccomp_profile = "{profile}"\nkeyring = false\n' if profile else ""
+
+
+def makes_keyrings() -> bool:
+    """Whether each box costs its user a keyring, of which the kernel allows few."""
+    return not (_conf_dir() / "seccomp.json").exists()
 
 
 def _store() -> Path:
