@@ -201,7 +201,7 @@ class Warm(Generic[B]):
         while self._removals:
             done += await asyncio.gather(*self._removals, return_exceptions=True)
         for error in done:
-            if isinstance(error, BaseException):
+            if isinstance(error, Exception):  # a start that was cancelled is none
                 raise error
 
     # -- within

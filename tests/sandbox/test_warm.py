@@ -230,9 +230,9 @@ async def test_pools_of_one_kind_or_with_a_name_of_the_file_are_refused() -> Non
     warm.follow({"file": PoolSpec(size=1)})
     with pytest.raises(UsageError, match="pool file has boxes of the same kind"):
         warm.set("other", PoolSpec(size=1, config={"memory": "512m"}), "detached")
-    with pytest.raises(UsageError, match="node.yaml has one of this name"):
+    with pytest.raises(UsageError, match=r"node\.yaml has one of this name"):
         warm.set("file", PoolSpec(size=1), "detached")
-    with pytest.raises(UsageError, match="it is in node.yaml"):
+    with pytest.raises(UsageError, match=r"it is in node\.yaml"):
         warm.delete("file")
     with pytest.raises(UsageError, match="no pool 'none'; there are: file"):
         warm.delete("none")
