@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import typer
 
-from rockroll.cli import boxes, commands, files, processes, snapshots
+from rockroll.cli import boxes, commands, files, pool, processes, snapshots
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -41,3 +41,4 @@ app.command()(boxes.down)
 app.command("exec", context_settings={"ignore_unknown_options": False})(commands.exec_)
 app.command()(commands.follow)
 app.command()(commands.commands)
+app.add_typer(pool.app, name="pool")

@@ -33,12 +33,11 @@ def of(config: SandboxConfig) -> Granted:
     return Granted(1, config.cpus, config.memory_bytes, config.pids)
 
 
-def total(configs: Iterable[SandboxConfig]) -> Granted:
-    """Several."""
+def add(several: Iterable[Granted]) -> Granted:
+    """Together."""
     boxes = cpus = memory = pids = 0
-    for config in configs:
-        boxes, cpus = boxes + 1, cpus + config.cpus
-        memory, pids = memory + config.memory_bytes, pids + config.pids
+    for one in several:
+        boxes, cpus, memory, pids = boxes + one.boxes, cpus + one.cpus, memory + one.memory, pids + one.pids
     return Granted(boxes, cpus, memory, pids)
 
 

@@ -148,6 +148,16 @@ class Warm(Generic[B]):
         """Those that stand ready."""
         return self._boxes.values()
 
+    @property
+    def count(self) -> int:
+        """Boxes that stand ready or are being made."""
+        return len(self._boxes) + self.making
+
+    @property
+    def making(self) -> int:
+        """How many are being made."""
+        return sum(pool.shelf.making for pool in self._pools.values())
+
     def holds(self, config: SandboxConfig) -> bool:
         """Whether a box of this kind stands ready."""
         return (pool := self._of(config)) is not None and bool(pool.shelf.ready)

@@ -32,22 +32,22 @@ def test_without_quotas_everything_is_allowed() -> None:
     ],
 )
 def test_each_quota_of_an_owner_is_refused_by_name(quota: Quota, said: str) -> None:
-    have = quotas.total([BOX] * 3)
+    have = quotas.add([quotas.of(BOX)] * 3)
     found = quotas.refusal(Quotas(owner=quota), "a", have, have, quotas.of(BOX))
     assert found is not None and found.startswith(said)
     assert quotas.refusal(Quotas(owner=quota), "a", Granted(), have, quotas.of(BOX)) is None, "another's boxes"
 
 
 def test_the_last_box_that_fits_is_allowed() -> None:
-    have = quotas.total([SandboxConfig(cpus=0.1)] * 9)
+    have = quotas.add([quotas.of(SandboxConfig(cpus=0.1))] * 9)
     assert quotas.refusal(Quotas(owner=Quota(cpus=1)), "a", have, have, quotas.of(SandboxConfig(cpus=0.1))) is None
 
 
 def test_a_named_owner_has_a_quota_of_its_own_and_the_node_bounds_all() -> None:
     found = Quotas(owner=Quota(boxes=1), owners={"alice": Quota(boxes=9)}, node=Quota(boxes=5))
-    have = quotas.total([BOX] * 4)
+    have = quotas.add([quotas.of(BOX)] * 4)
     assert quotas.refusal(found, "alice", have, have, quotas.of(BOX)) is None
-    said = quotas.refusal(found, "alice", have, quotas.total([BOX] * 5), quotas.of(BOX))
+    said = quotas.refusal(found, "alice", have, quotas.add([quotas.of(BOX)] * 5), quotas.of(BOX))
     assert said is not None and said.startswith("quotas.node.boxes is 5; this node has 5")
 
 
