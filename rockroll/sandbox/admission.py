@@ -72,7 +72,11 @@ class Admission:
         return self._running + 1 >= self._aimd.limit
 
     def _let_in(self) -> None:
-        while self._running < self._aimd.limit and (place := self._turns.next()) is not None:
+        while self._running < self._aimd.limit:
+            # Refills leave half of the places: whoever comes next finds one free.
+            spare = self._running < max(1, self._aimd.limit // 2)
+            if (place := self._turns.next(background=spare)) is None:
+                return
             if not place.done():  # else its caller was cancelled and has not run since
                 self._running += 1
                 place.set_result(None)

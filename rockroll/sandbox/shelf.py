@@ -18,6 +18,9 @@ from rockroll.sandbox.node_config import PoolSpec
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 """After a failed start the next one waits this long, twice as long each time: what made it fail (no image, no memory)
 tells nobody when it is over."""
+REFILL_AFTER_S = 0.1
+"""While others stand ready, a box that was taken is replaced a moment later: its first command must not share the cores
+with the making of the next."""
 GIVEN_UP_PAUSE_S = 30.0
 """A box that made room for somebody is not made again sooner, unless another box goes."""
 
@@ -76,7 +79,10 @@ class Shelf:
             self.missed += 1
             return None
         self.taken += 1
-        return self.ready.popleft()
+        box = self.ready.popleft()
+        if self.ready and now >= self._paused_until:
+            self._paused_until = now + REFILL_AFTER_S
+        return box
 
     def gone(self, id: str) -> bool:
         """It has died on the shelf; False where it was not there."""

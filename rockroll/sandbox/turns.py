@@ -33,9 +33,12 @@ class Turns(Generic[T]):
         queues = self._background if rank == "background" else self._people
         heapq.heappush(queues.setdefault(owner, []), (_RANKS[rank], next(self._order), item))
 
-    def next(self) -> T | None:
-        """Takes out the item whose turn it is; None where nobody waits. Its owner comes last from now on."""
-        for queues in (self._people, self._background):
+    def next(self, *, background: bool = True) -> T | None:
+        """Takes out the item whose turn it is; None where nobody waits. Its owner comes last from now on.
+
+        background: whether one of these will do.
+        """
+        for queues in (self._people, self._background) if background else (self._people,):
             if queues:
                 owner, queue = queues.popitem(last=False)
                 item = heapq.heappop(queue)[2]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rockroll.sandbox.admission import Admission
 from rockroll.sandbox.aimd import Aimd
-from rockroll.sandbox.turns import Turns
+from rockroll.sandbox.turns import Rank, Turns
 
 
 class Host:
@@ -180,6 +180,25 @@ async def test_only_as_many_are_under_way_as_the_limit_says() -> None:
 
     await asyncio.gather(*(work() for _ in range(50)))
     assert (most, admission.running, admission.waiting()) == (3, 0, {})
+
+
+async def test_refills_leave_half_of_the_places_to_people() -> None:
+    admission = Admission(Aimd(4, least=4, most=4))
+    over = asyncio.Event()
+
+    async def work(rank: Rank) -> None:
+        async with admission.turn("a", rank):
+            await over.wait()
+
+    refills = [asyncio.create_task(work("background")) for _ in range(4)]
+    await asyncio.sleep(0)
+    assert admission.running == 2
+    person = asyncio.create_task(work("create"))
+    await asyncio.sleep(0)
+    assert admission.running == 3
+    over.set()
+    await asyncio.gather(*refills, person)
+    assert admission.running == 0
 
 
 async def test_cancelled_callers_give_their_places_up_at_whatever_moment() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rockroll.errors import HostError, UsageError
 from rockroll.sandbox.config import SandboxConfig
 from rockroll.sandbox.node_config import PoolSpec
-from rockroll.sandbox.shelf import GIVEN_UP_PAUSE_S, LONGEST_PAUSE_S, Shelf
+from rockroll.sandbox.shelf import GIVEN_UP_PAUSE_S, LONGEST_PAUSE_S, REFILL_AFTER_S, Shelf
 from rockroll.sandbox.warm import Warm, kind
 
 # -- one pool's state, alone
@@ -40,7 +40,15 @@ def test_a_pool_wants_as_many_as_are_missing() -> None:
 def test_what_is_taken_is_made_again_and_counted() -> None:
     shelf = filled(2)
     assert (shelf.take(1.0), shelf.take(1.0), shelf.take(1.0)) == ("b0", "b1", None)
-    assert (shelf.wanted(1.0), shelf.taken, shelf.missed) == (2, 2, 1)
+    assert (shelf.wanted(1.0 + REFILL_AFTER_S), shelf.taken, shelf.missed) == (2, 2, 1)
+
+
+def test_the_first_command_of_a_box_goes_before_the_making_of_the_next() -> None:
+    shelf = filled(3)
+    shelf.take(1.0)
+    assert (shelf.wanted(1.0), shelf.next_look(1.0)) == (0, REFILL_AFTER_S)
+    shelf.take(1.05)
+    assert shelf.wanted(1.0 + REFILL_AFTER_S) == 2, "one that is taken every moment is refilled all the same"
 
 
 def test_a_failed_start_pauses_the_pool_longer_each_time_and_then_one_box_tries() -> None:
