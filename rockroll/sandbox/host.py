@@ -143,7 +143,7 @@ class SandboxHost:
             self._snapshots,
             self._endpoint,
             self._env,
-            Path((await self._podman.info())["store"]["graphRoot"]),
+            Path(detected.store),
             detected.rootless,
         )
         await take_over(self._boxes, self._registry, self._podman, self._maker, self._ends, admission)

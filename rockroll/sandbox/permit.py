@@ -10,6 +10,7 @@ Warm boxes count, as whatever stands on the host does; but where one more person
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -21,6 +22,9 @@ from rockroll.sandbox.limits import Facts, Room
 from rockroll.sandbox.node_config import NodeConfig
 from rockroll.sandbox.quotas import Granted
 from rockroll.sandbox.warm import Warm
+
+FRESH_S = 0.1
+"""Facts are as good as new for so long: two or three boxes come to be in it, and those being made count apart."""
 
 
 class Ticket:
@@ -109,8 +113,16 @@ class Permit:
 
 
 def reader(store: Path, *, keyrings: bool, rootless: bool) -> Callable[[], Facts]:
-    """What reads the facts of a host with this store."""
-    return lambda: limits.read(store, keyrings=keyrings, file_locks=rootless)
+    """What reads the facts of a host with this store; in a storm, not for each box again."""
+    known: list[tuple[float, Facts]] = []
+
+    def read() -> Facts:
+        now = time.monotonic()
+        if not known or now > known[0][0] + FRESH_S:
+            known[:] = [(now, limits.read(store, keyrings=keyrings, file_locks=rootless))]
+        return known[0][1]
+
+    return read
 
 
 def _stamp(path: Path) -> float:

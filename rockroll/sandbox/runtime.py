@@ -48,6 +48,8 @@ class HostRuntime(msgspec.Struct, frozen=True):
     """Whether a box can have a user namespace of its own (always so for an ordinary user)."""
     podman: str
     """Podman's version."""
+    store: str
+    """The folder of its containers and images."""
     refused: dict[str, str]
     """Runtimes that do not run here, and what they said."""
 
@@ -171,11 +173,21 @@ def _probe(key: dict[str, str]) -> HostRuntime:
                 rootless=is_rootless(),
                 user_namespaces=user_namespaces,
                 podman=key["podman"],
+                store=_graph_root(),
                 refused=refused,
             )
         refused[runtime] = said
     reasons = "; ".join(f"{name}: {why}" for name, why in refused.items())
     raise HostError(f"no OCI runtime can run a container here ({reasons}); run `rockroll doctor`")
+
+
+def _graph_root() -> str:
+    """Asked once: `podman info` takes half a second."""
+    argv = [podman_binary(), "info", "--format", "{{.Store.GraphRoot}}"]
+    done = subprocess.run(argv, env=environment(), capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise HostError(f"podman info fails: {done.stderr.strip()}; cure what it says")
+    return done.stdout.strip()
 
 
 def _run_once(conf: Path, *options: str) -> str | None:
