@@ -146,8 +146,10 @@ class Hull:
             await (await asyncio.create_subprocess_exec(*argv, env=dict(self._runtime.environment))).wait()
             await self._podman.start(self.container)
 
-    async def look(self) -> dict[str, Any]:
+    async def look(self, *, fresh: bool = False) -> dict[str, Any]:
         """The container has been started: watches its init, reads its limits back. Returns Podman's GraphDriver.
+
+        fresh: this is its first start.
 
         Raises HostError, SandboxLost, and OSError where init ends meanwhile: what is read under /proc goes with it.
         """
@@ -156,7 +158,8 @@ class Hull:
         if not pid:
             raise SandboxLost(f"the sandbox's init ended at its start with {found['State']['ExitCode']}")
         self.init.watch(pid, int(found["State"].get("ConmonPid") or 0))
-        freezer.thaw(pid)  # a node that was killed while it copied the box has left it frozen
+        if not fresh:
+            freezer.thaw(pid)  # a node that was killed while it copied the box has left it frozen
         bundle = Path(found["OCIConfigPath"]).parent
         self._execer = OciExec(self._runtime, self.container, bundle, self.folder / "x")
         await self._execer.look(self._spawner, pid)
