@@ -6,6 +6,7 @@ Leaves what is written there to the rooms that write it.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from pathlib import Path
@@ -20,7 +21,7 @@ def home() -> Path:
 
 def home_id() -> str:
     """Eight hex digits that name this home: containers carry it as a label, so that two homes never meet."""
-    return hashlib.sha256(f"{user_id()}:{home()}".encode()).hexdigest()[:8]
+    return _short_hash(f"{user_id()}:{home()}")
 
 
 def node_dir() -> Path:
@@ -63,6 +64,11 @@ def models_dir() -> Path:
 def runs_dir() -> Path:
     """The default place of run directories."""
     return _made(home() / "runs")
+
+
+@functools.lru_cache(maxsize=16)
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _made(path: Path) -> Path:

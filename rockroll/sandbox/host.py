@@ -125,7 +125,9 @@ class SandboxHost:
         become_subreaper()  # after the probe, whose orphans nobody here would wait for
         self._rootless = detected.rootless
         environment = dict(detected.environment())
-        oci = Runtime(detected.binary, detected.state_root, environment, detected.runtime)
+        oci = Runtime(
+            detected.binary, detected.state_root, environment, detected.runtime, detected.store, detected.run_store
+        )
         self._podman = await self._service.start()
         self._reaper.start()
         self._registry = Registry(home.node_dir() / "registry.sqlite")

@@ -13,8 +13,10 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from rockroll.errors import HostError, SandboxLost, SandboxNotFound
-from rockroll.sandbox import cgroup, disk, files, freezer, names, profile, recycle, scheduling
+from rockroll.sandbox import cgroup, disk, files, freezer, names, profile, recycle, scheduling, started
 from rockroll.sandbox.cgroup import BoxCgroup, Scope
 from rockroll.sandbox.config import SandboxConfig
 from rockroll.sandbox.environment import Environment
@@ -153,7 +155,8 @@ class Hull:
 
         Raises HostError, SandboxLost, and OSError where init ends meanwhile: what is read under /proc goes with it.
         """
-        found = await self._podman.inspect(self.container)
+        found = self._started() if fresh else None
+        found = found or await self._podman.inspect(self.container)
         pid = self.init.pid = int(found["State"]["Pid"])
         if not pid:
             raise SandboxLost(f"the sandbox's init ended at its start with {found['State']['ExitCode']}")
@@ -172,6 +175,16 @@ class Hull:
         if not self.cgroup.enforced:
             self.unenforced.append("kill-scope")
         return found.get("GraphDriver") or {}
+
+    def _started(self) -> dict[str, Any] | None:
+        """None where Podman must be asked, as of a box whose init has ended already."""
+        store = self._runtime.store
+        try:
+            bundle = msgspec.json.decode(Path(started.config_path(store, self.container)).read_bytes())
+        except (OSError, msgspec.DecodeError):
+            return None
+        found = started.read(store, self._runtime.run_store, self.container, str(bundle["root"]["path"]))
+        return found if found and self.is_mine(found["State"]["Pid"]) else None
 
     async def remember(self, graph: dict[str, Any], *, fresh: bool) -> None:
         """What the box is before its first command, for its recycling. fresh: this is its first start.

@@ -50,6 +50,8 @@ class HostRuntime(msgspec.Struct, frozen=True):
     """Podman's version."""
     store: str
     """The folder of its containers and images."""
+    run_store: str
+    """The folder of those that run."""
     refused: dict[str, str]
     """Runtimes that do not run here, and what they said."""
 
@@ -166,6 +168,7 @@ def _probe(key: dict[str, str]) -> HostRuntime:
         if said is None:
             user_namespaces = is_rootless() or _run_once(trial, *USER_NAMESPACE_OPTIONS) is None
             trial.replace(_conf_dir() / "containers.conf")
+            store, run_store = _stores()
             return HostRuntime(
                 runtime=runtime,
                 binary=binary,
@@ -173,7 +176,8 @@ def _probe(key: dict[str, str]) -> HostRuntime:
                 rootless=is_rootless(),
                 user_namespaces=user_namespaces,
                 podman=key["podman"],
-                store=_graph_root(),
+                store=store,
+                run_store=run_store,
                 refused=refused,
             )
         refused[runtime] = said
@@ -181,13 +185,14 @@ def _probe(key: dict[str, str]) -> HostRuntime:
     raise HostError(f"no OCI runtime can run a container here ({reasons}); run `rockroll doctor`")
 
 
-def _graph_root() -> str:
+def _stores() -> tuple[str, str]:
     """Asked once: `podman info` takes half a second."""
-    argv = [podman_binary(), "info", "--format", "{{.Store.GraphRoot}}"]
+    argv = [podman_binary(), "info", "--format", "{{.Store.GraphRoot}}\n{{.Store.RunRoot}}"]
     done = subprocess.run(argv, env=environment(), capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise HostError(f"podman info fails: {done.stderr.strip()}; cure what it says")
-    return done.stdout.strip()
+    store, run_store = done.stdout.split()
+    return store, run_store
 
 
 def _run_once(conf: Path, *options: str) -> str | None:
