@@ -16,7 +16,7 @@ from rockroll.errors import HostError
 
 def home() -> Path:
     """`$ROCKROLL_HOME`, or `~/.rockroll`."""
-    return _made(Path(os.environ.get("ROCKROLL_HOME") or Path.home() / ".rockroll").absolute())
+    return made(Path(os.environ.get("ROCKROLL_HOME") or Path.home() / ".rockroll").absolute())
 
 
 def home_id() -> str:
@@ -26,7 +26,7 @@ def home_id() -> str:
 
 def node_dir() -> Path:
     """The node's spools, registry and log."""
-    return _made(home() / "node")
+    return made(home() / "node")
 
 
 def user_id() -> int:
@@ -40,7 +40,7 @@ def user_runtime_dir() -> Path:
     for place in places:
         if place and Path(place).is_dir() and os.access(place, os.W_OK):
             return Path(place)
-    path = _made(Path(f"/tmp/podman-run-{user_id()}"))
+    path = made(Path(f"/tmp/podman-run-{user_id()}"))
     if path.stat().st_uid != os.getuid() or path.is_symlink():
         raise HostError(f"{path} belongs to somebody else; set XDG_RUNTIME_DIR to a directory of your own")
     return path
@@ -48,7 +48,7 @@ def user_runtime_dir() -> Path:
 
 def runtime_dir() -> Path:
     """A short path for sockets and FIFOs: a unix socket's path may have no more than 107 bytes."""
-    return _made(user_runtime_dir() / f"rockroll-{home_id()}")
+    return made(user_runtime_dir() / f"rockroll-{home_id()}")
 
 
 def node_address() -> str:
@@ -58,12 +58,12 @@ def node_address() -> str:
 
 def models_dir() -> Path:
     """Models made or converted at set-up."""
-    return _made(home() / "models")
+    return made(home() / "models")
 
 
 def runs_dir() -> Path:
     """The default place of run directories."""
-    return _made(home() / "runs")
+    return made(home() / "runs")
 
 
 @functools.lru_cache(maxsize=16)
@@ -71,7 +71,8 @@ def _short_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _made(path: Path) -> Path:
+def made(path: Path) -> Path:
+    """The folder, made where it is missing, for this user alone."""
     if not os.path.isdir(path):  # noqa: PTH112 - asked some twenty times for each box: a fifth of what Path takes
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     return path

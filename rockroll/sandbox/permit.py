@@ -23,8 +23,8 @@ from rockroll.sandbox.node_config import NodeConfig
 from rockroll.sandbox.quotas import Granted
 from rockroll.sandbox.warm import Warm
 
-FRESH_S = 0.1
-"""Facts are as good as new for so long: two or three boxes come to be in it, and those being made count apart."""
+FRESH_S = 0.5
+"""Facts are good for so long, so that a storm does not read them for each box: those made since then count apart."""
 
 
 class Ticket:
@@ -54,6 +54,9 @@ class Permit:
         self._file = node_config.path()
         self._stamp = -1.0
         self._config = NodeConfig()
+        self._known: tuple[float, Facts] | None = None
+        self._seen: set[str] = set()
+        """The boxes that were there when the facts were read."""
 
     @property
     def config(self) -> NodeConfig:
@@ -98,8 +101,17 @@ class Permit:
         return HostError(said) if said else None
 
     def _rooms(self, policy: NodeConfig, config: SandboxConfig, everything: Granted) -> list[Room]:
-        making = len(self._tickets) + sum(not box.container for box in self._boxes.values()) + self._warm.making
-        return limits.rooms(self._read(), everything, quotas.of(config), policy.limits, everything.boxes, making)
+        facts = self._facts()
+        unseen = sum(box.id not in self._seen for box in (*self._boxes.values(), *self._warm.boxes))
+        making = len(self._tickets) + unseen + self._warm.making
+        return limits.rooms(facts, everything, quotas.of(config), policy.limits, everything.boxes, making)
+
+    def _facts(self) -> Facts:
+        now = time.monotonic()
+        if self._known is None or now > self._known[0] + FRESH_S:
+            self._known = now, self._read()
+            self._seen = {box.id for box in (*self._boxes.values(), *self._warm.boxes) if box.container}
+        return self._known[1]
 
     def _granted(self, account: str, *, warm: bool = False) -> tuple[Granted, Granted]:
         """What this account has, and all together, promises included."""
@@ -113,16 +125,8 @@ class Permit:
 
 
 def reader(store: Path, *, keyrings: bool, rootless: bool) -> Callable[[], Facts]:
-    """What reads the facts of a host with this store; in a storm, not for each box again."""
-    known: list[tuple[float, Facts]] = []
-
-    def read() -> Facts:
-        now = time.monotonic()
-        if not known or now > known[0][0] + FRESH_S:
-            known[:] = [(now, limits.read(store, keyrings=keyrings, file_locks=rootless))]
-        return known[0][1]
-
-    return read
+    """What reads the facts of a host with this store."""
+    return lambda: limits.read(store, keyrings=keyrings, file_locks=rootless)
 
 
 def _stamp(path: Path) -> float:

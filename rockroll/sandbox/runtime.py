@@ -116,9 +116,7 @@ def environment() -> dict[str, str]:
 
 
 def _conf_dir() -> Path:
-    path = home.home() / "conf"
-    path.mkdir(mode=0o700, exist_ok=True)
-    return path
+    return home.made(home.home() / "conf")
 
 
 def _state_root(runtime: str) -> str:

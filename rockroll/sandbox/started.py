@@ -1,8 +1,8 @@
 """What Podman has written down of a container that it has just started, read from its files.
 
-In: Podman's folders, a container's id. Out: what `podman inspect` says of it, as far as a start needs it; None where the
-files are not as known, for the caller to ask. Leaves the rest to podman.py: this one answer each start needs, and asking
-takes Podman 3 ms of CPU time, a twelfth of the start itself.
+In: Podman's folders, a container's id. Out: what `podman inspect` says of it, as far as a start needs it; None where
+the files are not as known, for the caller to ask. Leaves the rest to podman.py: this one answer each start needs, and
+asking takes Podman 3 ms of CPU time, a twelfth of the start itself.
 """
 
 from __future__ import annotations

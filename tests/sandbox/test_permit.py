@@ -14,7 +14,7 @@ import pytest_asyncio
 
 from rockroll import home
 from rockroll.errors import HostError, QuotaExceeded, SandboxNotFound, UsageError
-from rockroll.sandbox import limits, node_config, wire
+from rockroll.sandbox import limits, node_config, permit, wire
 from rockroll.sandbox.host import SandboxHost
 from rockroll.sandbox.podman import HOME_LABEL
 from tests.sandbox.conftest import Lab
@@ -165,12 +165,14 @@ async def test_a_warm_box_gives_way_to_somebody_before_a_limit_refuses(
         return real._replace(locks=limits.locks.Locks(1, min(1, there)))
 
     monkeypatch.setattr(host._maker.permit, "_read", full)
+    monkeypatch.setattr(permit, "FRESH_S", 0.0)
     await warm.call("sandbox.create", wire.Create(config={"memory": "72m"}))
     (info,) = await warm.call("pool.list", wire.Empty())
     assert info.ready == 0
     with pytest.raises(HostError, match=r"no room for another sandbox: Podman locks: .*podman system renumber"):
         await warm.call("sandbox.create", wire.Create(config={"memory": "73m"}))
     monkeypatch.undo()
+    host._maker.permit._known = None
 
 
 async def test_a_pool_ends_with_its_connection(warm: Lab) -> None:
