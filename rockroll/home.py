@@ -16,7 +16,8 @@ from rockroll.errors import HostError
 
 def home() -> Path:
     """`$ROCKROLL_HOME`, or `~/.rockroll`."""
-    return made(Path(os.environ.get("ROCKROLL_HOME") or Path.home() / ".rockroll").absolute())
+    given = os.environ.get("ROCKROLL_HOME")
+    return made(_path(given) if given and given[0] == "/" else Path(given or Path.home() / ".rockroll").absolute())
 
 
 def home_id() -> str:
@@ -38,8 +39,8 @@ def user_runtime_dir() -> Path:
     """XDG_RUNTIME_DIR where it can be written, else what Podman falls back to, so that all agree on one place."""
     places = [os.environ.get("XDG_RUNTIME_DIR"), "/run" if user_id() == 0 else f"/run/user/{user_id()}"]
     for place in places:
-        if place and Path(place).is_dir() and os.access(place, os.W_OK):
-            return Path(place)
+        if place and os.path.isdir(place) and os.access(place, os.W_OK):  # noqa: PTH112 - as in `made`
+            return _path(place)
     path = made(Path(f"/tmp/podman-run-{user_id()}"))
     if path.stat().st_uid != os.getuid() or path.is_symlink():
         raise HostError(f"{path} belongs to somebody else; set XDG_RUNTIME_DIR to a directory of your own")
@@ -64,6 +65,11 @@ def models_dir() -> Path:
 def runs_dir() -> Path:
     """The default place of run directories."""
     return made(home() / "runs")
+
+
+@functools.lru_cache(maxsize=16)
+def _path(text: str) -> Path:
+    return Path(text)
 
 
 @functools.lru_cache(maxsize=16)
