@@ -39,11 +39,11 @@ for number in (101, 155, 165, 175, 246, 248, 250, 272, 298, 308, 321, 323, 425, 
 
 
 async def by_runtime(lab: Lab, script: str) -> bytes:
-    inside, lab.box.execer._inside = lab.box.execer._inside, None
+    inside, lab.box.hull.execer._inside = lab.box.hull.execer._inside, None
     try:
         return await described(lab, script)
     finally:
-        lab.box.execer._inside = inside
+        lab.box.hull.execer._inside = inside
 
 
 async def described(lab: Lab, script: str) -> bytes:
@@ -55,7 +55,7 @@ async def described(lab: Lab, script: str) -> bytes:
 @pytest.mark.parametrize("config", [{}, {"user": "65534:65534"}, {"mounts": ["/tmp:/mnt"]}], ids=str)
 async def test_a_process_is_as_the_runtime_would_have_made_it(host: SandboxHost, config: dict[str, object]) -> None:
     lab = await Lab(host, **config).up()
-    assert lab.box.execer._inside is not None, "this host does not allow what is tested here"
+    assert lab.box.hull.execer._inside is not None, "this host does not allow what is tested here"
     for script in (DESCRIBE, FORBIDDEN):
         directly, runtime = await described(lab, script), await by_runtime(lab, script)
         lines = directly.decode().splitlines(), runtime.decode().splitlines()
@@ -64,7 +64,7 @@ async def test_a_process_is_as_the_runtime_would_have_made_it(host: SandboxHost,
 
 
 async def test_the_runtime_way_keeps_the_promises_too(lab: Lab) -> None:
-    lab.box.execer._inside = None
+    lab.box.hull.execer._inside = None
     assert (await lab.execute("sh", "-c", "exit 7")).exit_code == 7
     assert (await lab.execute("nosuch")).exit_code == 127
     assert (await lab.execute("true", cwd="/nowhere")).exit_code == 126
@@ -123,6 +123,7 @@ async def test_what_is_too_large_for_an_order_is_started_by_the_runtime(host: Sa
 
 
 async def test_the_helper_is_started_again_when_it_dies(host: SandboxHost, lab: Lab) -> None:
+    await lab.execute("true")  # it is there from the first order on
     helper = host._spawner._process
     assert helper is not None
     os.kill(helper.pid, signal.SIGKILL)
