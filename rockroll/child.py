@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import logging
 import os
 import signal
 import sys
@@ -18,6 +17,7 @@ from typing import Any, NoReturn, TypeVar
 
 import msgspec
 
+from rockroll import logs
 from rockroll.errors import RockrollError
 
 C = TypeVar("C")
@@ -31,7 +31,7 @@ def main(name: str, file: Path, config_type: type[C], serve: Callable[[C], Corou
     # of 7 on a busy machine); read by OpenMP when torch is loaded, which is later.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the controller decides
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.begin()
     code = 0
     try:
         asyncio.run(serve(msgspec.json.decode(file.read_bytes(), type=config_type)))

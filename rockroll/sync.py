@@ -24,6 +24,7 @@ from rockroll.sandbox import warm_pools as async_warm_pools
 from rockroll.sandbox.client import Sandbox as AsyncSandbox
 from rockroll.sandbox.command import Command as AsyncCommand
 from rockroll.sandbox.config import SandboxConfig
+from rockroll.sandbox.forward import Address
 from rockroll.sandbox.node_client import close_node
 from rockroll.sandbox.pool import Pool as AsyncPool
 from rockroll.sandbox.wire import DEFAULT_SESSION, Observation, Owner, PoolInfo, Restored, SandboxInfo, SnapshotInfo
@@ -140,14 +141,20 @@ class Sandbox:
     """`rockroll.Sandbox`, blocking; `with` instead of `async with`."""
 
     def __init__(
-        self, config: SandboxConfig | None = None, *, owner: Owner = "connection", outlives_node: bool = True
+        self,
+        config: SandboxConfig | None = None,
+        *,
+        owner: Owner = "connection",
+        outlives_node: bool = True,
+        base_url: str | None = None,
+        token: str | None = None,
     ) -> None:
-        self._wrapped = AsyncSandbox(config, owner=owner, outlives_node=outlives_node)
+        self._wrapped = AsyncSandbox(config, owner=owner, outlives_node=outlives_node, base_url=base_url, token=token)
 
     @classmethod
-    def attach(cls, sandbox_id: str) -> Self:
+    def attach(cls, sandbox_id: str, *, base_url: str | None = None, token: str | None = None) -> Self:
         """As rockroll.Sandbox.attach."""
-        return cls._of(_background.run(AsyncSandbox.attach(sandbox_id)))
+        return cls._of(_background.run(AsyncSandbox.attach(sandbox_id, base_url=base_url, token=token)))
 
     @classmethod
     def _of(cls, wrapped: AsyncSandbox) -> Self:
@@ -186,6 +193,7 @@ class Sandbox:
     env = _blocking(AsyncSandbox.env)
     set_env = _blocking(AsyncSandbox.set_env)
     refresh = _blocking(AsyncSandbox.refresh)
+    network = _blocking(AsyncSandbox.network)
     recycle = _blocking(AsyncSandbox.recycle)
     snapshot = _blocking(AsyncSandbox.snapshot)
     _fork = _blocking(AsyncSandbox.fork)
@@ -214,6 +222,16 @@ class Sandbox:
         """As rockroll.Sandbox.fork."""
         return self._of(self._fork(name=name, owner=owner))
 
+    @contextlib.contextmanager
+    def forward(self, port: int, **options: Any) -> Iterator[Address]:
+        """As rockroll.Sandbox.forward."""
+        forward = self._wrapped.forward(port, **options)
+        place = _background.run(forward.__aenter__())
+        try:
+            yield place
+        finally:
+            _background.run(forward.__aexit__())
+
     def __enter__(self) -> Self:
         self._enter()
         return self
@@ -225,14 +243,14 @@ class Sandbox:
         return repr(self._wrapped)
 
 
-def snapshots() -> list[SnapshotInfo]:
+def snapshots(*, base_url: str | None = None, token: str | None = None) -> list[SnapshotInfo]:
     """As rockroll.sandbox.client.snapshots."""
-    return _background.run(client.snapshots())
+    return _background.run(client.snapshots(base_url=base_url, token=token))
 
 
-def delete_snapshot(name: str) -> SnapshotInfo:
+def delete_snapshot(name: str, *, base_url: str | None = None, token: str | None = None) -> SnapshotInfo:
     """As rockroll.sandbox.client.delete_snapshot."""
-    return _background.run(client.delete_snapshot(name))
+    return _background.run(client.delete_snapshot(name, base_url=base_url, token=token))
 
 
 @functools.wraps(async_warm_pools.set_warm_pool)

@@ -9,6 +9,8 @@ import os
 import select
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -117,3 +119,31 @@ def _wait_for_end(pid: int, number: signal.Signals | None = None) -> None:
         assert gone, f"process {pid} did not end within 30 s"
     finally:
         os.close(pidfd)
+
+
+@pytest.fixture(scope="module")
+def server(node_home: Path) -> Iterator[str]:
+    """The URL of a `rockroll serve` of this home, a process of its own. Its token is found in the home."""
+    argv = [sys.executable, "-m", "rockroll", "serve", "--port", "0"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        line = process.stdout.readline()
+        try:
+            yield line.split()[1]
+        finally:
+            process.terminate()
+            assert process.wait(30) == 0, "the server did not end well"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--over-http", action="store_true", help="sandboxes of the SDK's tests are reached over HTTP")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _over_http(request: pytest.FixtureRequest) -> Iterator[None]:
+    if not request.config.getoption("--over-http"):
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ROCKROLL_BASE_URL", request.getfixturevalue("server"))
+        yield

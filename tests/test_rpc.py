@@ -83,6 +83,14 @@ class Service:
         async for _ in parts.of(int):
             await self.refuse(body, peer)
 
+    async def doubles(self, times: int, peer: rpc.Peer, parts: rpc.Parts) -> AsyncIterator[int]:
+        try:
+            async for part in parts.of(int):
+                yield part * times
+            yield -1
+        finally:
+            self.cancelled.set()
+
     async def whoami(self, body: Any, peer: rpc.Peer) -> int | None:
         return peer.pid
 
@@ -91,7 +99,7 @@ class Service:
 async def link(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[tuple[Service, rpc.Client, rpc.Server]]:
     service = Service()
     names = ["echo", "point", "refuse", "bug", "hang", "count", "whoami"]
-    names += ["endless", "add_up", "take_three", "refuse_parts"]
+    names += ["endless", "add_up", "take_three", "refuse_parts", "doubles"]
     server = rpc.Server(
         f"{request.param}://{tmp_path}/s",
         {name: getattr(service, name) for name in names},
@@ -293,6 +301,58 @@ async def test_what_the_maker_of_parts_raises_reaches_the_caller_and_cancels_the
     with pytest.raises(RockrollError, match="the file is gone"):
         await client.call("add_up", parts=broken())
     await asyncio.wait_for(service.cancelled.wait(), 5)
+
+
+async def test_a_stream_and_its_parts_go_side_by_side_until_both_have_ended(link: Any) -> None:
+    _, client, _ = link
+
+    async def numbers() -> AsyncIterator[int]:
+        for n in range(100):
+            if n:
+                await answered.wait()  # each is sent after the answer to the one before
+                answered.clear()
+            yield n
+
+    answered, seen = asyncio.Event(), []
+    async with asyncio.timeout(20):
+        async for item in client.stream("doubles", 3, parts=numbers()):
+            seen.append(item)
+            answered.set()
+    assert seen == [n * 3 for n in range(100)] + [-1]
+    assert client._pending == {}
+
+
+async def test_leaving_a_stream_ends_the_sending_and_what_the_sender_raises_is_raised(link: Any) -> None:
+    service, client, _ = link
+
+    async def endless() -> AsyncIterator[int]:
+        n = 0
+        while True:
+            yield (n := n + 1)
+            await asyncio.sleep(0)
+
+    async def broken() -> AsyncIterator[int]:
+        yield 1
+        await answered.wait()  # else the handler may be cancelled before it begins
+        raise RockrollError("no more of it")
+
+    answered = asyncio.Event()
+    async with asyncio.timeout(20):
+        stream = client.stream("doubles", 2, parts=endless())
+        async for _ in stream:
+            break
+        await stream.aclose()
+        await service.cancelled.wait()
+        service.cancelled.clear()
+        with pytest.raises(RockrollError, match="no more of it"):
+            async for item in client.stream("doubles", 2, parts=broken()):
+                assert item == 2
+                answered.set()
+        await service.cancelled.wait()
+        with pytest.raises(ModelServiceError, match="too long"):
+            async for _ in client.stream("refuse_parts", 2, parts=endless()):
+                pass
+    assert client._pending == {}
 
 
 async def test_frames_of_every_size_pass_whole_and_in_order(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from rockroll.errors import UsageError
 Id = Annotated[str, typer.Argument(metavar="ID", help="An id, the beginning of one, or a name.")]
 Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Ids, beginnings of ids, or names.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Raw = Annotated[bool, typer.Option("--raw", help="Every byte as it is, to a terminal too: see docs/security.md.")]
 
 
 def pairs(option: str, texts: list[str] | None) -> dict[str, str]:

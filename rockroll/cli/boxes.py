@@ -20,7 +20,7 @@ from rockroll.cli.text import safe, safe_lines
 from rockroll.errors import UsageError
 
 if TYPE_CHECKING:
-    from rockroll import rpc
+    from rockroll.sandbox.node_client import Node
     from rockroll.sandbox.wire import Restored, SandboxInfo
 
 STATES = ("starting", "running", "paused", "stopped", "exited", "gone")
@@ -40,7 +40,9 @@ def up(
         str | None, typer.Option(help="Most bytes of files it may write, as in 2g; no limit if left out.")
     ] = None,
     snapshot: Annotated[str | None, typer.Option(help="Begin with the files of this snapshot, and its image.")] = None,
-    network: Annotated[str, typer.Option(help="none: sealed. open: Podman's default network.")] = "none",
+    network: Annotated[
+        str, typer.Option(help="none: sealed. allow:HOST,*.HOST,HOST:PORT: only these. open: Podman's network.")
+    ] = "none",
     ttl: Annotated[str | None, typer.Option(help="Removed after this time, as in 30m or 1h.")] = None,
     idle_ttl: Annotated[str | None, typer.Option(help="Removed after this time without a command, as in 10m.")] = None,
     env: Annotated[list[str] | None, typer.Option(metavar="K=V", help="A variable of every process inside.")] = None,
@@ -62,6 +64,8 @@ def up(
       rockroll sandbox up --count 16 --ttl 1h --label job=eval --json
 
       rockroll sandbox up --disk 2g --snapshot ready
+
+      rockroll sandbox up --network 'allow:pypi.org,*.pythonhosted.org'
     """
     from rockroll.sandbox.config import SandboxConfig
 
@@ -74,7 +78,7 @@ def up(
             pids=pids,
             disk=disk,
             snapshot=snapshot,
-            network=network,  # type: ignore[arg-type]  # checked by SandboxConfig, whose sentence says how to write it
+            network=network,
             ttl=ttl,
             idle_ttl=idle_ttl,
             env=pairs("--env", env),
@@ -217,7 +221,7 @@ def _each(ids: list[str] | None, method: str, as_json: bool) -> None:
     run(work())
 
 
-async def _all(node: rpc.Client) -> list[SandboxInfo]:
+async def _all(node: Node) -> list[SandboxInfo]:
     from rockroll.sandbox.wire import Empty, SandboxInfo
 
     return await node.call("sandbox.list", Empty(), type=list[SandboxInfo])

@@ -11,14 +11,15 @@ import os
 import shlex
 import sys
 import threading
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rockroll.cli.arguments import Id, Json, seconds_of
+from rockroll.cli.arguments import Id, Json, Raw, seconds_of
 from rockroll.cli.loop import run
 from rockroll.cli.node import attached
 from rockroll.cli.show import print_json, print_table
+from rockroll.cli.text import Output
 from rockroll.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def exec_(
     stdin: Annotated[bool, typer.Option("--stdin", "-i", help="Give it this command's standard input.")] = False,
     command_id: Annotated[str | None, typer.Option("--id", help="A name for it; the same name runs once.")] = None,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Print its id and leave it running.")] = False,
+    raw: Raw = False,
     as_json: Json = False,
 ) -> None:
     """Run a command in a sandbox; its output, as it comes, and exit code become this command's own.
@@ -79,7 +81,7 @@ def exec_(
                 print(begun.id)
                 return None
             try:
-                return await _pass_on(begun, stdin=stdin, show=not as_json)
+                return await _pass_on(begun, stdin=stdin, show=not as_json, raw=raw)
             except asyncio.CancelledError:
                 await begun.cancel()
                 raise
@@ -91,6 +93,7 @@ def follow(
     id: Id,
     command: Annotated[str, typer.Argument(metavar="COMMAND", help="The command's id, as `commands` lists it.")],
     offset: Annotated[int, typer.Option(min=0, help="Skip this many bytes of its output.")] = 0,
+    raw: Raw = False,
     as_json: Json = False,
 ) -> None:
     """Show a command's output, from its beginning and as it comes; end with its exit code. Ctrl-C leaves it running.
@@ -102,7 +105,7 @@ def follow(
 
     async def work() -> Observation:
         async with attached(id) as sandbox:
-            return await _pass_on(sandbox.command(command), offset=offset, show=not as_json)
+            return await _pass_on(sandbox.command(command), offset=offset, show=not as_json, raw=raw)
 
     _end(run(work()), None, as_json)
 
@@ -139,15 +142,20 @@ def commands(id: Id, as_json: Json = False) -> None:
     print_table(["ID", "SESSION", "STATE", "CODE", "BYTES", "COMMAND"], rows)
 
 
-async def _pass_on(command: Command, *, offset: int = 0, stdin: bool = False, show: bool) -> Observation:
+async def _pass_on(
+    command: Command, *, offset: int = 0, stdin: bool = False, show: bool, raw: bool = False
+) -> Observation:
     """The output to this process's streams as it comes, if `show`; its end."""
     feeding = asyncio.ensure_future(_feed(command)) if stdin else None
     try:
         if show:
-            streams: dict[str, Any] = {"stdout": sys.stdout.buffer, "stderr": sys.stderr.buffer}
-            async for chunk in command.output(offset):
-                streams[chunk.stream].write(chunk.data)
-                streams[chunk.stream].flush()
+            streams = {"stdout": Output(sys.stdout.buffer, raw), "stderr": Output(sys.stderr.buffer, raw)}
+            try:
+                async for chunk in command.output(offset):
+                    streams[chunk.stream].write(chunk.data)
+            finally:
+                for stream in streams.values():
+                    stream.end()
         return await command.wait(output=not show)
     finally:
         if feeding:

@@ -48,10 +48,11 @@ def debug(
 
 async def _attach(id: str, session: str | None) -> int:
     from rockroll.cli import console
-    from rockroll.sandbox.node_client import close_node, connect_node
+    from rockroll.sandbox import where
+    from rockroll.sandbox.node_client import close_node, connect_to
     from rockroll.sandbox.wire import Ref, SandboxInfo, Terminal, TerminalEnd
 
-    node = await connect_node()
+    node = await connect_to(where.server())
     try:
         info = await node.call("sandbox.get", Ref(id=id), type=SandboxInfo)
         if info.state != "running":

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from rockroll import __version__
-from rockroll.cli import bench, debug, doctor, image, sandbox, train
+from rockroll.cli import bench, debug, doctor, image, sandbox, serve, train
 from rockroll.cli.text import safe_lines
 from rockroll.errors import RockrollError
 
@@ -46,6 +46,7 @@ def root(
 app.command("doctor")(doctor.doctor)
 app.add_typer(sandbox.app, name="sandbox")
 app.command("debug")(debug.debug)
+app.command("serve")(serve.serve)
 app.command("train")(train.train)
 app.command("plan")(train.plan)
 app.command("eval")(train.evaluate)

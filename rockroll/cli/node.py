@@ -1,4 +1,4 @@
-"""Between the `rockroll sandbox` commands and the node.
+"""Between the `rockroll sandbox` commands and the node, or a server (ROCKROLL_BASE_URL).
 
 In: work that needs the node, one sandbox, or several side by side. Out: its result, every connection closed. Leaves
 what is printed of it to show.py; imports of the node's side wait until they are needed: --help needs none.
@@ -13,19 +13,20 @@ from typing import TYPE_CHECKING, Any
 from rockroll.errors import RockrollError
 
 if TYPE_CHECKING:
-    from rockroll import rpc
     from rockroll.sandbox.client import Sandbox
+    from rockroll.sandbox.node_client import Node
 
 AT_ONCE = 64
 """Calls under way at a time. How many boxes start or go at once is the node's to say."""
 
 
 @asynccontextmanager
-async def connected() -> AsyncIterator[rpc.Client]:
-    from rockroll.sandbox.node_client import close_node, connect_node
+async def connected() -> AsyncIterator[Node]:
+    from rockroll.sandbox import where
+    from rockroll.sandbox.node_client import close_node, connect_to
 
     try:
-        yield await connect_node()
+        yield await connect_to(where.server())
     finally:
         await close_node()
 

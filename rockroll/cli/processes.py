@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rockroll.cli.arguments import Id, Json, pairs
+from rockroll.cli.arguments import Id, Json, Raw, pairs
 from rockroll.cli.loop import run
 from rockroll.cli.node import attached
 from rockroll.cli.show import print_json, print_table
-from rockroll.cli.text import safe
+from rockroll.cli.text import Output, safe
 from rockroll.units import show_size
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the sandbox is gone, or Ctrl-C.")] = False,
     offset: Annotated[int, typer.Option(min=0, help="Begin at this byte of the log.")] = 0,
     tail: Annotated[int | None, typer.Option(min=0, help="Begin with the last N lines.")] = None,
+    raw: Raw = False,
 ) -> None:
     """Print what the commands of a sandbox printed, sessions and programs alike.
 
@@ -42,16 +43,18 @@ def logs(
     """
 
     async def work() -> None:
-        async with attached(id) as sandbox:
-            begin = offset
-            if tail is not None:
-                kept, begin = await _last_lines(sandbox.logs(offset=offset), tail, offset)
-                sys.stdout.buffer.write(kept)
-                sys.stdout.buffer.flush()
-            if tail is None or follow:
-                async for data in sandbox.logs(offset=begin, follow=follow):
-                    sys.stdout.buffer.write(data)
-                    sys.stdout.buffer.flush()
+        shown = Output(sys.stdout.buffer, raw)
+        try:
+            async with attached(id) as sandbox:
+                begin = offset
+                if tail is not None:
+                    kept, begin = await _last_lines(sandbox.logs(offset=offset), tail, offset)
+                    shown.write(kept)
+                if tail is None or follow:
+                    async for data in sandbox.logs(offset=begin, follow=follow):
+                        shown.write(data)
+        finally:
+            shown.end()
 
     run(work())
 

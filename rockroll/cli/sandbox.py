@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import typer
 
-from rockroll.cli import boxes, commands, files, pool, processes, snapshots
+from rockroll.cli import boxes, commands, files, network, pool, processes, snapshots
+from rockroll.cli.server_option import server_option
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,6 +22,7 @@ app = typer.Typer(
     "  rockroll sandbox down demo",
 )
 
+app.callback()(server_option)
 app.command()(boxes.up)
 app.command()(boxes.ls)
 app.command()(files.cp)
@@ -41,4 +43,6 @@ app.command()(boxes.down)
 app.command("exec", context_settings={"ignore_unknown_options": False})(commands.exec_)
 app.command()(commands.follow)
 app.command()(commands.commands)
+app.command()(network.network)
+app.command()(network.forward)
 app.add_typer(pool.app, name="pool")

@@ -142,8 +142,6 @@ def _load(recipe: Path, settings: list[str] | None) -> RunConfig:
 
 
 def _log_to(path: Path) -> None:
-    import logging
+    from rockroll import logs
 
-    logging.basicConfig(
-        filename=path, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
-    )
+    logs.begin(path)

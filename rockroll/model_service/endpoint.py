@@ -19,6 +19,8 @@ from rockroll.errors import ModelServiceError
 from rockroll.model_service.openai_chat import bad_request, error_body, error_status
 
 MAX_BODY = 8 * 2**20
+MAX_BODIES = 32 * 2**20
+"""Bytes of all calls that one sandbox has under way: they are the host's memory, not the sandbox's."""
 MAX_CONNECTIONS = 64
 """Open at once in one sandbox; a further one waits, unaccepted, until another is closed."""
 _ACCEPT_BATCH = 64
@@ -81,7 +83,9 @@ class Endpoint:
     def __init__(self, sock: socket.socket, answer: Answer) -> None:
         self._loop = asyncio.get_running_loop()
         self._sock = sock
-        self._http = _Http(answer, request_factory=self._request, handler_cancellation=True)
+        self._answer = answer
+        self._held: dict[int, int] = {}
+        self._http = _Http(self._answered, request_factory=self._request, handler_cancellation=True)
         self._connecting: set[asyncio.Task[Any]] = set()
         self._open = 0
         self._resting: asyncio.TimerHandle | None = None
@@ -121,7 +125,13 @@ class Endpoint:
             if request.headers.get("Expect", "").lower() == "100-continue":
                 await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
                 request.writer.output_size = 0  # what was sent is not yet the answer
-            return await request.read()
+            body = bytearray()
+            async for piece in request.content.iter_any():
+                self._hold(request, len(piece))
+                body += piece
+                if len(body) > MAX_BODY:
+                    raise web.HTTPRequestEntityTooLarge(MAX_BODY)
+            return bytes(body)
         except web.HTTPRequestEntityTooLarge:
             raise ModelServiceError(
                 f"the body has more than {MAX_BODY} bytes; send fewer or shorter messages",
@@ -131,6 +141,23 @@ class Endpoint:
             ) from None
         except web.RequestPayloadError as error:
             raise bad_request(f"the body cannot be read: {' '.join(str(error).split())[:200]}") from None
+
+    async def _answered(self, request: web.BaseRequest) -> web.Response:
+        try:
+            return await self._answer(request)
+        finally:
+            self._held.pop(id(request), None)
+
+    def _hold(self, request: web.BaseRequest, size: int) -> None:
+        """Counts bytes of a body until its call is answered."""
+        if sum(self._held.values()) + size > MAX_BODIES:
+            raise ModelServiceError(
+                f"the calls that this sandbox has under way have more than {MAX_BODIES} bytes; wait for one to end",
+                status=429,
+                type="requests",
+                code="rate_limit_exceeded",
+            )
+        self._held[id(request)] = self._held.get(id(request), 0) + size
 
     def close(self) -> None:
         """Ends the socket and every connection at once. A second time does nothing."""

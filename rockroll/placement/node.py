@@ -25,7 +25,7 @@ from typing import Any
 
 import uvloop
 
-from rockroll import home, rpc
+from rockroll import home, logs, rpc
 from rockroll.errors import HostError, RockrollError
 from rockroll.model_service.gateway import Gateway, box_environment
 from rockroll.placement.guard import Guard
@@ -176,7 +176,7 @@ def main() -> None:
         if os.fork():
             # Started by somebody: leave, so that the node is nobody's zombie and `podman unshare` does not wait here.
             os._exit(0)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.begin()
     try:
         with only_node():
             uvloop.run(_run(arguments.address, arguments.idle, arguments.ready_fd))

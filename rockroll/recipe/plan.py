@@ -51,7 +51,8 @@ def plan(config: RunConfig) -> list[Line]:
                 part="sandboxes",
                 where="this machine",
                 what=f"{rollout.concurrency} of {box.image_name}, {box.cpus:g} cpus, "
-                f"{units.show_size(box.memory_bytes)} each ({units.show_size(memory)} at most), network {box.network}",
+                f"{units.show_size(box.memory_bytes)} each ({units.show_size(memory)} at most), "
+                f"network {box.network_text}",
             )
         )
     lines.append(

@@ -225,23 +225,40 @@ class Client:
             await asyncio.wait((sending,))
 
     @overload
-    def stream(self, method: str, body: Any = None) -> AsyncGenerator[Any, None]: ...
+    def stream(
+        self, method: str, body: Any = None, *, parts: AsyncIterator[Any] | None = None
+    ) -> AsyncGenerator[Any, None]: ...
     @overload
-    def stream(self, method: str, body: Any = None, *, type: type[T]) -> AsyncGenerator[T, None]: ...
-    async def stream(self, method: str, body: Any = None, *, type: Any = Any) -> AsyncIterator[Any]:
-        """Every item of a generator handler. Leaving the loop early cancels the handler."""
-        call_id, pending = self._begin(method, body, stream=True)
+    def stream(
+        self, method: str, body: Any = None, *, type: type[T], parts: AsyncIterator[Any] | None = None
+    ) -> AsyncGenerator[T, None]: ...
+    async def stream(
+        self, method: str, body: Any = None, *, type: Any = Any, parts: AsyncIterator[Any] | None = None
+    ) -> AsyncIterator[Any]:
+        """Every item of a generator handler. Leaving the loop early cancels the handler.
+
+        parts: as in `call`, sent while the items come.
+        """
+        call_id, pending = self._begin(method, body, stream=True, parts=parts is not None)
         assert pending.chunks is not None
+        sending = None if parts is None else asyncio.ensure_future(self._send_parts(call_id, pending, parts))
+        if sending is not None:
+            sending.add_done_callback(lambda sent: _fail_with(pending, sent))
         cancel = True
         try:
             while (raw := await pending.chunks.get()) is not None:
                 yield msgspec.msgpack.decode(raw, type=type)
+            if sending is not None and sending.done():
+                sending.result()
             cancel = False
             error = pending.reply.exception()
             if error is not None and error is not _END_OF_STREAM:
                 raise error
         finally:
             self._end(call_id, cancel=cancel)
+            if sending is not None:
+                sending.cancel()
+                await asyncio.wait((sending,))
 
     async def close(self) -> None:
         """Ends the link; calls under way raise PeerLost."""
@@ -259,6 +276,12 @@ class Client:
             self._zmq.disable_monitor()
             self._monitor.close(0)
             self._zmq.close(0)
+
+
+def _fail_with(pending: _Pending, sent: asyncio.Future[None]) -> None:
+    """A stream whose parts cannot be sent ends: its reader may wait for nothing else."""
+    if not sent.cancelled() and sent.exception() is not None and pending.chunks is not None:
+        pending.chunks.put(None)
 
 
 _END_OF_STREAM = RockrollError("the stream ended")

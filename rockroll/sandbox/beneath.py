@@ -74,6 +74,12 @@ def kernel_type(fd: int) -> str | None:
     return _KERNEL_TYPES.get(struct.unpack_from("l", buffer)[0] & 0xFFFFFFFF)
 
 
+def kernel_secret(fd: int) -> bool:
+    """Whether this is a file of the kernel's that is not for everybody. This process may be root of the host and could
+    read it all the same, through a link that the box has laid to /proc/kmsg, and so take it from the host's own log."""
+    return kernel_type(fd) is not None and not os.fstat(fd).st_mode & 0o004
+
+
 @contextmanager
 def opened(fd: int) -> Iterator[int]:
     """Closes it at the end."""

@@ -20,10 +20,11 @@ from pathlib import Path
 import msgspec
 
 from rockroll.errors import SandboxLost, SessionError
-from rockroll.sandbox import cgroup, processes, quotas, recycle, terminal
+from rockroll.sandbox import cgroup, egress, processes, quotas, recycle, terminal
 from rockroll.sandbox.calls import Calls
 from rockroll.sandbox.commands import Commands
 from rockroll.sandbox.config import SandboxConfig
+from rockroll.sandbox.egress import Egress
 from rockroll.sandbox.endpoint import Endpoint
 from rockroll.sandbox.environment import Changes
 from rockroll.sandbox.execute import execute
@@ -32,6 +33,7 @@ from rockroll.sandbox.hull import Hull
 from rockroll.sandbox.life import Life
 from rockroll.sandbox.oci_exec import Runtime
 from rockroll.sandbox.podman import Podman
+from rockroll.sandbox.resolve import Resolve
 from rockroll.sandbox.sessions import Sessions
 from rockroll.sandbox.spawner import Spawner
 from rockroll.sandbox.status import Status
@@ -71,6 +73,7 @@ class Box:
         runtime: Runtime,
         spawner: Spawner,
         endpoint: Endpoint,
+        resolve: Resolve | None = None,
         changed: Callable[[Status], None] = lambda _: None,
     ) -> None:
         """account: whom it is counted for. changed: called after its state or cause has changed for good."""
@@ -86,7 +89,8 @@ class Box:
         self.hull = Hull(self.status, config, podman, runtime, spawner, lambda code: self.life.init_ended(code))
         self.sessions = Sessions(self.status, self.hull, created)
         self.commands = Commands(id, self._run_command, self.status.need_running)
-        self.life = Life(self.status, self.hull, self.sessions, self.commands, endpoint, podman, changed)
+        self.egress = Egress(config, resolve)
+        self.life = Life(self.status, self.hull, self.sessions, self.commands, endpoint, self.egress, podman, changed)
         self.log_file = self.hull.log_file
         self._env = dict(env)
         self._podman = podman
@@ -245,6 +249,7 @@ class Box:
             return f"{error.filename}: {error.strerror}"
         if group.everything() or hull.doomed():
             return "a process was started while it was being recycled"
+        self.egress.forget()
         hull.log_file.reset()
         hull.execer.environment = hull.environment.clear()
         return None
@@ -305,7 +310,7 @@ class Box:
             owner=self.owner,
             labels=dict(self.config.labels),
             unenforced=list(self.unenforced),
-            env={**self.config.env, **self._env},
+            env={**egress.environment(self.config), **self.config.env, **self._env},
             cause=self.status.cause,
             ended=self.status.ended,
         )

@@ -13,20 +13,21 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import secrets
-from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
-from typing import Any, Self, TypeVar
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from rockroll import rpc
-from rockroll.errors import PeerLost, SandboxError, SandboxLost, SandboxNotFound, UsageError
-from rockroll.sandbox import wire
+from rockroll.errors import PeerLost, RockrollError, SandboxError, SandboxLost, SandboxNotFound, UsageError
+from rockroll.sandbox import where, wire
 from rockroll.sandbox.client_files import Files
 from rockroll.sandbox.command import Command
 from rockroll.sandbox.config import SandboxConfig
-from rockroll.sandbox.node_client import connect_node
+from rockroll.sandbox.forward import Forward
+from rockroll.sandbox.node_client import connect_to
 from rockroll.sandbox.wire import (
     DEFAULT_SESSION,
     MAX_OUTPUT,
     CommandInfo,
+    NetworkInfo,
     Observation,
     Owner,
     ProcessInfo,
@@ -37,6 +38,9 @@ from rockroll.sandbox.wire import (
     State,
     Stats,
 )
+
+if TYPE_CHECKING:
+    from rockroll.sandbox.node_client import Node
 
 T = TypeVar("T")
 DELETES_AT_ONCE = 64
@@ -53,22 +57,33 @@ class Sandbox(Files):
     or their TTL.
     outlives_node: False: once its node has died, every call but `delete` raises SandboxLost. For who must not go on
     with a box that has lost its processes.
+    base_url, token: of a server (`rockroll serve`) that holds the box; None: $ROCKROLL_BASE_URL and $ROCKROLL_TOKEN,
+    and without them this host's own node. "" is this host's own node whatever they say.
     """
 
     def __init__(
-        self, config: SandboxConfig | None = None, *, owner: Owner = "connection", outlives_node: bool = True
+        self,
+        config: SandboxConfig | None = None,
+        *,
+        owner: Owner = "connection",
+        outlives_node: bool = True,
+        base_url: str | None = None,
+        token: str | None = None,
     ) -> None:
         self._outlives_node = outlives_node
+        self._server = where.server(base_url, token)
+        if self._server is not None and not outlives_node:
+            raise UsageError("outlives_node=False: only this host's own node can keep that; leave it out, or base_url")
         self.config = config or SandboxConfig()
         self.owner: Owner = owner
         self._info: SandboxInfo | None = None
-        self._node: rpc.Client | None = None
+        self._node: Node | None = None
         self._attached = False
 
     @classmethod
-    async def attach(cls, sandbox_id: str) -> Self:
+    async def attach(cls, sandbox_id: str, *, base_url: str | None = None, token: str | None = None) -> Self:
         """The sandbox with that id, unique id prefix or name, made by whomever. `async with` does not delete it."""
-        sandbox = cls()
+        sandbox = cls(base_url=base_url, token=token)
         sandbox._info = await sandbox._call("sandbox.get", wire.Ref(id=sandbox_id), SandboxInfo)
         sandbox.owner = sandbox._info.owner
         sandbox._attached = True
@@ -168,9 +183,9 @@ class Sandbox(Files):
         owner: as this one's where None.
         """
         other = type(self)(dataclasses.replace(self.config, name=name, snapshot=None), owner=owner or self.owner)
-        body = wire.Fork(id=self.id, name=name, owner=owner)
+        body = wire.Fork(id=self.id, name=name, owner=other.owner)
         other._info = await self._call("sandbox.fork", body, SandboxInfo)
-        other._node = self._node
+        other._node, other._server = self._node, self._server
         return other
 
     async def refresh(self) -> SandboxInfo:
@@ -206,6 +221,26 @@ class Sandbox(Files):
         command on (as by `export`); a command that is running keeps what it has. `recycle` forgets all of it.
         """
         return await self._call("sandbox.set_env", wire.SetEnv(id=self.id, changes=dict(changes)), dict[str, str])
+
+    async def network(self) -> NetworkInfo:
+        """Whom the box may reach, and what it has asked its proxy for: counts, and the last connections."""
+        return await self._call("sandbox.network", self._ref, NetworkInfo)
+
+    def forward(
+        self,
+        port: int,
+        *,
+        local: int = 0,
+        address: str = "127.0.0.1",
+        on_error: Callable[[RockrollError], None] | None = None,
+    ) -> Forward:
+        """`async with sandbox.forward(8080) as place:` connections to `place` on this host (place.host, place.port,
+        f"http://{place}") go to that port of the box's own loopback, whatever its network.
+
+        local: the port on this host; 0: any free one. on_error: told of each connection that found nothing listening,
+        or broke off; it is logged otherwise. UsageError where the place is taken.
+        """
+        return Forward(self, port, local=local, address=address, on_error=on_error)
 
     async def __aenter__(self) -> Self:
         return self if self._attached else await self.start()
@@ -337,17 +372,17 @@ class Sandbox(Files):
     def _ref(self) -> wire.Ref:
         return wire.Ref(id=self.id)
 
-    async def _connected(self) -> rpc.Client:
+    async def _connected(self) -> Node:
         if self._node is None:
-            self._node = await connect_node()
+            self._node = await connect_to(self._server)
         elif self._node.closed is not None:
             if not self._outlives_node:
                 raise SandboxLost("the node that held this sandbox died; take another sandbox", cause="node_lost")
-            self._node = await connect_node()
+            self._node = await connect_to(self._server)
             await self._claim(self._node)
         return self._node
 
-    async def _claim(self, node: rpc.Client) -> None:
+    async def _claim(self, node: Node) -> None:
         """A new node has taken this box over: it lives as long as this connection, as it did on the last one's."""
         if self.owner == "connection" and self._info is not None and not self._attached:
             try:
@@ -366,23 +401,30 @@ class Sandbox(Files):
 
 
 async def list_sandboxes(
-    *, labels: Mapping[str, str] | None = None, state: State | None = None, all: bool = False
+    *,
+    labels: Mapping[str, str] | None = None,
+    state: State | None = None,
+    all: bool = False,
+    base_url: str | None = None,
+    token: str | None = None,
 ) -> list[SandboxInfo]:
-    """The sandboxes of this home that carry every label given and are in that state; with `all` also those that are
-    gone (the last 1,000), each with the cause and time of its end."""
-    node = await connect_node()
+    """The sandboxes of this home, or of that server, that carry every label given and are in that state; with `all`
+    also those that are gone (the last 1,000), each with the cause and time of its end."""
+    node = await connect_to(where.server(base_url, token))
     body = wire.List(all=all, labels=dict(labels or {}), state=state)
     return await node.call("sandbox.list", body, type=list[SandboxInfo])
 
 
-async def snapshots() -> list[SnapshotInfo]:
-    """Every snapshot of this home, the oldest first."""
-    return await (await connect_node()).call("snapshot.list", wire.Empty(), type=list[SnapshotInfo])
+async def snapshots(*, base_url: str | None = None, token: str | None = None) -> list[SnapshotInfo]:
+    """Every snapshot of this home, or of that server, the oldest first."""
+    node = await connect_to(where.server(base_url, token))
+    return await node.call("snapshot.list", wire.Empty(), type=list[SnapshotInfo])
 
 
-async def delete_snapshot(name: str) -> SnapshotInfo:
+async def delete_snapshot(name: str, *, base_url: str | None = None, token: str | None = None) -> SnapshotInfo:
     """Removes a snapshot; boxes that were started from it keep their files. SnapshotNotFound."""
-    return await (await connect_node()).call("snapshot.delete", wire.SnapshotRef(name=name), type=SnapshotInfo)
+    node = await connect_to(where.server(base_url, token))
+    return await node.call("snapshot.delete", wire.SnapshotRef(name=name), type=SnapshotInfo)
 
 
 async def finish(work: Coroutine[Any, Any, T]) -> T:

@@ -14,9 +14,8 @@ import os
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
-from rockroll import rpc
 from rockroll.errors import FileError, PeerLost, SandboxLost, UsageError
 from rockroll.sandbox import wire
 from rockroll.sandbox.beneath import opened
@@ -24,6 +23,9 @@ from rockroll.sandbox.steps import step, steps
 from rockroll.sandbox.tree import Copied, Extent, File, Links, Part, shown
 from rockroll.sandbox.tree_read import read_tree
 from rockroll.sandbox.tree_write import Target, TreeWriter
+
+if TYPE_CHECKING:
+    from rockroll.sandbox.node_client import Node
 
 T = TypeVar("T")
 PART = 16 << 20
@@ -38,7 +40,7 @@ class Connection(Protocol):
 
     @property
     def id(self) -> str: ...
-    async def _connected(self) -> rpc.Client: ...
+    async def _connected(self) -> Node: ...
     async def _call(
         self, method: str, body: wire.Struct, type: type[T] = object, *, parts: AsyncIterator[Any] | None = None
     ) -> T: ...

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from rockroll.errors import PeerLost, SandboxLost, UsageError
-from rockroll.rpc import Client
 from rockroll.sandbox import wire
 from rockroll.sandbox.signals import number_of
 from rockroll.sandbox.wire import CommandInfo, Observation, OutputChunk
+
+if TYPE_CHECKING:
+    from rockroll.sandbox.node_client import Node
 
 T = TypeVar("T")
 INPUT_PART = 1 << 18
@@ -26,7 +28,7 @@ class Calls(Protocol):
 
     @property
     def id(self) -> str: ...
-    async def _connected(self) -> Client: ...
+    async def _connected(self) -> Node: ...
     async def _call(self, method: str, body: wire.Struct, type: type[T] = object) -> T: ...
 
 

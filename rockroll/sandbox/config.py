@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from rockroll import units
 from rockroll.errors import UsageError
+from rockroll.sandbox.network import Policy
 
 DEFAULT_IMAGE = "localhost/rockroll-base:1"
 MIN_MEMORY = 6 * 2**20
@@ -51,8 +52,10 @@ class SandboxConfig:
     """Most processes and threads at one time."""
     disk: str | int | None = None
     """Most bytes that all files the box writes may take, its tables of files (3 %) included; None: no limit."""
-    network: Literal["none", "open"] = "none"
-    """"none": only a loopback of its own. "open": Podman's default network."""
+    network: str | list[str] | tuple[str, ...] = "none"
+    """"none": only a loopback of its own. "open": Podman's default network. A list of hosts, as in ["pypi.org",
+    "*.debian.org", "example.com:8443"], or "allow:pypi.org,*.debian.org": as "none", with a proxy to those hosts
+    (docs/network.md)."""
     ttl: str | float | None = None
     """The sandbox is deleted this long after its creation; None: no limit."""
     idle_ttl: str | float | None = None
@@ -82,8 +85,7 @@ class SandboxConfig:
             raise ValueError(f"snapshot: the name of a snapshot (`rockroll sandbox snapshots`); got {self.snapshot!r}")
         if not 4 <= self.pids <= 4_194_304:
             raise ValueError(f"pids: from 4 (init, a shell and what it starts) to 4194304; got {self.pids}")
-        if self.network not in ("none", "open"):
-            raise ValueError(f'network: "none" or "open"; got {self.network!r}')
+        object.__setattr__(self, "network", _network(self.network))
         if self.ttl is not None and self.ttl_s <= 0:  # type: ignore[operator]
             raise ValueError(f"ttl: a duration above zero, as in 1h; got {self.ttl!r}")
         if self.idle_ttl is not None and self.idle_ttl_s <= 0:  # type: ignore[operator]
@@ -102,6 +104,16 @@ class SandboxConfig:
     def image_name(self) -> str:
         """The image, the default one filled in."""
         return self.image or DEFAULT_IMAGE
+
+    @property
+    def allowed(self) -> tuple[str, ...]:
+        """The hosts that a proxy leads to; () without one."""
+        return () if isinstance(self.network, str) else tuple(self.network)
+
+    @property
+    def network_text(self) -> str:
+        """`network` as a word, as the command line takes it."""
+        return self.network if isinstance(self.network, str) else f"allow:{','.join(self.network)}"
 
     @property
     def parsed_cpuset(self) -> frozenset[int] | None:
@@ -154,6 +166,24 @@ class SandboxConfig:
                 raise ValueError(f"mounts: the destination is a path below / without ..; got {text!r}")
             mounts.append(Mount(source, destination, mode == "ro"))
         return mounts
+
+
+def _network(asked: str | Sequence[str]) -> str | tuple[str, ...]:
+    """The hosts as a tuple, whichever way they were written."""
+    if isinstance(asked, str):
+        if asked in ("none", "open"):
+            return asked
+        if not asked.startswith("allow:"):
+            raise ValueError(
+                f'network: "none" or "open", or hosts to allow, as in ["pypi.org", "*.debian.org"] or "allow:pypi.org";'
+                f" got {asked!r}"
+            )
+        asked = asked.removeprefix("allow:").split(",")
+    if not asked:
+        raise ValueError('network: an empty list allows nobody; say "none"')
+    hosts = tuple(dict.fromkeys(host.strip() if isinstance(host, str) else host for host in asked))
+    Policy(hosts)
+    return hosts
 
 
 def _seconds(name: str, value: str | float | None) -> float | None:

@@ -4,11 +4,13 @@ In: a started `Sandbox`, of whatever backend has its methods, on an image with b
 with a sentence for a promise that is broken; `PROMISES` lists them under the numbers of docs/sessions.md, `check` runs
 all and tells which hold. Leaves starting and deleting the sandbox to the caller.
 
-    python -m rockroll.sandbox.conformance      # against a box of this host
+    python -m rockroll.sandbox.conformance                      # against a box of this host
+    python -m rockroll.sandbox.conformance --base-url http://…  # of a server (`rockroll serve`); $ROCKROLL_TOKEN
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import itertools
 import sys
@@ -18,6 +20,7 @@ from typing import Any, NamedTuple
 
 from rockroll.errors import SessionError, UsageError
 from rockroll.sandbox.client import Sandbox
+from rockroll.sandbox.node_client import close_node
 from rockroll.sandbox.wire import Observation
 
 _names = itertools.count()
@@ -366,9 +369,10 @@ async def check(sandbox: Sandbox) -> dict[str, str]:
     return found
 
 
-async def _main() -> int:
-    async with Sandbox() as sandbox:
+async def _main(base_url: str | None) -> int:
+    async with Sandbox(base_url=base_url) as sandbox:
         found = await check(sandbox)
+    await close_node()
     for promise in PROMISES:
         broken = found[promise.name]
         print(f"{promise.number:3}  {'broken' if broken else 'kept  '}  {promise.name.replace('_', ' ')}")
@@ -378,4 +382,8 @@ async def _main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(_main()))
+    parser = argparse.ArgumentParser(
+        prog="python -m rockroll.sandbox.conformance", description="Checks what the sessions of a sandbox must keep."
+    )
+    parser.add_argument("--base-url", help="a server's, as `rockroll serve` prints it; else this host's own node")
+    sys.exit(asyncio.run(_main(parser.parse_args().base_url)))

@@ -227,7 +227,7 @@ def _capacity(store: Path) -> Check:
         policy = node_config.load(node_config.path()).limits
     except RockrollError as error:
         return Check("capacity", False, error.message, "correct it: until then the node makes no sandbox", needed=True)
-    facts = limits.read(store, keyrings=runtime.makes_keyrings(), file_locks=runtime.is_rootless())
+    facts = limits.read(store, file_locks=runtime.is_rootless())
     found = limits.binding(limits.rooms(facts, quotas.Granted(), quotas.of(SandboxConfig()), policy))
     first, others = found[0], [f"{room.name} {room.boxes:,}" for room in found[1:3]]
     detail = f"{first.boxes:,} more default sandboxes; {first.name} bind ({first.rule}), then {', '.join(others)}"

@@ -31,6 +31,7 @@ PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_KEEPCAPS = 1, 4, 8
 PR_SET_SECCOMP, PR_CAPBSET_READ, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 22, 23, 24, 38
 PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, PR_CAP_AMBIENT_CLEAR_ALL = 47, 2, 4
 SECCOMP_MODE_FILTER = 2
+CLONE_NEWUSER = 0x10000000
 CAP_VERSION_3 = 0x20080522
 KEYCTL_JOIN_SESSION_KEYRING = 1
 SYS_CAPSET = {"x86_64": 126, "aarch64": 91}
@@ -91,6 +92,8 @@ def serve(orders: socket.socket) -> None:
             order = json.loads(data)
             if "seccomp_of" in order:
                 tell_seccomp(order["seccomp_of"], fds[0])
+            if "counters" in order:
+                set_counters(order["counters"], *fds)
             enter(order, list(fds))
         for fd in fds:
             os.close(fd)
@@ -123,6 +126,22 @@ def tell_seccomp(pid: int, report: int) -> NoReturn:
         fail(report, "seccomp", error.errno or 0)
     with os.fdopen(report, "w") as file:
         file.write("".join(f"program {program}\n" for program in programs) + "done\n")
+    os._exit(0)
+
+
+def set_counters(counters: dict[str, int], pidfd: int, report: int) -> NoReturn:
+    """The most that the user namespace of pidfd may have of each: /proc/sys/user is that of who opens it."""
+    try:
+        prctl("dumpable", PR_SET_DUMPABLE, 0)
+        check("namespaces", _libc.setns(pidfd, CLONE_NEWUSER))
+        for name, most in counters.items():
+            with open(f"/proc/sys/user/{name}", "w") as file:
+                file.write(str(most))
+    except Failed as error:
+        fail(report, *error.args)
+    except OSError as error:
+        fail(report, "counters", error.errno or 0)
+    os.write(report, b"done\n")
     os._exit(0)
 
 

@@ -109,7 +109,7 @@ async def execute(home: Home, scope: Scope, body: Execute, tether: Tether | None
     try:
         if tether:
             tether.send = partial(_send, scope)  # before the start: its first output may be seen before that returns
-        stdin = _piped(tether.feed, home.uid) if tether and tether.feed else _stdin(body.stdin, home.uid)
+        stdin = _piped(tether.feed, home.uid) if tether and tether.feed else _stdin(body.stdin, home)
         try:
             process = await home.execer.spawn(
                 body.argv,
@@ -198,12 +198,12 @@ def _piped(feed: Feed, uid: int) -> int:
     return reading
 
 
-def _stdin(data: bytes, uid: int) -> int:
+def _stdin(data: bytes, home: Home) -> int:
     """A file in memory: of any size, and no task has to feed it."""
     if not data:
-        return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        return home.execer.null(os.O_RDONLY)
     fd = os.memfd_create("stdin", os.MFD_CLOEXEC)
-    os.fchown(fd, uid, -1)
+    os.fchown(fd, home.uid, -1)
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]

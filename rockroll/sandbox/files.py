@@ -17,8 +17,8 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from rockroll.errors import FileError, SandboxLost
-from rockroll.sandbox.beneath import FOLDER, IN_ROOT, Descent, beneath, kernel_type, openat2, opened
+from rockroll.errors import FileError, SandboxError, SandboxLost
+from rockroll.sandbox.beneath import FOLDER, IN_ROOT, Descent, beneath, kernel_secret, kernel_type, openat2, opened
 from rockroll.sandbox.tree import shown
 from rockroll.sandbox.tree_write import Target
 from rockroll.sandbox.wire import FileChunk, FileStat
@@ -66,6 +66,19 @@ def open_in(root: int, path: str, flags: int, mode: int = 0) -> int:
     return openat2(root, path, flags, IN_ROOT, mode)
 
 
+def null(pid: int, flags: int) -> int:
+    """A descriptor of the box's own /dev/null. SandboxError where the box has put something else there.
+
+    Not the host's: through a descriptor a file's mode can be changed, and root of a box without a user namespace of its
+    own is root.
+    """
+    with root_of(pid) as root, _told("/dev/null", "opened"), opened(open_in(root, "/dev/null", os.O_PATH)) as look:
+        status = os.fstat(look)
+        if not stat.S_ISCHR(status.st_mode) or status.st_rdev != os.makedev(1, 3):
+            raise SandboxError("the sandbox has replaced its /dev/null, and nothing can be started in it; restart it")
+        return os.open(f"/proc/self/fd/{look}", flags | os.O_CLOEXEC)
+
+
 def write(pid: int, path: str, data: bytes, mode: int, append: bool, owner: tuple[int, int]) -> None:
     """Writes a file; makes it and its folders where missing, owned by `owner` (uid, gid on this host).
 
@@ -111,6 +124,8 @@ def read(pid: int, path: str, offset: int, limit: int) -> FileChunk:
         fd = _regular(root, path, os.O_RDONLY)
         try:
             status = os.fstat(fd)
+            if kernel_secret(fd):
+                raise FileError(f"{path} is the kernel's, and not everybody may read it: read it with a command")
             parts: list[bytes] = []
             left = min(limit, READ_LIMIT)
             while left > 0 and (data := os.pread(fd, min(left, 1 << 20), offset)):

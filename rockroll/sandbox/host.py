@@ -1,8 +1,8 @@
 """The node's sandboxes: every method of wire.py.
 
 In: rpc calls. Out: their replies; here the methods that make, find and end boxes. Leaves the making to maker.py, owners
-and times to ends.py, an earlier node's boxes to takeover.py, what is done with a box to box_methods.py and
-file_methods.py, and models to the hooks that the node passes in.
+and times to ends.py, an earlier node's boxes to takeover.py, what is done with a box to box_methods.py,
+file_methods.py and network_methods.py, and models to the hooks that the node passes in.
 
 A node that starts takes over what a dead one left: init and files live on, sessions come back on next use. How each box
 ended stays in the registry.
@@ -35,6 +35,7 @@ from rockroll.sandbox.ends import Ends
 from rockroll.sandbox.file_methods import FileMethods
 from rockroll.sandbox.lifecycle import story
 from rockroll.sandbox.maker import Maker
+from rockroll.sandbox.network_methods import NetworkMethods
 from rockroll.sandbox.oci_exec import Runtime
 from rockroll.sandbox.podman import Podman, PodmanService
 from rockroll.sandbox.pool_methods import PoolMethods
@@ -42,6 +43,7 @@ from rockroll.sandbox.process import become_subreaper
 from rockroll.sandbox.profile import first_id
 from rockroll.sandbox.reaper import Reaper
 from rockroll.sandbox.registry import Registry, Row
+from rockroll.sandbox.resolve import Resolve
 from rockroll.sandbox.snapshot import Snapshots
 from rockroll.sandbox.spawner import Spawner
 from rockroll.sandbox.takeover import take_over
@@ -56,7 +58,8 @@ class SandboxHost:
 
     endpoint_port, on_endpoint: a socket listening on 127.0.0.1:port inside each box, handed over with the box's id
     before the box's first command and again after each restart. on_endpoint_gone: the box has ended, and may
-    come back. on_removed: it will not. env: variables for a box that is being made, by its id.
+    come back. on_removed: it will not. env: variables for a box that is being made, by its id. resolve: what addresses
+    the hosts have that a box may reach; the host's own resolver where None.
     """
 
     def __init__(
@@ -67,10 +70,12 @@ class SandboxHost:
         on_endpoint_gone: Callable[[str], None] | None = None,
         on_removed: Callable[[str], None] | None = None,
         env: Callable[[str], Mapping[str, str]] | None = None,
+        resolve: Resolve | None = None,
     ) -> None:
         self._endpoint = Endpoint(endpoint_port, on_endpoint, on_endpoint_gone)
         self._on_removed = on_removed or (lambda _: None)
         self._env = env or (lambda _: {})
+        self._resolve = resolve
         self._service = PodmanService(record=home.node_dir() / "podman.pid", revive=True)
         self._podman: Podman
         self._registry: Registry
@@ -84,6 +89,7 @@ class SandboxHost:
         self._of_a_box = BoxMethods(self._box)
         self._files = FileMethods(self._box)
         self._pools = PoolMethods()
+        self._network = NetworkMethods(self._box)
 
     def handlers(self) -> dict[str, Callable[..., Any]]:
         """Method name → handler, for rpc.Server(types=wire.BODIES)."""
@@ -105,6 +111,7 @@ class SandboxHost:
             **self._pools.handlers(),
             **self._of_a_box.handlers(),
             **self._files.handlers(),
+            **self._network.handlers(),
         }
         on_a_box = {name for name, body in wire.BODIES.items() if "id" in body.__struct_fields__}
         return {
@@ -145,6 +152,7 @@ class SandboxHost:
             self._snapshots,
             self._endpoint,
             self._env,
+            self._resolve,
             Path(detected.store),
             detected.rootless,
         )

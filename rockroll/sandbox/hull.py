@@ -7,6 +7,7 @@ lives. Leaves when it is started and ended to life.py, what it writes to writabl
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
@@ -25,11 +26,13 @@ from rockroll.sandbox.oci_exec import OciExec, Runtime
 from rockroll.sandbox.podman import Podman, leave_exit
 from rockroll.sandbox.share import Share
 from rockroll.sandbox.shell import Place, Shell, Sink
-from rockroll.sandbox.spawner import Spawner
+from rockroll.sandbox.spawner import EnterFailed, Spawner, limit_counters
 from rockroll.sandbox.spool import Spool
 from rockroll.sandbox.status import Status
 from rockroll.sandbox.wire import Outcome, Stats
 from rockroll.sandbox.writable import Writable
+
+_log = logging.getLogger(__name__)
 
 
 class Hull:
@@ -165,7 +168,7 @@ class Hull:
             freezer.thaw(pid)  # a node that was killed while it copied the box has left it frozen
         bundle = Path(found["OCIConfigPath"]).parent
         self._execer = OciExec(self._runtime, self.container, bundle, self.folder / "x")
-        await self._execer.look(self._spawner, pid)
+        await asyncio.gather(self._execer.look(self._spawner, pid), self._cap(pid))
         self.memory = recycle.memory_mounts(pid, self._shown())
         self.cgroup = BoxCgroup(pid, self._runtime.starts_in_cgroup)
         self._oom_kills = self.cgroup.oom_kills()
@@ -185,6 +188,12 @@ class Hull:
             return None
         found = started.read(store, self._runtime.run_store, self.container, str(bundle["root"]["path"]))
         return found if found and self.is_mine(found["State"]["Pid"]) else None
+
+    async def _cap(self, pid: int) -> None:
+        try:
+            await limit_counters(self._spawner, pid)
+        except EnterFailed as error:
+            _log.warning("sandbox %s: what all sandboxes share cannot be capped for it: %s", self._id, error)
 
     async def remember(self, graph: dict[str, Any], *, fresh: bool) -> None:
         """What the box is before its first command, for its recycling. fresh: this is its first start.

@@ -20,6 +20,7 @@ from typing import Any
 
 from rockroll.errors import RockrollError, SandboxLost, SandboxNotFound
 from rockroll.sandbox.commands import Commands
+from rockroll.sandbox.egress import Egress
 from rockroll.sandbox.endpoint import Endpoint
 from rockroll.sandbox.hull import Hull, exit_code
 from rockroll.sandbox.init import CONMON_S
@@ -46,12 +47,13 @@ class Life:
         sessions: Sessions,
         commands: Commands,
         endpoint: Endpoint,
+        egress: Egress,
         podman: Podman,
         changed: Callable[[Status], None],
     ) -> None:
         """changed: called after the state or the cause has changed for good."""
         self._status, self._hull, self._sessions, self._commands = status, hull, sessions, commands
-        self._endpoint, self._podman, self._changed = endpoint, podman, changed
+        self._endpoint, self._egress, self._podman, self._changed = endpoint, egress, podman, changed
         self.alone = asyncio.Lock()
         """Held by what changes the box as a whole: Podman does not bear two of them on one container."""
         self._starts = 0
@@ -86,6 +88,7 @@ class Life:
         try:
             graph = await self._hull.look(fresh=fresh)
             await self._endpoint.open(self._status.id, self._hull.init.pid)
+            self._egress.open(self._hull.init.pid)
             await self._hull.remember(graph, fresh=fresh)
         except OSError as error:
             if not self._hull.doomed():
@@ -188,6 +191,7 @@ class Life:
         """Whoever ended it. code: its wait status."""
         self._status.move("stop" if self._status.leaving == "killed" else "died")
         self._endpoint.gone(self._status.id)
+        self._egress.gone()
         # The counter is read now: its cgroup goes with the container.
         bury = self._bury(code.result(), self._hull.oom_killed())
         self._closing = asyncio.get_running_loop().create_task(bury)
@@ -280,6 +284,7 @@ class Life:
             await self._commands.clear()
             hull.forget()
             self._endpoint.gone(status.id)
+            await self._egress.close()
             hull.remove_traces()
             self._sessions.saved.clear()
             status.removed = True
@@ -293,6 +298,7 @@ class Life:
                 await self._closing
             await self._sessions.end_all()
             await self._commands.close()
+            await self._egress.close()
             self._hull.forget()
             if self._hull.init.conmon:
                 self._hull.init.conmon.forget()

@@ -53,8 +53,6 @@ class Facts(NamedTuple):
     files: int
     namespaces_max: int
     namespaces_rule: str
-    keys_max: int | None
-    """Keyrings of the user that stands for every box's root; None where boxes have none."""
     pipe_pages_max: int | None
     """None where this user is not held to it."""
     memory: int
@@ -161,9 +159,6 @@ def rooms(facts: Facts, granted: Granted, more: Granted, policy: Limits, alive: 
     ]
     if facts.locks is not None:
         found.append(Room("Podman locks", facts.locks.total, facts.locks.taken + making, 1, "num_locks", locks.CURE))
-    if facts.keys_max is not None:
-        cure = "raise it: sysctl -w kernel.keys.maxkeys=20000 kernel.keys.maxbytes=2000000"
-        found.append(Room("keyrings", facts.keys_max, alive, 1, "kernel.keys.maxkeys", cure))
     if facts.pipe_pages_max is not None:
         pages = PIPES * PIPE_PAGES
         cure = "raise it: sysctl -w fs.pipe-user-pages-hard=0"
@@ -182,11 +177,11 @@ def binding(found: Iterable[Room]) -> list[Room]:
     return sorted(found, key=lambda room: room.boxes)
 
 
-def read(store: Path, *, keyrings: bool = False, file_locks: bool = False) -> Facts:
+def read(store: Path, *, file_locks: bool = False) -> Facts:
     """The host's facts now; about 0.3 ms.
 
-    store: Podman's. keyrings: whether each box costs one (runtime.makes_keyrings). file_locks: whether Podman's locks
-    are files, without a limit. Call it in the node: files and pipes are counted for this process.
+    store: Podman's. file_locks: whether Podman's locks are files, without a limit. Call it in the node: files and
+    pipes are counted for this process.
     """
     pids_max, pids_rule = _pids()
     most = {name: _number(_SYS / f"user/max_{name}_namespaces") for name in NAMESPACES}
@@ -205,7 +200,6 @@ def read(store: Path, *, keyrings: bool = False, file_locks: bool = False) -> Fa
         files=_files(),
         namespaces_max=most[scarce] if most[scarce] is not None else 1 << 30,  # type: ignore[arg-type]
         namespaces_rule=f"user.max_{scarce}_namespaces",
-        keys_max=_number(_SYS / "kernel/keys/maxkeys") if keyrings else None,
         pipe_pages_max=pipe_hard if held else None,
         memory=memory,
         memory_free=free,

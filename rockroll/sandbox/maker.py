@@ -19,7 +19,6 @@ from pathlib import Path
 from rockroll import rpc
 from rockroll.errors import ImageMissing, LimitNotEnforced, RockrollError, SandboxLost, UsageError
 from rockroll.sandbox import disk, layer, pools_file
-from rockroll.sandbox import runtime as runtime_of_host
 from rockroll.sandbox.admission import Admission
 from rockroll.sandbox.box import Box
 from rockroll.sandbox.config import SandboxConfig, config_of
@@ -34,6 +33,7 @@ from rockroll.sandbox.process import birth
 from rockroll.sandbox.profile import create_body, first_id
 from rockroll.sandbox.quotas import owner_of
 from rockroll.sandbox.registry import Registry, Row
+from rockroll.sandbox.resolve import Resolve
 from rockroll.sandbox.snapshot import Fill, Snapshots
 from rockroll.sandbox.spawner import Spawner
 from rockroll.sandbox.status import Status
@@ -59,15 +59,16 @@ class Maker:
         snapshots: Snapshots,
         endpoint: Endpoint,
         env: Callable[[str], Mapping[str, str]],
+        resolve: Resolve | None,
         store: Path,
         rootless: bool,
     ) -> None:
         self._boxes, self._registry, self._ends, self._admission = boxes, registry, ends, admission
         self._podman, self._runtime, self._spawner = podman, runtime, spawner
-        self._snapshots, self._endpoint, self._env = snapshots, endpoint, env
+        self._snapshots, self._endpoint, self._env, self._resolve = snapshots, endpoint, env, resolve
         self._images = Images(podman, store)
         self.warm: Warm[Box] = Warm(self._make_warm, ends.remove, self._is_fresh, pools_file.save)
-        read = reader(store, keyrings=runtime_of_host.makes_keyrings(), rootless=rootless)
+        read = reader(store, rootless=rootless)
         self.permit = Permit(boxes, self.warm, read, lambda config: self.warm.follow(config.pools))
 
     def box(self, row: Row) -> Box:
@@ -89,6 +90,7 @@ class Maker:
             runtime=self._runtime,
             spawner=self._spawner,
             endpoint=self._endpoint,
+            resolve=self._resolve,
             changed=self._changed,
         )
 

@@ -39,8 +39,8 @@ def folder_of(sandbox_id: str) -> Path:
 def make_folder(sandbox_id: str) -> Path:
     """Makes it; the path of `s`, for the mount."""
     folder = folder_of(sandbox_id)
-    (folder / "x").mkdir(mode=0o700, parents=True, exist_ok=True)
-    (folder / "s").mkdir(exist_ok=True)
+    for path in (folder.parent, folder, folder / "x", folder / "s"):
+        path.mkdir(mode=0o700, exist_ok=True)
     # The box's user passes through but lists nothing; each session's folder in it is that user's own.
     (folder / "s").chmod(0o711)
     return folder / "s"

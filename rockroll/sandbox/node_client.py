@@ -18,11 +18,19 @@ import sys
 import weakref
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rockroll import home, rpc
 from rockroll.errors import HostError, PeerLost
 from rockroll.sandbox import runtime
+from rockroll.sandbox.where import Server
 from rockroll.sandbox.wire import Empty, NodeInfo
+
+if TYPE_CHECKING:
+    from rockroll.sandbox.http.client import HttpNode
+
+    Node = rpc.Client | HttpNode
+    """What clients of sandboxes talk to: `call`, `stream` and `closed` are the same on both."""
 
 NODE_MODULE = "rockroll.placement.node"
 LOG_TAIL = 2000
@@ -30,10 +38,11 @@ LOG_TAIL = 2000
 
 
 class _Shared:
-    """What one event loop has: at most one client, and a lock so that two tasks do not both make it."""
+    """What one event loop has: at most one client of each place, and a lock so that two tasks do not both make it."""
 
     def __init__(self) -> None:
         self.client: rpc.Client | None = None
+        self.servers: dict[Server, HttpNode] = {}
         self.lock = asyncio.Lock()
 
 
@@ -54,11 +63,34 @@ async def connect_node() -> rpc.Client:
         return client
 
 
+async def new_connection() -> rpc.Client:
+    """A client of the node that is nobody else's, for who owns sandboxes by it; the caller closes it."""
+    return await _connect()
+
+
+async def connect_to(server: Server | None) -> Node:
+    """This event loop's client of a server, or of this home's node where None."""
+    if server is None:
+        return await connect_node()
+    from rockroll.sandbox.http.client import connect_server  # aiohttp is slow to import, and mostly not needed
+
+    shared = _loops.setdefault(asyncio.get_running_loop(), _Shared())
+    async with shared.lock:
+        client = shared.servers.get(server)
+        if client is None or client.closed is not None:
+            if client is not None:
+                await client.close()
+            shared.servers[server] = client = await connect_server(server.base_url, server.token)
+        return client
+
+
 async def close_node() -> None:
-    """Closes this event loop's client, if it has one: the node then deletes the sandboxes that it owned."""
+    """Closes this event loop's clients, if it has any: the sandboxes that they owned are then deleted."""
     shared = _loops.pop(asyncio.get_running_loop(), None)
-    if shared is not None and shared.client is not None:
-        await shared.client.close()
+    if shared is not None:
+        for client in (shared.client, *shared.servers.values()):
+            if client is not None:
+                await client.close()
 
 
 def log_path() -> Path:

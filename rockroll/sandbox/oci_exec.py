@@ -26,7 +26,7 @@ from typing import Any
 import msgspec
 
 from rockroll.errors import SandboxError, SandboxLost
-from rockroll.sandbox import reaper
+from rockroll.sandbox import files, reaper
 from rockroll.sandbox.cgroup import MARK, Scope
 from rockroll.sandbox.process import Process
 from rockroll.sandbox.spawner import EnterFailed, Inside, Spawner
@@ -70,14 +70,20 @@ class OciExec:
         self.uid = int(self._process["user"]["uid"])
         self.gid = int(self._process["user"].get("gid", 0))
         self.cwd: str = self._process.get("cwd") or "/"
+        self._init = 0
         self._spawner: Spawner | None = None
         self._inside: Inside | None = None
         self._starting: set[asyncio.Future[Process]] = set()
 
     async def look(self, spawner: Spawner, init: int) -> None:
         """Finds out whether processes can be started without the runtime."""
+        self._init = init
         self._spawner = spawner
         self._inside = await Inside.look(spawner, init, self._process, self._seccomp)
+
+    def null(self, flags: int = os.O_RDWR) -> int:
+        """The box's /dev/null, for a program that has no other input or output. After `look`."""
+        return files.null(self._init, flags)
 
     async def spawn(
         self,
@@ -137,7 +143,8 @@ class OciExec:
         if self._inside is None or self._spawner is None:
             return None
         try:
-            return Process(await self._inside.spawn(self._spawner, argv, env, cwd, fds, scope.group))
+            pid = await self._inside.spawn(self._spawner, argv, env, cwd, fds, scope.group)
+            return Process(pid, orphan=True)
         except EnterFailed as error:
             if error.step == "folder":
                 raise NotStarted(_no_folder(cwd), code=126) from None
@@ -168,7 +175,7 @@ class OciExec:
         self, argv: list[str], console: str, size: tuple[int, int], env: Mapping[str, str], cwd: str
     ) -> Process:
         full = {**self.environment, **env}
-        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        null = self.null()
         try:
             with reaper.starting():
                 return await self._run_runtime(

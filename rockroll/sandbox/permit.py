@@ -124,9 +124,9 @@ class Permit:
         return mine, everything
 
 
-def reader(store: Path, *, keyrings: bool, rootless: bool) -> Callable[[], Facts]:
+def reader(store: Path, *, rootless: bool) -> Callable[[], Facts]:
     """What reads the facts of a host with this store."""
-    return lambda: limits.read(store, keyrings=keyrings, file_locks=rootless)
+    return lambda: limits.read(store, file_locks=rootless)
 
 
 def _stamp(path: Path) -> float:

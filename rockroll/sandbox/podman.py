@@ -7,6 +7,7 @@ Leaves what a sandbox is (profile.py), exec (the OCI runtime, once per session) 
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import logging
 import os
@@ -299,11 +300,17 @@ class Podman:
             made = await self._json("POST", "/images/import", params=params, data=body)
         return made["Id"]
 
-    async def image_pull(self, name: str, timeout_s: float) -> None:
-        """Pulls from a registry. Raises ImageMissing with the registry's words, also when it takes too long."""
+    async def image_pull(self, name: str, timeout_s: float, *, login: tuple[str, str] | None = None) -> None:
+        """Pulls from a registry, as that user with that password. Raises ImageMissing with the registry's words, also
+        when it takes too long."""
         timeout = aiohttp.ClientTimeout(total=timeout_s)
+        url, ask = f"{API}/images/pull", {"reference": name}
+        headers = {}
+        if login:
+            said = json.dumps({"username": login[0], "password": login[1]})
+            headers["X-Registry-Auth"] = base64.urlsafe_b64encode(said.encode()).decode()
         try:
-            async with self._http.post(f"{API}/images/pull", params={"reference": name}, timeout=timeout) as response:
+            async with self._http.post(url, params=ask, timeout=timeout, headers=headers) as response:
                 await self._raise_for(response, "POST /images/pull", name)
                 async for line in response.content:
                     said = json.loads(line) if line.strip() else {}

@@ -138,7 +138,7 @@ class Pool:
 
     async def _add(self, tries: int = 2) -> None:
         # A lease must not go on, unknowing, in a box whose processes died with its node.
-        sandbox = Sandbox(self.config, outlives_node=False)
+        sandbox = Sandbox(self.config, outlives_node=False, base_url="")
         try:
             await sandbox.start()
             self._boxes.add(sandbox)

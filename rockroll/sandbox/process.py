@@ -33,14 +33,19 @@ def birth(pid: int) -> int:
     return 0 if fields[0] in "ZX" else int(fields[19])
 
 
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+
+
 class Process:
     """A child of this process, known by pid and pidfd. `ended` becomes its wait status: >= 0 code, < 0 -signal.
 
     None where it was not our child and only its end is known.
     """
 
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
+    def __init__(self, pid: int, *, orphan: bool = False) -> None:
+        """orphan: its parent is about to end, and this process, a subreaper, then its parent."""
+        self.pid, self._orphan = pid, orphan
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[int | None] = self._loop.create_future()
         self._fd = os.pidfd_open(pid)
@@ -61,10 +66,28 @@ class Process:
             if found is not None:
                 status = found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
         except ChildProcessError:
-            status = None
+            if self._orphan:
+                return self._reap_later()
         self.forget()
         if not self.ended.done():
             self.ended.set_result(status)
+
+    def _reap_later(self) -> None:
+        """It was quicker to end than its parent. The parent's pidfd tells when its children have been passed on."""
+        self._orphan = False
+        self._loop.remove_reader(self._fd)
+        try:
+            parent = os.pidfd_open(_parent(self.pid))
+        except OSError:
+            return self._reap()  # it has ended meanwhile
+
+        def passed_on() -> None:
+            self._loop.remove_reader(parent)
+            os.close(parent)
+            if self._fd >= 0:
+                self._reap()
+
+        self._loop.add_reader(parent, passed_on)
 
     def forget(self) -> None:
         """Stops watching."""

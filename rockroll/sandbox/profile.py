@@ -15,12 +15,16 @@ from typing import Any
 
 from rockroll import home, units
 from rockroll.errors import HostError, SandboxLost
-from rockroll.sandbox import runtime
+from rockroll.sandbox import egress, runtime, seccomp
 from rockroll.sandbox.config import SandboxConfig
 from rockroll.sandbox.podman import HOME_LABEL
 
 # What root inside an image needs to install packages, change users and end its processes, within its own namespaces.
 CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "NET_BIND_SERVICE")
+ALLOWED = sum(1 << number for number in (0, 1, 3, 4, 5, 6, 7, 10))
+"""The same as the kernel numbers them (linux/capability.h)."""
+# Beside what Podman masks: how busy the host is, with triggers that its kernel then works for; what power it draws.
+MASKED = ("/proc/pressure", "/sys/devices/virtual/powercap")
 CPU_PERIOD_US = 100_000
 INIT = "/dev/rockroll-init"  # /dev is a tmpfs: the mount point leaves no file in the writable layer
 
@@ -44,13 +48,16 @@ def create_body(
         "image": config.image_name,
         "entrypoint": [INIT],
         "command": ["-P"],
-        "env": {**config.env, **(env or {})},
+        "env": {**egress.environment(config), **config.env, **(env or {})},
         "labels": {**config.labels, **(labels or {}), HOME_LABEL: home.home_id()},
         "hostname": "sandbox",
-        "netns": {"nsmode": "none"} if config.network == "none" else {},
+        "netns": {} if config.network == "open" else {"nsmode": "none"},
+        "httpproxy": False,  # the host's own proxy, and the password in its address, are none of the box's business
         "cap_drop": ["ALL"],
         "cap_add": [f"CAP_{name}" for name in CAPABILITIES],
         "no_new_privileges": True,
+        "seccomp_profile_path": seccomp.profile(),
+        "mask": list(MASKED),
         "log_configuration": {"driver": "none"},
         # A volume that the image declares would lie outside the writable layer: no limit, no snapshot, no recycling.
         "image_volume_mode": "ignore",
@@ -107,8 +114,8 @@ def first_id(config: SandboxConfig) -> int:
 
 
 def verify(pid: int, config: SandboxConfig) -> list[str]:
-    """The limits ("memory", "swap", "pids", "cpus", "cpuset") that the kernel does not hold the container of pid to; []
-    is best.
+    """What the kernel does not hold the container of pid to: limits ("memory", "swap", "pids", "cpus", "cpuset"), and
+    the rest of the profile ("seccomp", "no-new-privileges", "capabilities"); [] is best.
 
     Reads the cgroup files (v1 and v2) of a process that was started under the limits; about 0.2 ms.
     Raises SandboxLost when pid is gone.
@@ -118,7 +125,23 @@ def verify(pid: int, config: SandboxConfig) -> list[str]:
     missing = [limit for limit, value in wanted.items() if got[limit] is None or got[limit] > value * 1.001]
     if (cpuset := config.parsed_cpuset) is not None and not cpus_of(pid) <= cpuset:
         missing.append("cpuset")
-    return missing
+    return missing + _open_doors(pid)
+
+
+def _open_doors(pid: int) -> list[str]:
+    """What should hold the box's first process, and so all that follow it, and does not: "seccomp",
+    "no-new-privileges", "capabilities"."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        raise SandboxLost(f"the sandbox's first process {pid} is gone") from None
+    found = {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    held = {
+        "seccomp": found.get("Seccomp") == "2",
+        "no-new-privileges": found.get("NoNewPrivs") == "1",
+        "capabilities": not int(found["CapBnd"], 16) & ~ALLOWED,
+    }
+    return [name for name, holds in held.items() if not holds]
 
 
 def enforced(pid: int) -> dict[str, float | None]:

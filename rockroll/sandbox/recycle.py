@@ -119,8 +119,12 @@ def baseline(pid: int, graph_driver: dict[str, object], shown: Collection[str] =
 
 
 def _layer_ids(pid: int, lowers: tuple[Path, ...]) -> Ids | None:
-    """None where the layers on the host carry the ids that the box's files have there."""
-    probe = os.stat(f"/proc/{pid}/root/usr", follow_symlinks=False)
+    """None where the layers on the host carry the ids that the box's files have there. NotRecyclable for an image that
+    has nothing to tell it by."""
+    try:
+        probe = os.stat(f"/proc/{pid}/root/usr", follow_symlinks=False)
+    except FileNotFoundError:
+        raise NotRecyclable("its image has no /usr, by which the owners of its layers are told") from None
     layer = os.lstat(_below(list(lowers), "usr")[0])
     if probe.st_uid == layer.st_uid:
         return None

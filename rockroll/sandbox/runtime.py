@@ -23,7 +23,7 @@ import msgspec
 
 from rockroll import home
 from rockroll.errors import HostError
-from rockroll.sandbox import locks, seccomp
+from rockroll.sandbox import locks
 
 RUNTIMES = ("crun", "runc")  # in order of preference: crun starts a box some ms faster
 PROBE_TIMEOUT_S = 60
@@ -135,7 +135,6 @@ def _key() -> dict[str, str]:
         "conf": str(CONF_VERSION),
         "limits": _ulimits(),
         "locks": str(locks.wanted()),
-        "seccomp": " ".join(f"{path}:{path.stat().st_mtime_ns}" for path in seccomp.PROFILES if path.exists()),
     }
     for runtime in RUNTIMES:
         binary = which(runtime)
@@ -230,7 +229,8 @@ def _conf(runtime: str, binary: str) -> str:
 # Written by rockroll; used for its own Podman service only (CONTAINERS_CONF).
 [containers]
 default_ulimits = [{_ulimits()}]
-{_system_calls()}[engine]
+keyring = false
+[engine]
 runtime = "{runtime}"
 num_locks = {locks.wanted()}
 events_logger = "file"
@@ -238,17 +238,6 @@ cgroup_manager = "{_cgroup_manager()}"
 {_own_store()}[engine.runtimes]
 {runtime} = ["{binary}"]
 """
-
-
-def _system_calls() -> str:
-    """Writes the seccomp profile; the lines that containers.conf then needs."""
-    profile = seccomp.write(_conf_dir() / "seccomp.json")
-    return f'seccomp_profile = "{profile}"\nkeyring = false\n' if profile else ""
-
-
-def makes_keyrings() -> bool:
-    """Whether each box costs its user a keyring, of which the kernel allows few."""
-    return not (_conf_dir() / "seccomp.json").exists()
 
 
 def _store() -> Path:
@@ -285,7 +274,13 @@ tmp_dir = "{home.user_runtime_dir() / f"rockroll-podman-{_store_name()}"}"
 def _ulimits() -> str:
     # most: Podman lowers its own hard limits to these before it starts the runtime
     written = []
-    for name, kind, most in (("nofile", resource.RLIMIT_NOFILE, 1_048_576), ("nproc", resource.RLIMIT_NPROC, 32_768)):
+    for name, kind, most in (
+        ("nofile", resource.RLIMIT_NOFILE, 1_048_576),
+        ("nproc", resource.RLIMIT_NPROC, 32_768),
+        # Counted for root and all boxes together, whatever their user namespaces: one box must not have them all.
+        ("sigpending", resource.RLIMIT_SIGPENDING, 4096),
+        ("msgqueue", resource.RLIMIT_MSGQUEUE, 204_800),  # two queues of the usual size
+    ):
         hard = resource.getrlimit(kind)[1]
         value = most if hard == resource.RLIM_INFINITY else min(hard, most)
         written.append(f'"{name}={value}:{value}"')

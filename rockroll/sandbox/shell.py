@@ -46,6 +46,10 @@ OPEN_TIMEOUT_S = 20.0
 READ = 1 << 18
 REGISTER_AFTER_S = 0.001
 """A stream is watched only once a command is older than this: most are not, and watching costs four system calls."""
+REPORTS = 512
+"""Bytes: many times a report. Who fills the control pipe with more is heard again after FLOOD_S, so that a box that
+floods it takes neither the node's processor nor its neighbours' time."""
+FLOOD_S = 0.02
 STATE_PART = 1 << 20
 """Bytes of state that are taken in one turn of the loop."""
 STATE_LIMIT = 8 << 20
@@ -227,6 +231,7 @@ class Shell:
         self._state_watched = False
         self._timer: asyncio.TimerHandle | None = None
         self._state_timer: asyncio.TimerHandle | None = None
+        self._quiet: asyncio.TimerHandle | None = None
         for name, script in (("r", _REPORT + _SAVE + _RETURN), ("q", _REPORT + _RETURN)):
             self._make_file(name, script.replace("PLACE", place.inside).encode())
         self._surroundings: tuple[bytes, Surroundings] = b"", Surroundings(b"")
@@ -253,7 +258,11 @@ class Shell:
         stdin, typing = os.pipe2(os.O_CLOEXEC)
         self._typing = self._keep_open(typing)
         os.set_blocking(typing, False)
-        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            null = execer.null()
+        except BaseException:
+            os.close(stdin)
+            raise
         try:
             argv = ["bash", "--noprofile", "--norc", "--noediting", "-i"]
             self._process = await execer.spawn(argv, scope, stdin=stdin, stdout=null, stderr=null, env=env, cwd=cwd)
@@ -320,9 +329,13 @@ class Shell:
 
     def _on_control(self) -> None:
         try:
-            data = self._partial + os.read(self._control, 4096)
+            read = os.read(self._control, REPORTS)
         except BlockingIOError:
             return
+        if len(read) == REPORTS:
+            self._loop.remove_reader(self._control)
+            self._quiet = self._loop.call_later(FLOOD_S, self._loop.add_reader, self._control, self._on_control)
+        data = self._partial + read
         *lines, self._partial = data.split(b"\n")
         self._partial = self._partial[-128:]  # a report is short; whoever floods this pipe gets no memory of ours
         for line in lines:
@@ -402,7 +415,7 @@ class Shell:
 
     def close(self) -> None:
         """Lets go of everything on the host. A bash that still runs reads end of file and exits."""
-        for timer in (self._timer, self._state_timer):
+        for timer in (self._timer, self._state_timer, self._quiet):
             if timer:
                 timer.cancel()
         self._loop.remove_reader(self._control)

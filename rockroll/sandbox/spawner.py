@@ -36,6 +36,10 @@ NAMESPACES = {
     "uts": 0x04000000,
     "cgroup": 0x02000000,
 }
+INOTIFY_INSTANCES = Path("/proc/sys/fs/inotify/max_user_instances")
+"""Of one user: by default 128 for root and all boxes together."""
+LEAST_INOTIFY, INOTIFY_SHARE = 16, 16
+"""A box may have a sixteenth of them, and this many at least."""
 _CAPABILITIES = (
     "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE NET_BIND_SERVICE"
     " NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT SYS_ADMIN"
@@ -220,6 +224,24 @@ class Inside:
             return
         chosen = {**self.groups, **dict([group] if group else [])}
         yield from dict.fromkeys(chosen.values())
+
+
+async def limit_counters(spawner: Spawner, init: int) -> None:
+    """Caps what the kernel counts for the user who made the box's user namespace, all boxes and root together, so that
+    one box cannot use it up for all. Nothing for a box without one of its own. SandboxLost; EnterFailed.
+    """
+    if not _namespaces(init) & NAMESPACES["user"] or os.getuid() != 0:
+        return
+    most = int(INOTIFY_INSTANCES.read_text())
+    counters = {"max_inotify_instances": max(LEAST_INOTIFY, most // INOTIFY_SHARE), "max_user_namespaces": 0}
+    try:
+        pidfd = os.pidfd_open(init)
+    except ProcessLookupError:
+        raise SandboxLost("the sandbox ended while it was being started") from None
+    try:
+        await spawner.order({"counters": counters}, [pidfd])
+    finally:
+        os.close(pidfd)
 
 
 async def _seccomp(spawner: Spawner, init: int) -> list[str]:

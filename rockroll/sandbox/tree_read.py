@@ -16,7 +16,7 @@ import stat
 from collections.abc import Generator, Iterator
 
 from rockroll.errors import FileError
-from rockroll.sandbox.beneath import FOLDER, Descent, beneath, kernel_type, opened
+from rockroll.sandbox.beneath import FOLDER, Descent, beneath, kernel_secret, kernel_type, opened
 from rockroll.sandbox.tree import (
     INLINE_BYTES,
     MOST_HARD_LINKED,
@@ -91,6 +91,8 @@ class _Reader:
     def items(self) -> Iterator[Item]:
         status = os.fstat(self._top)
         if stat.S_ISREG(status.st_mode):
+            if kernel_secret(self._top):
+                raise FileError("it is the kernel's, and not everybody may read it; read it with a command")
             yield from self._file(b"", self._top, status)
         elif stat.S_ISDIR(status.st_mode):
             if kind := kernel_type(self._top):

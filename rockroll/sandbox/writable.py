@@ -39,7 +39,7 @@ class Writable:
         if size is None:
             return []
         try:
-            return await disk.whole(lambda: self._disk.make(size, owner, resolvers=self._config.network != "none"))
+            return await disk.whole(lambda: self._disk.make(size, owner, resolvers=self._config.network == "open"))
         except disk.NoDisk as error:
             if self._config.allow_unenforced:
                 return []

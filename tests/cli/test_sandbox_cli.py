@@ -78,6 +78,18 @@ def test_flags_reach_the_box(tmp_path: Path) -> None:
     assert info["labels"] == {"job": "7"}
 
 
+def test_network_shows_whom_a_box_may_reach_and_what_was_refused(box: str) -> None:
+    id = sandbox("up", "--memory", "64m", "--network", "allow:pypi.org,*.debian.org").stdout.decode().strip()
+    sandbox("exec", id, "--", "curl", "-s", "http://evil.com/")
+    shown = sandbox("network", id).stdout.decode()
+    told = json.loads(sandbox("network", id, "--json").stdout)
+    sandbox("down", id)
+    assert shown.startswith("network: allow:pypi.org,*.debian.org\n0 allowed, 1 refused, 0 failed, 0 open\nAGE ")
+    assert re.search(r"refused +GET evil.com:80 .* can add \"evil.com\" to its network list\n", shown)
+    assert (told["refused"], told["recent"][0]["host"], told["recent"][0]["port"]) == (1, "evil.com", 80)
+    assert sandbox("network", box).stdout == b"network: none\n"
+
+
 def test_stop_and_start_keep_files(box: str) -> None:
     sandbox("exec", box, "--", "sh", "-c", "echo kept > /srv/kept")
     sandbox("stop", "demo")
@@ -355,6 +367,12 @@ def read_terminal(terminal: int) -> bytes:
         (["up", "--memory", "lots"], 2, "512m"),
         (["up", "--env", "novalue"], 2, "K=V"),
         (["up", "--network", "maybe"], 2, "open"),
+        (["up", "--network", "allow:http://pypi.org"], 2, "leave http:// out"),
+        (["forward", "demo", "http"], 2, "9000:8080"),
+        (["forward", "demo", "70000"], 2, "65535"),
+        (["forward", "demo", "8080", "8081", "--local", "1"], 2, "LOCAL:PORT"),
+        (["forward", "demo", "0:8080", "--address", "203.0.113.7"], 2, "cannot be listened at"),
+        (["forward", "nobody", "8080"], 1, "nobody"),
         (["up", "--ttl", "soon"], 2, "1h"),
         (["up", "--name", "no spaces"], 2, "letters"),
         (["up", "--count", "0"], 2, "count"),

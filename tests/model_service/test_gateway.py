@@ -13,7 +13,7 @@ import openai
 import pytest
 
 from rockroll.errors import EngineError, ModelServiceError, SandboxNotFound, UsageError
-from rockroll.model_service.endpoint import MAX_BODY, MAX_CONNECTIONS
+from rockroll.model_service.endpoint import MAX_BODIES, MAX_BODY, MAX_CONNECTIONS
 from rockroll.model_service.gateway import MAX_CALLS, box_environment
 from rockroll.model_service.wire import ChatReply, ChatRequest
 
@@ -226,6 +226,31 @@ async def test_a_body_over_the_limit_gets_413(place, serve):
     async with place.http.post(place.url(), data=chunks()) as response:
         assert response.status == 413
     assert (await place.say("x" * (MAX_BODY - 1000))).status == 200
+
+
+async def test_bodies_that_never_end_hold_little_of_the_hosts_memory_and_nobody_else(place, serve):
+    await serve()
+    port = await place.box("greedy")
+    await place.box("modest")
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {MAX_BODY}\r\n\r\n".encode()
+    fits = MAX_BODIES // MAX_BODY
+    slow = []
+    for _ in range(fits + 1):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(head + b"x" * (MAX_BODY - 1))
+        await writer.drain()
+        slow.append((reader, writer))
+    answers = [asyncio.create_task(reader.read(100)) for reader, _ in slow]
+    done, waiting = await asyncio.wait(answers, return_when=asyncio.FIRST_COMPLETED)
+    assert [task.result()[:12] for task in done] == [b"HTTP/1.1 429"] and len(waiting) == fits
+    slow_head = await asyncio.open_connection("127.0.0.1", port)
+    slow_head[1].write(b"POST /v1/chat/completions HTTP/1.1\r\nX-Slow: ")
+    assert (await place.say(sandbox="modest")).status == 200
+    for _, writer in [*slow, slow_head]:
+        writer.close()
+    await asyncio.gather(*answers, return_exceptions=True)
+    while (await place.say(sandbox="greedy")).status != 200:
+        await asyncio.sleep(0.01)
 
 
 async def test_a_compressed_body_is_refused_not_unpacked(place, serve):

@@ -40,6 +40,21 @@ def test_values_reach_the_rooms_configurations(recipe) -> None:
     assert config.agent is None
 
 
+def test_a_network_is_a_word_or_a_list_of_hosts(recipe) -> None:
+    for text, hosts in (
+        ('sandbox: {network: [pypi.org, "*.debian.org:8080"]}', ("pypi.org", "*.debian.org:8080")),
+        ("sandbox: {network: 'allow:pypi.org,1.1.1.1'}", ("pypi.org", "1.1.1.1")),
+        ("sandbox: {network: open}", ()),
+    ):
+        config = load(recipe(f"{GOOD}{text}\n"))
+        assert config.sandbox.allowed == hosts
+        assert load(recipe(dump(config))) == config
+    assert load(recipe(GOOD), ["sandbox.network=[pypi.org]"]).sandbox.allowed == ("pypi.org",)
+    for wrong in ("pypi.org", "[]", '["http://pypi.org"]', "[7]"):
+        with pytest.raises(RecipeError, match=r"r.yaml:10: sandbox"):
+            load(recipe(f"{GOOD}sandbox: {{network: {wrong}}}\n"))
+
+
 def test_a_resolved_recipe_reads_back_as_itself(recipe) -> None:
     config = load(recipe(GOOD), ["agent.command=run it", "sandbox.memory=64m"])
     assert load(recipe(dump(config))) == config

@@ -33,6 +33,12 @@ try:
 except urllib.error.HTTPError as error:
     print(error.code)
 """
+SERVER = """
+import socket
+server = socket.create_server(("127.0.0.1", 8080))
+print("ready")
+server.accept()[0].sendall(b"from inside")
+"""
 CONNECT = "import socket; socket.create_connection(('1.1.1.1', 53), timeout=2)"
 
 
@@ -47,6 +53,34 @@ def debug(sandbox_id: str) -> str:
         while select.select([terminal], [], [], 20)[0] and (data := os.read(terminal, 4096)):
             shown += data
     return f"{shown.decode(errors='replace')}\nended with {os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}"
+
+
+async def over_the_network(config: SandboxConfig) -> dict:
+    """A box that may reach one host, and whose port is forwarded; before and after a restart."""
+
+    async def hello(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(hello, "127.0.0.2", 0)
+    port = server.sockets[0].getsockname()[1]
+    seen: dict = {"allowed": [], "refused": "", "forwarded": []}
+    async with Sandbox(dataclasses.replace(config, network=[f"127.0.0.2:{port}"])) as sandbox:
+        for _ in range(2):
+            seen["allowed"].append((await sandbox.arun(f"curl -s http://127.0.0.2:{port}/")).output)
+            inside = await sandbox.start_command(["python3", "-u", "-c", SERVER])
+            async for _ in inside.output():
+                break
+            async with sandbox.forward(8080) as place:
+                reader, writer = await asyncio.open_connection(*place)
+                seen["forwarded"].append((await reader.read()).decode())
+                writer.close()
+            await sandbox.restart()
+        seen["refused"] = (await sandbox.arun("curl -s http://127.0.0.3/")).output
+    server.close()
+    return seen
 
 
 async def walk() -> dict:
@@ -95,6 +129,7 @@ async def walk() -> dict:
         await sandbox.stop()
         await sandbox.start()
         seen["endpoint_after_restart"] = (await sandbox.execute(["python3", "-c", MODELS])).output
+    seen["over_the_network"] = await over_the_network(dataclasses.replace(CONFIG, allow_unenforced=True))
     async with Sandbox(dataclasses.replace(CONFIG, allow_unenforced=True)) as sandbox:
         await sandbox.arun("touch /srv/mine")
         recycled = await sandbox.recycle()

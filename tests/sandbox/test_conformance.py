@@ -1,4 +1,4 @@
-"""The promises of docs/sessions.md, against real boxes: root of the box, and an ordinary user in it."""
+"""The promises of docs/sessions.md, against real boxes: root of the box, an ordinary user in it, and over HTTP."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ PAGE = Path(__file__).parents[2] / "docs" / "sessions.md"
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-@pytest_asyncio.fixture(params=[None, "1000"], ids=["root", "user"], scope="module", loop_scope="module")
+@pytest_asyncio.fixture(params=["root", "user", "http"], scope="module", loop_scope="module")
 async def sandbox(request: pytest.FixtureRequest, node_home: Path) -> AsyncIterator[Sandbox]:
-    async with Sandbox(SandboxConfig(pids=128, user=request.param)) as sandbox:
+    base_url = request.getfixturevalue("server") if request.param == "http" else None
+    user = "1000" if request.param == "user" else None
+    async with Sandbox(SandboxConfig(pids=128, user=user), base_url=base_url) as sandbox:
         yield sandbox
     await close_node()
 

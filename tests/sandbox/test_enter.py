@@ -7,12 +7,14 @@ import difflib
 import os
 import signal
 import socket
+import sys
 
 import pytest
 
 from rockroll.errors import SandboxLost
 from rockroll.sandbox import enter
 from rockroll.sandbox.host import SandboxHost
+from rockroll.sandbox.process import Process
 from tests.sandbox.conftest import Lab
 
 pytestmark = [
@@ -142,3 +144,28 @@ async def test_a_box_that_dies_meanwhile_is_lost(lab: Lab) -> None:
         assert done.outcome in ("ok", "lost")
         await asyncio.sleep(0.02)
     raise AssertionError("a dead box went on taking programs")
+
+
+ORPHAN = """
+import os, sys
+if (child := os.fork()) == 0:
+    os._exit(3)
+os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+print(child, flush=True)
+sys.stdin.read()
+"""
+
+
+async def test_a_program_that_ends_before_the_process_it_was_forked_from_keeps_its_exit_code(host: SandboxHost) -> None:
+    """It was told as killed: one in a thousand starts under load, more with long arguments."""
+    middle = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", ORPHAN, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    )
+    assert middle.stdout and middle.stdin
+    quick = Process(int(await middle.stdout.readline()), orphan=True)
+    await asyncio.sleep(0.05)
+    assert not quick.ended.done()
+    middle.stdin.close()
+    async with asyncio.timeout(5):
+        assert await quick.ended == 3
+    await middle.wait()

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 import struct
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from rockroll.sandbox import limits, locks, quotas, seccomp
+from rockroll.sandbox import limits, locks, quotas
 from rockroll.sandbox.config import SandboxConfig
 from rockroll.sandbox.limits import Facts
 from rockroll.sandbox.locks import Locks
@@ -26,7 +25,6 @@ ROOMY = Facts(
     files=30,
     namespaces_max=200_000,
     namespaces_rule="user.max_user_namespaces",
-    keys_max=None,
     pipe_pages_max=None,
     memory=256 * GIB,
     memory_free=200 * GIB,
@@ -58,7 +56,6 @@ def test_a_roomy_host_takes_another_box() -> None:
         ({"threads": 4_194_000}, NONE, "processes: kernel.pid_max allows .* end processes"),
         ({"files_max": 20_000, "files": 20_000}, NONE, "open files: .* hard nofile"),
         ({"namespaces_max": 0}, NONE, "namespaces: user.max_user_namespaces allows 0, .* sysctl -w user.max_user_n"),
-        ({"keys_max": 0}, NONE, "keyrings: kernel.keys.maxkeys allows 0"),
         ({"pipe_pages_max": 79}, NONE, "pipe pages: fs.pipe-user-pages-hard allows 79, .* needs 80"),
         ({"memory": 1 * GIB}, Granted(memory=32 * GIB), "memory limits: .* allows 32g, .* needs 512m; .* less mem"),
         ({"memory_free": 200 << 20}, NONE, "free memory: what is free now less limits.keep_memory"),
@@ -137,15 +134,3 @@ def test_without_locks_yet_the_number_is_the_hosts_own(tmp_path: Path) -> None:
     assert locks.wanted((usual, drop_in), none) == 16384
     drop_in.write_text("not toml")
     assert locks.wanted((usual, drop_in), none) == 4096
-
-
-def test_no_box_can_use_the_kernels_key_store(tmp_path: Path) -> None:
-    made = seccomp.write(tmp_path / "seccomp.json")
-    assert made is not None
-    names = subprocess.run(["grep", "-c", "-E", "keyctl|add_key|request_key", made], capture_output=True, text=True)
-    assert names.stdout.strip() == "0"
-    assert "openat" in made.read_text()
-
-
-def test_without_a_profile_of_the_hosts_there_is_none(tmp_path: Path) -> None:
-    assert seccomp.write(tmp_path / "seccomp.json", (tmp_path / "none",)) is None

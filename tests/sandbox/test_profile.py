@@ -35,6 +35,12 @@ async def test_a_limit_that_is_not_enforced_is_named(podman: Podman) -> None:
     assert "pids" not in profile.verify(box.pid, loose)
 
 
+async def test_an_open_door_is_named_too(podman: Podman) -> None:
+    changes = {"cap_add": ["CAP_SYS_PTRACE"], "seccomp_profile_path": "unconfined", "no_new_privileges": False}
+    box = await start_box(podman, SMALL, **changes)
+    assert profile.verify(box.pid, SMALL)[-3:] == ["seccomp", "no-new-privileges", "capabilities"]
+
+
 @only_root
 async def test_too_much_memory_is_killed_and_the_box_lives(podman: Podman) -> None:
     box = await start_box(podman, SMALL)

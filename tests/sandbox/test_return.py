@@ -15,8 +15,9 @@ from rockroll import home
 from rockroll.errors import HostError, SandboxError, SandboxLost, SandboxNotFound, SessionError, UsageError
 from rockroll.sandbox import saved, wire
 from rockroll.sandbox.host import SandboxHost
-from tests.sandbox.conftest import Lab
+from tests.sandbox.conftest import LIMITS_HOLD, Lab
 
+needs_limits = pytest.mark.skipif(not LIMITS_HOLD, reason="this host limits no memory for this user")
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
@@ -63,6 +64,7 @@ async def test_an_init_that_ends_by_itself_is_exited(lab: Lab) -> None:
     assert (await asyncio.wait_for(running, 5)).cause == "exited"
 
 
+@needs_limits
 async def test_memory_that_takes_init_is_oom(lab: Lab) -> None:
     # Many small eaters, and init is what the kernel would rather kill than any of them.
     Path(f"/proc/{lab.box.init}/oom_score_adj").write_text("1000")
@@ -71,6 +73,7 @@ async def test_memory_that_takes_init_is_oom(lab: Lab) -> None:
     assert (seen.outcome, seen.cause) == ("lost", "oom")
 
 
+@needs_limits
 async def test_memory_that_takes_a_command_is_no_death(lab: Lab) -> None:
     seen = await lab.execute("python3", "-c", "bytearray(500 << 20)")
     assert (seen.outcome, seen.cause, lab.box.state) == ("oom", None, "running")

@@ -187,6 +187,12 @@ def test_the_model_endpoint_is_bound_and_bound_again(seen: dict[str, Any]) -> No
     assert "unreachable" in seen["network"]
 
 
+def test_a_host_is_reached_by_the_proxy_and_a_port_is_forwarded_also_after_a_restart(seen: dict[str, Any]) -> None:
+    found = seen["over_the_network"]
+    assert (found["allowed"], found["forwarded"]) == (["hello", "hello"], ["from inside", "from inside"])
+    assert "127.0.0.3 is not among the hosts that this sandbox may reach" in found["refused"]
+
+
 def test_a_box_can_be_recycled(seen: dict[str, Any]) -> None:
     assert seen["recycled"] == [True, ""]
     assert seen["left_behind"] == ""

@@ -1,0 +1,69 @@
+"""The sandbox tests as an ordinary user with subordinate ids: scripts/test-rootless [pytest's arguments].
+
+In: as root, the user `rockroll-test` is made and used; else who calls. Out: pytest's exit code. The tests run where an
+ordinary user's node runs, inside `podman unshare`, in a home of their own; what this host cannot enforce for such a
+user is allowed, so that the rest is tested.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.sandbox.test_rootless import export_image, interpreter, packages, user
+
+REPOSITORY = Path(__file__).parents[2]
+FILES = (
+    "security security_network security_files security_resources session execute files command kill_scope environment"
+    " processes return saved spool stateless"
+)
+PREPARE = """
+import os, subprocess, sys
+from rockroll.sandbox import runtime
+from rockroll.sandbox.config import DEFAULT_IMAGE
+runtime.detect()
+podman, path = runtime.podman_binary(), "ENV PATH=/usr/sbin:/usr/bin:/sbin:/bin"
+argv = [podman, "import", "--quiet", "--change", path, sys.argv[1], DEFAULT_IMAGE]
+subprocess.run(argv, env=runtime.environment(), check=True, stdout=subprocess.DEVNULL)
+os.execvpe(podman, [podman, "unshare", sys.executable, "-m", "pytest", *sys.argv[2:]], runtime.environment())
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """Whole files of tests/sandbox, or what the arguments name."""
+    with tempfile.TemporaryDirectory(prefix="rockroll-user-", ignore_cleanup_errors=True) as folder:
+        image, home = Path(folder, "image.tar"), Path(folder, "home")
+        export_image(image)
+        home.mkdir()
+        name = user() if os.getuid() == 0 else pwd.getpwuid(os.getuid()).pw_name
+        prefix: list[str] = []
+        if os.getuid() == 0:
+            prefix = ["runuser", "-u", name, "--"]
+            for path in (folder, home):
+                shutil.chown(path, name)
+        env = {
+            "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
+            "HOME": str(home),
+            "PYTHONPATH": os.pathsep.join(packages()),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "ROCKROLL_HOME": str(home / "rockroll"),
+        }
+        named = arguments if any(word.startswith("tests/") for word in arguments) else [
+            *(f"tests/sandbox/test_{name}.py" for name in FILES.split()), *arguments
+        ]  # fmt: skip
+        options = ["-p", "no:cacheprovider", "--basetemp", str(home / "tests"), "-q", *named]
+        argv = [*prefix, "env", "-i", *(f"{key}={value}" for key, value in env.items()), interpreter(prefix)]
+        try:
+            return subprocess.run([*argv, "-c", PREPARE, str(image), *options], cwd=REPOSITORY, check=False).returncode
+        finally:
+            within = [] if os.getuid() == 0 else ["podman", "unshare"]
+            subprocess.run([*within, "rm", "-rf", "--one-file-system", str(home)], check=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
