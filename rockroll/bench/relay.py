@@ -16,6 +16,7 @@ import signal
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -26,9 +27,9 @@ from aiohttp import web
 from rockroll import home
 from rockroll.agent.command import route
 from rockroll.errors import ProcessDied, SandboxError
-from rockroll.model_service.openai_chat import completion
+from rockroll.model_service.dialects.openai_chat_answer import completion
 from rockroll.model_service.relay import OnDelta, Relay
-from rockroll.model_service.wire import ChatReply, ChatRequest
+from rockroll.model_service.wire import ChatReply, ChatRequest, Delta
 from rockroll.sandbox.client import Sandbox
 
 CALLS = 2000
@@ -59,6 +60,26 @@ for thread in threads: thread.join()
 print(json.dumps({"begun": begun, "ended": time.monotonic(), "took": took}))
 """
 
+_LISTENER = r"""
+import http.client, json, os, sys, time, urllib.parse
+url = urllib.parse.urlsplit(os.environ["OPENAI_BASE_URL"])
+body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * 200}], "stream": True})
+link, took = http.client.HTTPConnection(url.hostname, url.port), []
+for i in range(int(sys.argv[1])):
+    if i == 50: took, begun = [], time.monotonic()
+    link.request("POST", url.path + "/chat/completions", body, {"Content-Type": "application/json"})
+    answer = link.getresponse()
+    said = ""
+    while not said:
+        line = answer.readline()
+        if line.startswith(b"data: {"):
+            said = json.loads(line[6:])["choices"][0]["delta"].get("content")
+    took.append(time.monotonic() - float(said))
+    answer.read()
+print(json.dumps({"begun": begun, "ended": time.monotonic(), "took": took}))
+"""
+"""How long a word is on its way: what the relay's handler says is the moment at which it says it."""
+
 
 class _Ran(msgspec.Struct):
     """begun, ended: on this host's monotonic clock, which sandboxes share. took: seconds of each call."""
@@ -69,7 +90,7 @@ class _Ran(msgspec.Struct):
 
 
 async def run() -> dict[str, Any]:
-    """Figures: calls one after the other, and 32 at once from four sandboxes.
+    """Figures: calls one after the other, and 32 at once from four sandboxes; how long a streamed word is on its way.
 
     Baseline: the same client on the host against a plain HTTP server in a process of its own, which answers the same
     bytes: no sandbox, no gateway, no relay.
@@ -80,8 +101,9 @@ async def run() -> dict[str, Any]:
             boxes = [await stack.enter_async_context(Sandbox()) for _ in range(BOXES)]
             for box in boxes:
                 await route(box, address, "bench")
-            one = await _in_box(boxes[0], 1, CALLS)
-            many = await asyncio.gather(*(_in_box(box, CONNECTIONS, CALLS_EACH) for box in boxes))
+            one = await _in_box(boxes[0], _CLIENT, 1, CALLS)
+            many = await asyncio.gather(*(_in_box(box, _CLIENT, CONNECTIONS, CALLS_EACH) for box in boxes))
+            words = await _in_box(boxes[0], _LISTENER, CALLS)
     async with _process("plain") as port:
         plain = await _on_host(port, 1, CALLS)
         plain_many = await _on_host(port, BOXES * CONNECTIONS, CALLS_EACH)
@@ -93,6 +115,8 @@ async def run() -> dict[str, Any]:
             "relay_p50_ms_32_at_once": _percentile(many, 50),
             "relay_p99_ms_32_at_once": _percentile(many, 99),
             "relay_calls_per_s": _rate(many),
+            "relay_first_token_p50_ms": _percentile([words], 50),
+            "relay_first_token_p99_ms": _percentile([words], 99),
         },
         "baselines": {
             "plain_http_p50_ms": _percentile([plain], 50),
@@ -112,8 +136,8 @@ def _rate(ran: list[_Ran]) -> float:
     return sum(len(each.took) for each in ran) / seconds
 
 
-async def _in_box(box: Sandbox, connections: int, calls: int) -> _Ran:
-    command = ["python3", "-I", "-S", "-c", _CLIENT, str(connections), str(calls)]
+async def _in_box(box: Sandbox, client: str, *arguments: int) -> _Ran:
+    command = ["python3", "-I", "-S", "-c", client, *map(str, arguments)]
     done = await box.execute(command, timeout=120)
     if done.exit_code != 0:
         raise SandboxError(f"the benchmark's client failed in sandbox {box.id}: {done.output.strip()[-500:]}")
@@ -157,12 +181,16 @@ REPLY = ChatReply(text="ls -la", finish_reason="stop", prompt_tokens=64, complet
 
 
 async def _chat(request: ChatRequest, on_delta: OnDelta | None) -> ChatReply:
-    return REPLY
+    if on_delta is None:
+        return REPLY
+    said = str(time.monotonic())
+    on_delta(Delta(text=said))
+    return ChatReply(text=said, finish_reason="stop", prompt_tokens=64, completion_tokens=4)
 
 
 async def _plain(request: web.BaseRequest) -> web.Response:
     json.loads(await request.read())
-    return web.Response(body=completion("chatcmpl-0", 0, "m", REPLY), content_type="application/json")
+    return web.Response(body=completion("chatcmpl-0", 0, "m", [REPLY]), content_type="application/json")
 
 
 async def _serve(where: str) -> None:

@@ -48,7 +48,8 @@ async def parts(
     train: False leaves the trainer out, for an evaluation.
     """
     model = str(resolve(config.model))
-    tokenizer = ChatTokenizer(model)
+    style = config.rollout
+    tokenizer = ChatTokenizer(model, calls=style.tool_calls, reasoning=style.reasoning, options=style.template)
     async with AsyncExitStack() as stack:
         processes = await stack.enter_async_context(Processes(run.logs))
         engine_config = dataclasses.replace(

@@ -31,7 +31,9 @@ def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
 
 
 def batch_row(groups: Sequence[Group], version: int) -> dict[str, float]:
-    """reward/*, episodes/*, staleness/*, tokens/* of one training batch; `version` is the trainer's before the step.
+    """reward/*, episodes/*, turns/*, staleness/*, tokens/* of one training batch.
+
+    version: the trainer's before the step.
 
     Staleness of a token: that version minus the one which sampled it.
     """
@@ -55,6 +57,7 @@ def batch_row(groups: Sequence[Group], version: int) -> dict[str, float]:
         "episodes/turns_mean": sum(e.turns for e in episodes) / len(episodes),
         "staleness/mean": sum(ages) / len(ages) if ages else 0.0,
         "staleness/max": max(ages, default=0),
+        "turns/incomplete": sum(sum(group.incomplete.values()) for group in groups),
         "tokens/sampled": len(ages),
         "tokens/wasted": sum(group.wasted_tokens for group in groups),
     }

@@ -7,6 +7,7 @@ was drawn with and the version of the weights that drew it. Leaves text, message
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, Protocol
 
 import msgspec
@@ -31,7 +32,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Generation ends after any of these; the stop token is the last of `token_ids`."""
 
 
-class Generation(msgspec.Struct, frozen=True, kw_only=True):
+class Generation(msgspec.Struct, frozen=True, kw_only=True, tag="generation"):
     """What was sampled. The three lists have equal lengths."""
 
     token_ids: list[int]
@@ -42,6 +43,19 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     """The version of the weights that produced each token."""
     finish_reason: Literal["stop", "length", "abort"]
     """stop: one of stop_ids. length: max_tokens. abort: the engine gave the request up; what it had is here."""
+
+
+class Piece(msgspec.Struct, frozen=True, kw_only=True, tag="piece"):
+    """Some tokens of a generation under way. Joined in order, the pieces are the Generation."""
+
+    start: int
+    """How many tokens came before: a piece that was lost is noticed."""
+    token_ids: list[int]
+    logprobs: list[float]
+    versions: list[int]
+
+
+OnTokens = Callable[[Piece], None]
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,8 +86,12 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
 class Engine(Protocol):
     """Raises EngineError for a request that cannot be: it names the rule, the value got and the cure."""
 
-    async def generate(self, request: GenerateRequest) -> Generation:
-        """Sample one completion. Cancelling the call aborts the request and frees its place in the batch."""
+    async def generate(self, request: GenerateRequest, on_tokens: OnTokens | None = None) -> Generation:
+        """Sample one completion. Cancelling the call aborts the request and frees its place in the batch.
+
+        on_tokens: told each token as soon as it is sampled, alone or with its neighbours, on the caller's event loop;
+        all of them before this returns, none after.
+        """
         ...
 
     async def load(self, path: str, version: int) -> Loaded:

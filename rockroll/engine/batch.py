@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rockroll.engine.api import GenerateRequest, Generation
+from rockroll.engine.api import GenerateRequest, Generation, Piece
 from rockroll.engine.prefixes import Prefixes
 from rockroll.engine.sampling import sample, uniforms
 from rockroll.engine.slots import Kept, Segment, Slots, Step
@@ -42,6 +42,7 @@ class Sequence:
         self.row = -1
         self.cache_version = -1
         self.done = False
+        self.told = 0
 
     @property
     def generated(self) -> int:
@@ -53,6 +54,16 @@ class Sequence:
             logprobs=self.logprobs,
             versions=self.versions,
             finish_reason=finish_reason,
+        )
+
+    def piece(self) -> Piece | None:
+        """The tokens since the last piece, if there are any."""
+        if self.told == self.generated:
+            return None
+        start, self.told = self.told, self.generated
+        begun = len(self.request.prompt_ids) + start
+        return Piece(
+            start=start, token_ids=self.ids[begun:], logprobs=self.logprobs[start:], versions=self.versions[start:]
         )
 
     def ended(self) -> str | None:

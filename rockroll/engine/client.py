@@ -6,9 +6,14 @@ process, and saying through `fail` that it died, to placement.
 
 from __future__ import annotations
 
+from contextlib import aclosing
+from typing import Any
+
 from rockroll import rpc
-from rockroll.engine.api import EngineInfo, GenerateRequest, Generation, Loaded
-from rockroll.errors import RockrollError
+from rockroll.engine.api import EngineInfo, GenerateRequest, Generation, Loaded, OnTokens, Piece
+from rockroll.errors import EngineError, RockrollError
+
+_ITEM: Any = Piece | Generation
 
 
 class EngineClient:
@@ -22,8 +27,21 @@ class EngineClient:
         """The server may still be loading its model: the first call waits for it (ipc and tcp addresses)."""
         return cls(await rpc.connect(address))
 
-    async def generate(self, request: GenerateRequest) -> Generation:
-        return await self._client.call("generate", request, type=Generation)
+    async def generate(self, request: GenerateRequest, on_tokens: OnTokens | None = None) -> Generation:
+        if on_tokens is None:
+            return await self._client.call("generate", request, type=Generation)
+        count = 0
+        async with aclosing(self._client.stream("generate.stream", request, type=_ITEM)) as stream:
+            async for item in stream:
+                if isinstance(item, Generation):
+                    if count != len(item.token_ids):
+                        raise _lost(request, count, len(item.token_ids))
+                    return item
+                if item.start != count:
+                    raise _lost(request, count, item.start)
+                count += len(item.token_ids)
+                on_tokens(item)
+        raise EngineError(f"the engine's answer to {request.id} ended after {count} tokens without its end")
 
     async def load(self, path: str, version: int) -> Loaded:
         return await self._client.call("load", {"path": path, "version": version}, type=Loaded)
@@ -40,3 +58,9 @@ class EngineClient:
 
     async def close(self) -> None:
         await self._client.close()
+
+
+def _lost(request: GenerateRequest, count: int, start: int) -> EngineError:
+    return EngineError(
+        f"a piece of the engine's answer to {request.id} was lost: {count} tokens came, {start} were sent"
+    )

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from rockroll.engine.api import Engine, GenerateRequest, Generation
+from rockroll.engine.api import Engine, GenerateRequest, Generation, Piece
 from rockroll.errors import EngineError
 
 
@@ -124,6 +124,49 @@ async def a_next_turn_continues_exactly(subject: Subject) -> None:
         ids += subject.prompt[turn : turn + 3]
 
 
+async def the_pieces_are_the_answer(subject: Subject) -> None:
+    """Each token is told once, in order, before the call returns; several at once do not mix."""
+    alone = await subject.ask(seed=9, max_tokens=16)
+    told: dict[int, list[Piece]] = {seed: [] for seed in (9, 10, 11)}
+    wanted = {"prompt_ids": subject.prompt, "max_tokens": 16, "temperature": 1.0}
+    requests = {seed: GenerateRequest(id=f"s{seed}", seed=seed, **wanted) for seed in told}
+    got = await asyncio.gather(*(subject.engine.generate(requests[seed], told[seed].append) for seed in told))
+    for whole, pieces in zip(got, told.values(), strict=True):
+        starts = [piece.start for piece in pieces]
+        lengths = [len(piece.token_ids) for piece in pieces]
+        assert starts == [sum(lengths[:i]) for i in range(len(lengths))], (
+            f"pieces of {lengths} tokens begin at {starts}"
+        )
+        assert [i for piece in pieces for i in piece.token_ids] == whole.token_ids, "the pieces are other tokens"
+        assert [x for piece in pieces for x in piece.logprobs] == whole.logprobs, "the pieces have other log-probs"
+        assert [v for piece in pieces for v in piece.versions] == whole.versions, "the pieces have other versions"
+        assert len(pieces) > 1, "16 tokens came in one piece: that is no stream"
+    assert got[0].token_ids == alone.token_ids, "who listens gets another answer"
+
+
+async def a_stream_that_is_left_ends(subject: Subject) -> None:
+    """Cancelled after its first token: nothing is told any more, and its place is free."""
+    info = await subject.engine.info()
+    first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    told: list[Piece] = []
+
+    def listen(piece: Piece) -> None:
+        told.append(piece)
+        if not first.done():
+            first.set_result(None)
+
+    room = info.context_length - len(subject.prompt)
+    request = GenerateRequest(id="left", prompt_ids=subject.prompt, max_tokens=room, seed=1)
+    left = asyncio.ensure_future(subject.engine.generate(request, listen))
+    await first
+    left.cancel()
+    await asyncio.gather(left, return_exceptions=True)
+    assert left.cancelled(), "a stream that was cancelled goes on"
+    count = len(told)
+    await subject.ask(max_tokens=8)
+    assert len(told) == count, "tokens were told after the call had ended"
+
+
 async def a_cancelled_request_leaves_the_others_alone(subject: Subject) -> None:
     alone = await subject.ask(seed=5)
     info = await subject.engine.info()
@@ -215,6 +258,8 @@ PROMISES: tuple[Promise, ...] = (
     a_stop_token_ends_and_is_kept,
     a_small_top_p_is_greedy,
     a_next_turn_continues_exactly,
+    the_pieces_are_the_answer,
+    a_stream_that_is_left_ends,
     a_cancelled_request_leaves_the_others_alone,
     new_weights_are_proved_and_used,
     weights_may_change_under_way,

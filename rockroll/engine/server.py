@@ -1,8 +1,9 @@
 """The process of one engine: `python -m rockroll.engine.server --config FILE`.
 
-In: an EngineConfig as JSON, then calls over rpc (generate, load, logprobs, info). Out: replies; logs on stderr. It
-answers from the moment its model is loaded, ends with the process that started it, and removes its socket. A model
-that cannot be loaded is one line on stderr and exit code 1. Leaves noticing that this process died to its parent.
+In: an EngineConfig as JSON, then calls over rpc (generate, generate.stream, load, logprobs, info). Out: replies; logs
+on stderr. It answers from the moment its model is loaded, ends with the process that started it, and removes its
+socket. A model that cannot be loaded is one line on stderr and exit code 1. Leaves noticing that this process died to
+its parent.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import argparse
 import asyncio
 import logging
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from rockroll import child, rpc
-from rockroll.engine.api import EngineInfo, GenerateRequest, Generation, Loaded
+from rockroll.engine.api import EngineInfo, GenerateRequest, Generation, Loaded, Piece
 from rockroll.engine.config import EngineConfig
 from rockroll.errors import EngineError
 
@@ -43,7 +45,8 @@ async def serve(config: EngineConfig) -> None:
     await asyncio.wait([opening, ending], return_when=asyncio.FIRST_COMPLETED)
     if not opening.done():
         child.leave(0)  # nothing is bound yet, and the loading thread cannot be stopped
-    server = rpc.Server(config.address, _handlers(await opening), types={"generate": GenerateRequest, "load": _Load})
+    types = {"generate": GenerateRequest, "generate.stream": GenerateRequest, "load": _Load}
+    server = rpc.Server(config.address, _handlers(await opening), types=types)
     await server.start()
     _log.info("ready at %s after %.1f s", config.address, time.perf_counter() - started)
     try:
@@ -63,6 +66,18 @@ def _handlers(engine: Engine) -> dict[str, rpc.Handler]:
     async def generate(body: GenerateRequest, _peer: rpc.Peer) -> Generation:
         return await engine.generate(body)
 
+    async def stream(body: GenerateRequest, _peer: rpc.Peer) -> AsyncIterator[Piece | Generation]:
+        pieces: asyncio.Queue[Piece | None] = asyncio.Queue()
+        whole = asyncio.ensure_future(engine.generate(body, pieces.put_nowait))
+        whole.add_done_callback(lambda _: pieces.put_nowait(None))
+        try:
+            while (piece := await pieces.get()) is not None:
+                yield piece
+            yield whole.result()
+        finally:
+            whole.cancel()
+            await asyncio.gather(whole, return_exceptions=True)
+
     async def load(body: _Load, _peer: rpc.Peer) -> Loaded:
         return await engine.load(body.path, body.version)
 
@@ -72,7 +87,7 @@ def _handlers(engine: Engine) -> dict[str, rpc.Handler]:
     async def info(_body: Any, _peer: rpc.Peer) -> EngineInfo:
         return await engine.info()
 
-    return {"generate": generate, "load": load, "logprobs": logprobs, "info": info}
+    return {"generate": generate, "generate.stream": stream, "load": load, "logprobs": logprobs, "info": info}
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ import torch
 
 from rockroll import units
 from rockroll.engine import weights
-from rockroll.engine.api import EngineInfo, GenerateRequest, Generation, Loaded
+from rockroll.engine.api import EngineInfo, GenerateRequest, Generation, Loaded, OnTokens, Piece
 from rockroll.engine.batch import Batch, Sequence
 from rockroll.engine.config import EngineConfig
 from rockroll.engine.slots import Slots
@@ -65,6 +65,7 @@ class TransformersEngine:
         self._batch.version = config.version
         self._seeds = itertools.count(config.seed << 32)
         self._waiting: dict[Sequence, asyncio.Future[Generation]] = {}  # the decode thread's alone
+        self._listening: dict[Sequence, OnTokens] = {}  # the decode thread's alone; who is told each token
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
         self._closing = False
@@ -84,12 +85,17 @@ class TransformersEngine:
             raise
         return engine
 
-    async def generate(self, request: GenerateRequest) -> Generation:
+    async def generate(self, request: GenerateRequest, on_tokens: OnTokens | None = None) -> Generation:
         """Raises EngineError for a request that cannot be; field `code` is "context_length_exceeded" for a long one."""
         self._check(request)
         sequence = Sequence(request, next(self._seeds) if request.seed is None else request.seed)
         result: asyncio.Future[Generation] = asyncio.get_running_loop().create_future()
-        self._post(lambda: self._begin(sequence, result))
+
+        def tell(piece: Piece) -> None:
+            if on_tokens is not None and not result.done():
+                on_tokens(piece)
+
+        self._post(lambda: self._begin(sequence, result, tell if on_tokens else None))
         try:
             return await result
         except asyncio.CancelledError:
@@ -199,7 +205,7 @@ class TransformersEngine:
                     break
                 if self._batch.busy:
                     self._step()
-            self._settle([(self._waiting.pop(s), s.generation("abort"), None) for s in self._batch.drain()])
+            self._settle([(self._taken(s), s.generation("abort"), None) for s in self._batch.drain()])
 
     def _step(self) -> None:
         try:
@@ -207,26 +213,37 @@ class TransformersEngine:
         except Exception as error:  # noqa: BLE001 - whatever it is, those who wait must hear of it
             _log.exception("a decoding step failed")
             cause = error if isinstance(error, EngineError) else EngineError(f"a decoding step failed: {error}")
-            self._settle([(self._waiting.pop(sequence), None, cause) for sequence in self._batch.drain()])
+            self._settle([(self._taken(sequence), None, cause) for sequence in self._batch.drain()])
             self._batch.weights_changed(
                 self._batch.version
             )  # share nothing that the broken step may have left half done
             return
-        if finished:
-            self._settle([(self._waiting.pop(s), s.generation(s.ended()), None) for s in finished])
+        pieces = [(tell, piece) for s, tell in self._listening.items() if (piece := s.piece())]
+        self._settle([(self._taken(s), s.generation(s.ended()), None) for s in finished], pieces)
 
-    def _begin(self, sequence: Sequence, result: asyncio.Future[Generation]) -> None:
+    def _begin(self, sequence: Sequence, result: asyncio.Future[Generation], tell: OnTokens | None) -> None:
         self._waiting[sequence] = result
+        if tell is not None:
+            self._listening[sequence] = tell
         self._batch.add(sequence)
 
+    def _taken(self, sequence: Sequence) -> asyncio.Future[Generation]:
+        self._listening.pop(sequence, None)
+        return self._waiting.pop(sequence)
+
     def _abort(self, sequence: Sequence) -> None:
-        if self._waiting.pop(sequence, None) is not None:
+        if sequence in self._waiting:
+            self._taken(sequence)
             self._batch.abort(sequence)
 
-    def _settle(self, outcomes: list[tuple[asyncio.Future[Any], Any, Exception | None]]) -> None:
+    def _settle(
+        self,
+        outcomes: list[tuple[asyncio.Future[Any], Any, Exception | None]],
+        pieces: list[tuple[OnTokens, Piece]] = [],  # noqa: B006  never changed
+    ) -> None:
         assert self._loop is not None
-        if outcomes:
-            self._loop.call_soon_threadsafe(_resolve, outcomes)
+        if outcomes or pieces:
+            self._loop.call_soon_threadsafe(_resolve, outcomes, pieces)
 
     def _full(self, ids: list[int]) -> list[float]:
         tensor = torch.tensor([ids], device=self._model.device)
@@ -270,7 +287,11 @@ class TransformersEngine:
             )
 
 
-def _resolve(outcomes: list[tuple[asyncio.Future[Any], Any, Exception | None]]) -> None:
+def _resolve(
+    outcomes: list[tuple[asyncio.Future[Any], Any, Exception | None]], pieces: list[tuple[OnTokens, Piece]]
+) -> None:
+    for tell, piece in pieces:  # before the results: whoever listens has every token when the call returns
+        tell(piece)
     for future, result, error in outcomes:
         if future.done():  # its caller was cancelled
             continue

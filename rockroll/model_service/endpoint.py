@@ -1,8 +1,8 @@
 """The HTTP socket inside one sandbox, served by a process outside of it.
 
-In: a listening socket, and a coroutine that answers a request. Out: its answers, and OpenAI-shaped errors for what is
-not HTTP or too big. Leaves dialects to openai_chat.py and routes to gateway.py. What a sandbox can take from the host
-is bounded here: connections, and the size of a body.
+In: a listening socket, and a coroutine that answers a request. Out: its answers, and a vendor's errors for what is not
+HTTP or too big. Leaves the dialects to their folder and routes to gateway.py. What a sandbox can take from the host is
+bounded here: connections, and the size of a body.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from typing import Any
 from aiohttp import web
 
 from rockroll.errors import ModelServiceError
-from rockroll.model_service.openai_chat import bad_request, error_body, error_status
+from rockroll.model_service.dialects import vendor_at
+from rockroll.model_service.dialects.checks import bad_request
+from rockroll.model_service.outlet import whole
 
 MAX_BODY = 8 * 2**20
 MAX_BODIES = 32 * 2**20
@@ -29,12 +31,14 @@ _BACKLOG = 4096
 _DESCRIPTORS_BACK_S = 1.0
 """After accept() found no free file descriptor the socket rests this long; nothing tells when one is free again."""
 
-Answer = Callable[[web.BaseRequest], Awaitable[web.Response]]
+Answer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 _log = logging.getLogger(__name__)
 
 
-def refusal(error: ModelServiceError) -> web.Response:
-    return web.Response(status=error_status(error), body=error_body(error), content_type="application/json")
+def refusal(error: ModelServiceError, request: web.BaseRequest) -> web.Response:
+    """`error` as the vendor whose path or headers these are would say it."""
+    vendor = vendor_at(request.path, request.headers)
+    return whole(vendor.error(error), {}, vendor.status(error))
 
 
 class Connection(web.RequestHandler):
@@ -66,7 +70,7 @@ class Connection(web.RequestHandler):
         else:
             _log.error("model service: a request could not be answered", exc_info=exc)
             error = ModelServiceError("the model service failed; the node's log says why", status=500)
-        response = refusal(error)
+        response = refusal(error, request)
         response.force_close()
         return response
 

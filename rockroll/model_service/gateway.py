@@ -1,9 +1,9 @@
-"""The model endpoint of every sandbox on a node: OpenAI's HTTP in, frames to the rollout side out.
+"""The model endpoint of every sandbox on a node: the vendors' HTTP in, frames to the rollout side out.
 
 In: a listening socket for each sandbox, and where its calls go (a relay's address and a token). Out: HTTP answers.
 The socket says which sandbox asks and the route says for which episode; nothing in the request does, headers least of
-all. Leaves the dialect to openai_chat.py, bytes and connections to endpoint.py, the link to upstream.py, and binding
-inside a sandbox to the sandbox room.
+all. Leaves the vendors' formats to dialects/, connections to endpoint.py, bytes that leave to outlet.py, the calls of
+one request to generation.py, the link to upstream.py, and binding inside a sandbox to the sandbox room.
 """
 
 from __future__ import annotations
@@ -13,27 +13,36 @@ import logging
 import secrets
 import socket
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import unquote
 
 import msgspec
 from aiohttp import web
 
 from rockroll.errors import ModelServiceError, PeerLost, RockrollError, SandboxNotFound, UsageError
-from rockroll.model_service import openai_chat
+from rockroll.model_service.dialects import DIALECTS, Dialect, vendor_at
 from rockroll.model_service.endpoint import Connection, Endpoint, refusal
+from rockroll.model_service.generation import Generation
+from rockroll.model_service.outlet import EventStream, whole
 from rockroll.model_service.upstream import Upstream
-from rockroll.model_service.wire import ChatReply
 
 MAX_CALLS = 16
-"""Chat calls one sandbox may have under way; a further one gets 429."""
+"""Completions one sandbox may have under way; a further one gets 429."""
 
 _log = logging.getLogger(__name__)
 
 
 def box_environment(port: int) -> dict[str, str]:
-    """What tells OpenAI clients in a sandbox where the model is. The key is any word: nobody checks it."""
-    return {"OPENAI_BASE_URL": f"http://127.0.0.1:{port}/v1", "OPENAI_API_KEY": "rockroll"}
+    """What tells clients in a sandbox where the model is. The keys are any word: nobody checks them."""
+    return {
+        "OPENAI_BASE_URL": f"http://127.0.0.1:{port}/v1",
+        "OPENAI_API_KEY": "rockroll",
+        "ANTHROPIC_BASE_URL": f"http://127.0.0.1:{port}",
+        "ANTHROPIC_API_KEY": "rockroll",
+    }
 
 
 @dataclass(eq=False)
@@ -43,7 +52,7 @@ class _Box:
     upstream: Upstream | None = None
     token: str = ""
     running: int = 0
-    calls: set[asyncio.Task[ChatReply]] = field(default_factory=set)
+    calls: set[asyncio.Task[Any]] = field(default_factory=set)
 
     def cancel_calls(self) -> None:
         for call in list(self.calls):
@@ -65,7 +74,7 @@ class Gateway:
         old = self._boxes.get(sandbox_id)
         box: _Box
 
-        async def answer(request: web.BaseRequest) -> web.Response:
+        async def answer(request: web.BaseRequest) -> web.StreamResponse:
             return await self._answer(box, request)
 
         box = self._boxes[sandbox_id] = _Box(sandbox_id, Endpoint(sock, answer))
@@ -140,56 +149,71 @@ class Gateway:
     # One request
     # -----------------------------------------------------------------------------------------------------------
 
-    async def _answer(self, box: _Box, request: web.BaseRequest) -> web.Response:
+    async def _answer(self, box: _Box, request: web.BaseRequest) -> web.StreamResponse:
+        path = request.path.rstrip("/")
         try:
-            name, _, model = request.path.removeprefix("/v1/").partition("/")
-            if request.path.rstrip("/") == "/v1/chat/completions":
+            if (dialect := DIALECTS.get(path)) is not None:
                 _allow(request, "POST")
-                return await self._chat(box, request)
-            if request.path.startswith("/v1/") and name == "models":
+                return await self._complete(box, request, dialect)
+            if path == "/v1/models" or path.startswith("/v1/models/"):
                 _allow(request, "GET")
-                return await self._models(box, request, unquote(model))
+                return await self._models(box, request, unquote(path.removeprefix("/v1/models").lstrip("/")))
             raise ModelServiceError(
-                f"nothing is at {request.path[:128]}; there are POST /v1/chat/completions and GET /v1/models",
+                f"nothing is at {path[:128]}; there are GET /v1/models and POST {', '.join(DIALECTS)}",
                 status=404,
                 type="invalid_request_error",
                 code="unknown_url",
             )
         except ModelServiceError as error:
-            response = refusal(error)
+            response = refusal(error, request)
             if box.endpoint.is_late(request):
                 response.force_close()  # says so: a client must not send its next call on a connection about to end
             return response
 
     async def _models(self, box: _Box, request: web.BaseRequest, name: str) -> web.Response:
-        upstream = await self._ready(box, request)
-        if name:
-            body = openai_chat.model_card(name, upstream.models, self._since)
-        else:
-            body = openai_chat.model_list(upstream.models, self._since)
-        return web.Response(body=body, content_type="application/json")
+        names = (await self._ready(box, request)).models
+        vendor = vendor_at("/v1/models", request.headers)
+        if not name:
+            return whole(vendor.models(names, self._since), {})
+        if name in names:
+            return whole(vendor.model(name, self._since), {})
+        raise ModelServiceError(
+            f"model {name[:128]!r} is not served here; served: {', '.join(names) or 'none'}",
+            status=404,
+            type="invalid_request_error",
+            code="model_not_found",
+            param="model",
+        )
 
-    async def _chat(self, box: _Box, request: web.BaseRequest) -> web.Response:
-        if box.running >= MAX_CALLS:
-            raise ModelServiceError(
-                f"a sandbox may have {MAX_CALLS} calls under way, and this one has; wait for one to end",
-                status=429,
-                type="requests",
-                code="rate_limit_exceeded",
-            )
-        box.running += 1
-        try:
-            chat = openai_chat.parse_chat(await box.endpoint.read_body(request))
-            id, created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
-            reply = await self._relay(box, request, chat, id)
-        finally:
-            box.running -= 1
-        if not chat.stream:
-            body = openai_chat.completion(id, created, chat.model, reply)
-            return web.Response(body=body, content_type="application/json")
-        body = openai_chat.completion_events(id, created, chat.model, reply, include_usage=chat.include_usage)
-        headers = {"Cache-Control": "no-cache"}
-        return web.Response(body=body, content_type="text/event-stream", charset="utf-8", headers=headers)
+    async def _complete(self, box: _Box, request: web.BaseRequest, dialect: Dialect) -> web.StreamResponse:
+        with _place(box, 1):
+            call = dialect.parse(await box.endpoint.read_body(request))
+            with _place(box, call.n - 1):
+                upstream = await self._ready(box, request)
+                id, created = f"{dialect.id_prefix}{secrets.token_hex(12)}", int(time.time())
+                headers = {dialect.vendor.request_id: id}
+                requests = call.requests(id, box.id, box.token)
+                if dialect.count is not None:
+                    counting = upstream.count(requests[0])
+                    with self._calling(box, request, upstream, [counting]):
+                        return whole(dialect.count(await counting), headers)
+                generation = Generation(upstream, requests, stream=call.stream)
+                if call.stream:
+                    out, events = EventStream(request, headers), call.events(id, created)
+                    try:
+                        try:
+                            with self._calling(box, request, upstream, generation.calls):
+                                await out.pass_on(generation, events)
+                        except ModelServiceError as error:
+                            if not out.begun:
+                                raise
+                            await out.send(events.error(error))
+                        await out.end()
+                    except ConnectionError:
+                        pass  # the client is gone: nobody to tell, and nothing for the host's log
+                    return out.response
+                with self._calling(box, request, upstream, generation.calls):
+                    return whole(call.answer(id, created, await generation.replies()), headers)
 
     async def _ready(self, box: _Box, request: web.BaseRequest) -> Upstream:
         """The relay this request goes to, when it is up. From the return on to the next await, nothing can change."""
@@ -211,15 +235,18 @@ class Gateway:
             )
         return box.upstream
 
-    async def _relay(self, box: _Box, request: web.BaseRequest, chat: openai_chat.Chat, id: str) -> ChatReply:
-        upstream = await self._ready(box, request)
-        call = upstream.chat(chat.request(id, box.id, box.token))
+    @contextmanager
+    def _calling(
+        self, box: _Box, request: web.BaseRequest, upstream: Upstream, calls: Sequence[asyncio.Task[Any]]
+    ) -> Iterator[None]:
+        """These calls are of this box and connection; none of them runs after it. What ends them becomes a
+        ModelServiceError, unless the client hung up."""
         connection = request.protocol
         assert isinstance(connection, Connection)
-        box.calls.add(call)
+        box.calls.update(calls)
         connection.calling = True
         try:
-            return await call
+            yield
         except asyncio.CancelledError:
             this = asyncio.current_task()
             if this is None or this.cancelling():
@@ -231,11 +258,30 @@ class Gateway:
             raise
         except (RockrollError, msgspec.DecodeError) as error:
             # what went wrong on the host is no business of the program in the sandbox
-            _log.error("model service: call %s of sandbox %s failed: %s", id, box.id, error)
+            _log.error("model service: a call of sandbox %s failed: %s", box.id, error)
             raise ModelServiceError("the model could not answer; the run's log says why", status=500) from None
         finally:
-            box.calls.discard(call)
+            for call in calls:
+                call.cancel()
+            box.calls.difference_update(calls)
             connection.calling = False
+
+
+@contextmanager
+def _place(box: _Box, calls: int) -> Iterator[None]:
+    """Counts so many completions of the sandbox as under way. ModelServiceError (429) where that is too many."""
+    if box.running + calls > MAX_CALLS:
+        raise ModelServiceError(
+            f"a sandbox may have {MAX_CALLS} calls under way, and this one has {box.running}; wait for one to end",
+            status=429,
+            type="requests",
+            code="rate_limit_exceeded",
+        )
+    box.running += calls
+    try:
+        yield
+    finally:
+        box.running -= calls
 
 
 def _allow(request: web.BaseRequest, method: str) -> None:

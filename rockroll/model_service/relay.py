@@ -11,11 +11,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, Self
 
 from rockroll import rpc
-from rockroll.model_service.wire import CHAT, CHAT_STREAM, MODELS, ChatReply, ChatRequest, Delta, Models
+from rockroll.errors import ModelServiceError
+from rockroll.model_service.wire import CHAT, CHAT_STREAM, COUNT, MODELS, ChatReply, ChatRequest, Delta, Models
 
 OnDelta = Callable[[Delta], None]
 Handler = Callable[[ChatRequest, OnDelta | None], Awaitable[ChatReply]]
 """`async def handler(request, on_delta)`: on_delta is told what came since its last call; None where nobody streams."""
+Count = Callable[[ChatRequest], int]
+"""`def count(request)`: the tokens of its prompt; nothing is sampled."""
 
 
 class Relay:
@@ -23,17 +26,21 @@ class Relay:
 
     handler: raises ModelServiceError to refuse a call. It is cancelled when the client in the sandbox hung up and
     when the sandbox's route changed, so a late call of one episode never outlives it.
+    count: answers Anthropic's count_tokens; without it those calls are refused.
     """
 
-    def __init__(self, address: str, handler: Handler, models: Iterable[str] = ()) -> None:
+    def __init__(
+        self, address: str, handler: Handler, models: Iterable[str] = (), *, count: Count | None = None
+    ) -> None:
         self.address = address
         self._handler = handler
+        self._count = count
         self._models = list(models)
         self._changed = asyncio.Event()
         self._server = rpc.Server(
             address,
-            {CHAT: self._chat, CHAT_STREAM: self._stream, MODELS: self._serve_models},
-            types={CHAT: ChatRequest, CHAT_STREAM: ChatRequest},
+            {CHAT: self._chat, CHAT_STREAM: self._stream, COUNT: self._counted, MODELS: self._serve_models},
+            types={CHAT: ChatRequest, CHAT_STREAM: ChatRequest, COUNT: ChatRequest},
         )
 
     async def start(self) -> None:
@@ -71,6 +78,16 @@ class Relay:
         finally:
             answer.cancel()
             await asyncio.gather(answer, return_exceptions=True)
+
+    async def _counted(self, request: ChatRequest, peer: rpc.Peer) -> int:
+        if self._count is None:
+            raise ModelServiceError(
+                "this run does not count tokens; the usage of an answer says how many its prompt had",
+                status=404,
+                type="not_found_error",
+                code="not_counted",
+            )
+        return self._count(request)
 
     async def _serve_models(self, body: Any, peer: rpc.Peer) -> AsyncIterator[Models]:
         while True:

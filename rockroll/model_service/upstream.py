@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 import msgspec
 import zmq
 
 from rockroll import rpc
 from rockroll.errors import ModelServiceError, PeerLost, RockrollError
-from rockroll.model_service.wire import CHAT, CHAT_STREAM, MODELS, ChatReply, ChatRequest, Delta, Models
+from rockroll.model_service.wire import CHAT, CHAT_STREAM, COUNT, MODELS, ChatReply, ChatRequest, Delta, Models
 
 PATIENCE_S = 1.0
 """How long a call waits for a relay that is starting or coming back, before it is refused."""
 
+Say = Callable[[Delta], Awaitable[None]]
+"""Told each delta; the relay sends no further ones (but for 16) before it returns."""
+
 _Item: Any = Delta | ChatReply
+T = TypeVar("T")
 
 
 class Upstream:
@@ -37,7 +41,7 @@ class Upstream:
         self._up = asyncio.Event()
         self._broken: Exception | None = None
         self._client: rpc.Client | None = None
-        self._calls: set[asyncio.Task[ChatReply]] = set()
+        self._calls: set[asyncio.Task[Any]] = set()
         self._watching = asyncio.get_running_loop().create_task(self._watch())
 
     async def ready(self) -> None:
@@ -52,22 +56,27 @@ class Upstream:
         if not self._up.is_set():
             raise self.lost()
 
-    def chat(self, request: ChatRequest) -> asyncio.Task[ChatReply]:
-        """The call under way; cancelled where the relay is lost. Only when up."""
+    def chat(self, request: ChatRequest, say: Say | None = None) -> asyncio.Task[ChatReply]:
+        """The call under way, its deltas told to `say`; cancelled where the relay is lost. Only when up."""
+        client = self._live()
+        return self._begin(
+            client.call(CHAT, request, type=ChatReply) if say is None else _streamed(client, request, say)
+        )
+
+    def count(self, request: ChatRequest) -> asyncio.Task[int]:
+        """How many tokens the prompt has. As `chat`."""
+        return self._begin(self._live().call(COUNT, request, type=int))
+
+    def _live(self) -> rpc.Client:
         if self._client is None or not self._up.is_set():
             raise self.lost()
-        coroutine = self._client.call(CHAT, request, type=ChatReply)
-        call = asyncio.get_running_loop().create_task(coroutine)
+        return self._client
+
+    def _begin(self, asked: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        call = asyncio.get_running_loop().create_task(asked)
         self._calls.add(call)
         call.add_done_callback(self._calls.discard)
         return call
-
-    async def stream(self, request: ChatRequest) -> AsyncIterator[Delta | ChatReply]:
-        """The deltas as they come, then the whole reply. PeerLost where the relay is lost. Only when up."""
-        if self._client is None or not self._up.is_set():
-            raise self.lost()
-        async for item in self._client.stream(CHAT_STREAM, request, type=_Item):
-            yield item
 
     def lost(self) -> ModelServiceError:
         why = (
@@ -105,3 +114,16 @@ class Upstream:
         await asyncio.gather(self._watching, *self._calls, return_exceptions=True)
         if self._client is not None:
             await self._client.close()
+
+
+async def _streamed(client: rpc.Client, request: ChatRequest, say: Say) -> ChatReply:
+    reply: ChatReply | None = None
+    async with contextlib.aclosing(client.stream(CHAT_STREAM, request, type=_Item)) as items:
+        async for item in items:
+            if isinstance(item, ChatReply):
+                reply = item
+            else:
+                await say(item)
+    if reply is None:
+        raise PeerLost("the relay's stream ended without the whole reply")
+    return reply

@@ -16,6 +16,10 @@ CHAT = "chat"
 CHAT_STREAM = "chat.stream"
 """ChatRequest → a stream of Delta as the model speaks, and the whole ChatReply as its last item."""
 
+COUNT = "count"
+"""ChatRequest → int: how many tokens its prompt has, by the chat template and the tokenizer that CHAT would use.
+Nothing is sampled and nothing noted. ModelServiceError where the relay has no such handler."""
+
 MODELS = "models"
 """{} → a stream of Models: the names served now, then again at every change, without end. While it is open the relay
 is there: its end by PeerLost is how a gateway learns, also without a call under way, that the relay is gone."""
@@ -56,7 +60,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One completion that a program in a sandbox asked for. None is: the request did not say."""
 
     id: str
-    """Unique; the client sees it as the completion's id."""
+    """The client sees it as the completion's id. Unique together with `index`."""
     sandbox: str
     """The sandbox whose socket the request came in on: the gateway's word, never the client's."""
     token: str

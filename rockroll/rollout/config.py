@@ -73,6 +73,15 @@ class RolloutConfig:
     """Seconds of one episode, waiting for a sandbox apart; beyond it the machinery is at fault and it is replaced."""
     replacements: float = 0.5
     """What env, agent or infrastructure may spoil before the run stops, as a share of the batch (8 episodes anyway)."""
+    incomplete: float = 0.1
+    """Share of a batch's model calls that may be incomplete (8 calls anyway) before the run stops: those whose client
+    left in the middle of an answer, say. Nothing of them is trained (docs/transcripts.md)."""
+    tool_calls: Literal["auto", "hermes", "llama", "mistral", "none"] = "auto"
+    """How the model writes tool calls; `auto` is what its chat template shows."""
+    reasoning: Literal["auto", "think", "none"] = "auto"
+    """Whether what it says between <think> and </think> is its reasoning; `auto` is what its chat template shows."""
+    template: dict[str, Any] = field(default_factory=dict)
+    """Further variables of the chat template, such as `{enable_thinking: false}`."""
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -85,6 +94,8 @@ class RolloutConfig:
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"rollout {name} is at least {least}; got {getattr(self, name)}")
+        if not 0 <= self.incomplete <= 1:
+            raise ValueError(f"rollout incomplete is a share, 0 to 1; got {self.incomplete}")
         if self.temperature <= 0:
             raise ValueError(f"rollout temperature is above 0 (evaluation alone may be greedy); got {self.temperature}")
         if not 0 < self.top_p <= 1:

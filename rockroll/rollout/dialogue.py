@@ -1,7 +1,11 @@
 """The model's side of one episode: messages in, the model's answer out, within the episode's budgets.
 
-In: the messages of each call, from an agent or from rockroll's own loop. Out: answered Turns; a transcript of exact
-tokens. Leaves who asks, and what an episode's outcome is, to episode.py.
+In: the messages of each call, from an agent or from rockroll's own loop, and what else it wishes. Out: answered Turns,
+whole or as they come; a transcript of exact tokens. Leaves who asks, and what an episode's outcome is, to episode.py.
+
+What a call may decide: max_tokens, stop strings, its seed, tools, log-probs. Temperature and top_p are the run's: the
+trainer must know the distribution; what was asked stands beside what was used in the episode's record. A call that the
+engine or the client gave up in its middle is recorded as incomplete: nothing of it is trained.
 """
 
 from __future__ import annotations
@@ -9,12 +13,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from rockroll.engine.api import Engine, GenerateRequest, Generation
+import msgspec
+
+from rockroll.engine.api import Engine, GenerateRequest, Generation, Piece
 from rockroll.errors import EngineError, ModelServiceError, UsageError
+from rockroll.model_service.wire import ChatReply, ChatRequest, Delta, Tool
+from rockroll.rollout.answering import Answering
+from rockroll.rollout.messages import Given
+from rockroll.rollout.sample import TurnRecord
 from rockroll.rollout.seed import derive
-from rockroll.rollout.tokenizer import ChatTokenizer, Message
-from rockroll.rollout.transcript import Transcript, Turn
+from rockroll.rollout.tokenizer import ChatTokenizer
+from rockroll.rollout.transcript import Prompt, Transcript, Turn
 
 REFUSALS = 8
 """An agent that goes on asking after so many refusals is not going to stop: its episode is ended for it."""
@@ -31,6 +42,44 @@ class Sampling:
     max_turns: int
     context_length: int
     """Prompt and answer together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What one call asks for beside an answer. None and empty: it does not say."""
+
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    """Equal prompts with equal seeds get equal answers within an episode; other episodes draw otherwise."""
+    index: int = 0
+    """Which of several answers to one prompt: each draws for itself."""
+    stop: Sequence[str] = ()
+    tools: Sequence[Tool] = ()
+    tool_choice: str = "auto"
+    """auto; none: what looks like a call is text; required, =NAME: the answer is made to begin as a call."""
+    parallel_tool_calls: bool = True
+    """False: the answer ends after its first call."""
+    logprobs: bool = False
+    prompt: str | None = None
+    """Text to go on from, in place of messages."""
+
+    @staticmethod
+    def of(request: ChatRequest) -> Wishes:
+        return Wishes(
+            max_tokens=request.max_tokens,
+            temperature=request.temperature,
+            top_p=request.top_p,
+            seed=request.seed,
+            index=request.index,
+            stop=request.stop,
+            tools=request.tools,
+            tool_choice=request.tool_choice,
+            parallel_tool_calls=request.parallel_tool_calls,
+            logprobs=request.logprobs is not None,
+            prompt=request.prompt,
+        )
 
 
 class Dialogue:
@@ -63,6 +112,10 @@ class Dialogue:
         self._tokenizer, self._engine, self._sampling, self._seed = tokenizer, engine, sampling, seed
         self._on_turn = on_turn
         self._flying: set[asyncio.Future[Generation]] = set()
+        self.record: list[TurnRecord] = []
+        """Calls that reached the engine, in the order in which they ended."""
+        self._left: list[tuple[int, int]] = []
+        """Of calls whose client left: the place in `record`, and how many calls had come in by then."""
         self._refused = 0
         self._drawn = 0
         self._closed = False
@@ -72,8 +125,35 @@ class Dialogue:
         """Calls that were answered."""
         return len(self.transcript.turns)
 
-    async def ask(self, messages: Sequence[Message], max_tokens: int | None = None) -> Turn:
-        """The model's answer. Raises ModelServiceError where the call is refused or the engine fails."""
+    async def chat(self, request: ChatRequest, on_delta: Callable[[Delta], None] | None = None) -> ChatReply:
+        """One call of an agent, as the relay brings it. Raises as `ask` does."""
+        turn = await self.ask(request.messages, Wishes.of(request), on_delta)
+        return ChatReply(
+            text=turn.text,
+            finish_reason=turn.finish_reason,
+            prompt_tokens=turn.start,
+            completion_tokens=turn.sampled,
+            reasoning=turn.reasoning,
+            tool_calls=list(turn.calls),
+            stop=turn.stop,
+            cached_tokens=turn.cached,
+            logprobs=turn.token_logprobs,
+        )
+
+    def count(self, request: ChatRequest) -> int:
+        """Tokens that the prompt of this request has. Raises ModelServiceError where it cannot be one."""
+        return self._prompt(request.messages, Wishes.of(request)).length
+
+    async def ask(
+        self,
+        messages: Sequence[Given],
+        wishes: Wishes = Wishes(),
+        on_delta: Callable[[Delta], None] | None = None,
+    ) -> Turn:
+        """The model's answer; `on_delta` is told it as it comes.
+
+        Raises ModelServiceError where the call is refused or the engine fails.
+        """
         self.asked += 1
         if self.over.done() and not self._closed:
             # The agent is being killed. An answer now would only let it ask again, as often as it can until then.
@@ -86,40 +166,54 @@ class Dialogue:
                 # 403, since clients retry 429 after a pause, and no pause gives this episode another turn.
                 403, "turn_budget_exceeded", f"an episode may ask the model {sampling.max_turns} times (task max_turns)"
             )  # fmt: skip
-        try:
-            prompt = self.transcript.prompt(messages)
-        except UsageError as error:
-            raise self._refuse(400, "invalid_messages", str(error)) from None
-        room = sampling.context_length - len(prompt.ids)
+        prompt = self._prompt(messages, wishes)
+        room = sampling.context_length - prompt.length
         if room < 1:
             raise self._truncate(
                 400,
                 "context_length_exceeded",
-                f"this model's context is {sampling.context_length} tokens and the messages are {len(prompt.ids)}, "
+                f"this model's context is {sampling.context_length} tokens and the messages are {prompt.length}, "
                 "which leaves none for an answer; send fewer",
             )
         request = GenerateRequest(
             id=f"{self.id}.{self._drawn}",
             prompt_ids=prompt.ids,
-            max_tokens=min(sampling.max_tokens, room, max_tokens or sampling.max_tokens),
+            max_tokens=min(sampling.max_tokens, room, wishes.max_tokens or sampling.max_tokens),
             temperature=sampling.temperature,
             top_p=sampling.top_p,
-            seed=derive(self._seed, "turn", self._drawn),
+            seed=derive(self._seed, "turn", self._drawn)
+            if wishes.seed is None
+            else derive(self._seed, "asked", wishes.seed, wishes.index),
             stop_ids=self._tokenizer.stop_ids,
         )
         self._drawn += 1
+        answering = self._answering(prompt, wishes, on_delta)
         try:
-            generation = await self._generate(request)
+            streams = on_delta is not None or bool(wishes.stop) or answering.single
+            answer = answering.result(await self._generate(request, answering if streams else None))
             if self._closed:
                 raise _refusal(410, "episode_ended", f"episode {self.id} ended while the model was answering")
-            turn = self.transcript.record(prompt, generation)
+            turn = self.transcript.record(prompt, answer)
         except ModelServiceError:
             raise
+        except asyncio.CancelledError:
+            if not self._closed:
+                self._lose(prompt, answering, wishes, request, "the client left in the middle of the answer")
+                self._left.append((len(self.record) - 1, self.asked))
+            raise
         except Exception as error:
+            self._lose(prompt, answering, wishes, request, f"the engine failed: {error}")
             self._end(error)
             raise _refusal(500, "engine_error", f"the engine failed: {error}", "server_error") from error
-        self._on_turn(len(generation.token_ids))
+        self._note(turn, wishes, request)
+        self._on_turn(turn.sampled)
         return turn
+
+    def killed(self) -> None:
+        """The agent was ended from outside: a call that it left and never made again was not given up by it."""
+        for at, asked in self._left:
+            if asked == self.asked:
+                self.record[at] = msgspec.structs.replace(self.record[at], incomplete=None, finish_reason="killed")
 
     async def close(self) -> None:
         """Ends the calls under way: what they had sampled is not part of the episode."""
@@ -132,23 +226,119 @@ class Dialogue:
         await asyncio.gather(*flying, return_exceptions=True)
         self._end(None)
 
-    async def _generate(self, request: GenerateRequest) -> Generation:
-        """The engine's answer; a call that `close` cancelled is refused, one whose caller is cancelled is cancelled."""
+    def _prompt(self, messages: Sequence[Given], wishes: Wishes) -> Prompt:
+        """The ids to send. Raises ModelServiceError (400) for what the model's template cannot say."""
+        style, tokenizer = self._tokenizer.style, self._tokenizer
+        if wishes.prompt is not None:
+            return self.transcript.text_prompt(wishes.prompt)
+        forced = ""
+        if wishes.tools and not (tokenizer.takes_tools and style.calls != "none"):
+            raise self._refuse(
+                400,
+                "tools_not_supported",
+                "this model's chat template has no tool calls; send the request without tools",
+            )
+        if wishes.tool_choice == "required" or wishes.tool_choice.startswith("="):
+            name = wishes.tool_choice.removeprefix("=") if wishes.tool_choice.startswith("=") else None
+            known = [tool.name for tool in wishes.tools]
+            if not known or (name is not None and name not in known):
+                raise self._refuse(
+                    400,
+                    "invalid_tool_choice",
+                    f"tool_choice asks for one of the request's tools; got {name or 'any'} of {known}",
+                )
+            forced = style.opening(name, thinking=tokenizer.thinking)
+        try:
+            return self.transcript.prompt(messages, wishes.tools, forced)
+        except UsageError as error:
+            raise self._refuse(400, "invalid_messages", str(error)) from None
+
+    def _answering(self, prompt: Prompt, wishes: Wishes, on_delta: Callable[[Delta], None] | None) -> Answering:
+        return Answering(
+            self._tokenizer,
+            self.transcript.name_call,
+            tools=wishes.tools if wishes.tools and wishes.tool_choice != "none" else None,
+            stop=wishes.stop,
+            single=bool(wishes.tools) and not wishes.parallel_tool_calls,
+            forced=prompt.forced,
+            raw=prompt.past is None,
+            logprobs=wishes.logprobs,
+            on_delta=on_delta,
+        )
+
+    def _lose(self, prompt: Prompt, answering: Answering, wishes: Wishes, request: GenerateRequest, why: str) -> None:
+        self._note(self.transcript.record(prompt, answering.result(None), why), wishes, request)
+
+    def _note(self, turn: Turn, wishes: Wishes, request: GenerateRequest) -> None:
+        """Put the call into the episode's record: what was asked, and what was used where that differs."""
+        asked: dict[str, Any] = {
+            name: value
+            for name in ("temperature", "top_p", "seed", "max_tokens")
+            if (value := getattr(wishes, name)) is not None
+        }
+        if wishes.tool_choice != "auto":
+            asked["tool_choice"] = wishes.tool_choice
+        used = {name: getattr(request, name) for name in asked if hasattr(request, name)}
+        self.record.append(
+            TurnRecord(
+                prompt_tokens=turn.start,
+                sampled=turn.sampled,
+                cached=turn.cached,
+                finish_reason=turn.finish_reason,
+                stop=turn.stop,
+                tool_calls=len(turn.calls),
+                asked=asked,
+                used={name: value for name, value in used.items() if value != asked[name]},
+                incomplete=turn.incomplete,
+            )
+        )
+
+    async def _generate(self, request: GenerateRequest, reading: Answering | None) -> Generation | None:
+        """The engine's answer, told to `reading` as it comes; None where that had all it wants before the engine ended.
+
+        A call that `close` cancelled is refused, one whose caller is cancelled is cancelled.
+        """
         loop = asyncio.get_running_loop()
-        work = asyncio.ensure_future(self._engine.generate(request))
+        enough: asyncio.Future[None] = loop.create_future()
+
+        def take(piece: Piece) -> None:
+            assert reading is not None
+            try:
+                reading.take(piece)
+            except Exception as error:  # noqa: BLE001  the engine's own code must not see it
+                if not enough.done():
+                    enough.set_exception(error)
+            else:
+                if reading.over and not enough.done():
+                    enough.set_result(None)
+
+        work = asyncio.ensure_future(
+            self._engine.generate(request) if reading is None else self._engine.generate(request, take)
+        )
         if not self._flying:
             self._since = loop.time()
         self._flying.add(work)
         try:
-            return await work
+            if reading is None:
+                return await work
+            await asyncio.wait((work, enough), return_when=asyncio.FIRST_COMPLETED)
+            if enough.done():
+                work.cancel()
+                await asyncio.gather(work, return_exceptions=True)
+                return enough.result()
+            return work.result()
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
+                work.cancel()
+                await asyncio.gather(work, return_exceptions=True)
                 raise
             if self._closed:
                 raise _refusal(410, "episode_ended", f"episode {self.id} ended while the model was answering") from None
             raise EngineError("the engine cancelled a request that nobody had cancelled") from None
         finally:
+            if not enough.cancel():
+                enough.exception()  # told by another way: the call was cancelled, or the engine failed as well
             self._flying.discard(work)
             if not self._flying:
                 self.waited_s += loop.time() - self._since

@@ -176,6 +176,8 @@ class Attempt:
         except PeerLost as error:
             # The node died, and its boxes with it. The pool's next lease starts another, or says why it cannot.
             raise SandboxLost(str(error)) from error
+        if observation is None or observation.outcome != "ok":
+            self.dialogue.killed()
         await self.dialogue.close()
         if fault := self._fault():
             raise fault
@@ -244,6 +246,8 @@ class Attempt:
 
     def _episode(self, ending: Ending) -> Episode:
         began, place = self._began, self.place
+        if ending.outcome not in ("ok", "truncated"):
+            self.dialogue.killed()
         return Episode(
             id=place.id,
             task=self._task.name,
@@ -257,6 +261,7 @@ class Attempt:
             turns=self.dialogue.turns,
             duration_s=0.0 if began is None else asyncio.get_running_loop().time() - began,
             detail=ending.detail,
+            record=self.dialogue.record,
         )
 
 

@@ -39,6 +39,7 @@ class GroupState:
         self._valid: list[Episode] = []
         self._wasted = 0
         self._discarded: Counter[str] = Counter()
+        self._incomplete: Counter[str] = Counter()
 
     @property
     def complete(self) -> bool:
@@ -62,6 +63,7 @@ class GroupState:
         if episode.index not in self._running:
             raise ValueError(f"episode {episode.index} of group {self.id} ended, which was not running")
         attempt = self._running.pop(episode.index)
+        self._incomplete.update(episode.incomplete)
         if episode.valid and not self.complete:
             self._valid.append(episode)
             return None
@@ -93,7 +95,8 @@ class GroupState:
         if not self.complete or self._running:
             raise ValueError(f"group {self.id} has {len(self._valid)} of {self._n} and {len(self._running)} running")
         episodes = sorted(self._valid, key=lambda e: e.index)
-        return Group(self.id, self.task, self.seed, episodes, self._wasted, dict(self._discarded))
+        discarded, incomplete = dict(self._discarded), dict(self._incomplete)
+        return Group(self.id, self.task, self.seed, episodes, self._wasted, discarded, incomplete)
 
 
 class Budget:

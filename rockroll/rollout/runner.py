@@ -10,7 +10,6 @@ A Rollout is open between `start` and `close` (or in `async with`): meanwhile it
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -23,6 +22,7 @@ from rockroll.errors import ModelServiceError, UsageError
 from rockroll.model_service.relay import OnDelta, Relay
 from rockroll.model_service.wire import ChatReply, ChatRequest
 from rockroll.rollout.admission import Admission, Position
+from rockroll.rollout.completeness import Completeness
 from rockroll.rollout.config import RolloutConfig, TaskConfig
 from rockroll.rollout.dialogue import Dialogue, Sampling
 from rockroll.rollout.episode import Attempt, Boxes, Place
@@ -35,7 +35,6 @@ from rockroll.rollout.tokenizer import ChatTokenizer
 
 MODEL = "policy"
 """The name under which agents see the model. Any other name that they ask for is answered too."""
-_log = logging.getLogger(__name__)
 
 
 class Rollout:
@@ -70,14 +69,13 @@ class Rollout:
         self.events = events
         self._config, self._engine, self._pool, self._tokenizer = config, engine, pool, tokenizer
         self._seed, self._address, self._max_turns = seed, address, task.max_turns
-        self._relay = Relay(address, self.chat, [MODEL]) if isinstance(self.task, AgentTask) else None
+        self._relay = Relay(address, self.chat, [MODEL], count=self.count) if isinstance(self.task, AgentTask) else None
         self._slots = asyncio.Semaphore(config.concurrency)
         self._dialogues: dict[str, Dialogue] = {}
         """The episodes under way, by the token that their sandbox's route carries."""
         self._running = 0
         self._serial = 0
         self._context_length = 0
-        self._overruled = False
 
     async def start(self) -> Self:
         """Open the relay. RockrollError where its address is taken."""
@@ -119,6 +117,7 @@ class Rollout:
         config = self._config
         groups, episodes = groups or config.groups, episodes or config.episodes
         budget = Budget(max(8, int(config.replacements * groups * episodes)), groups * episodes)
+        complete = Completeness(config.incomplete, groups * episodes)
         sampling = self._sampling(config.temperature, config.top_p)
 
         def state(number: int) -> GroupState:
@@ -126,7 +125,7 @@ class Rollout:
             return GroupState(number, self.task.name, seed, episodes, config.redundancy.episodes)
 
         async def collect(state: GroupState) -> Group:
-            group = await self._group(state, "train", sampling, budget)
+            group = await self._group(state, "train", sampling, budget, complete)
             budget.earn(episodes)
             return group
 
@@ -162,6 +161,13 @@ class Rollout:
 
     async def chat(self, request: ChatRequest, on_delta: OnDelta | None = None) -> ChatReply:
         """The relay's handler: one model call of an agent, for the episode that its token names."""
+        return await self._dialogue(request).chat(request, on_delta)
+
+    def count(self, request: ChatRequest) -> int:
+        """Tokens that the prompt of this request would have, for the episode that its token names."""
+        return self._dialogue(request).count(request)
+
+    def _dialogue(self, request: ChatRequest) -> Dialogue:
         dialogue = self._dialogues.get(request.token)
         if dialogue is None:
             raise ModelServiceError(
@@ -171,22 +177,7 @@ class Rollout:
                 code="episode_ended",
                 param=None,
             )
-        if not self._overruled and (request.temperature, request.top_p) != (None, None):
-            self._overruled = True
-            _log.info(
-                "the agent asks for temperature %s and top_p %s; the run's own sampling is used instead",
-                request.temperature,
-                request.top_p,
-            )
-        messages = [{"role": message.role, "content": message.content} for message in request.messages]
-        turn = await dialogue.ask(messages, request.max_tokens)
-        sampled = len(turn.generation.token_ids)
-        return ChatReply(
-            text=turn.text,
-            finish_reason="stop" if turn.stopped else "length",
-            prompt_tokens=len(turn.prompt.ids),
-            completion_tokens=sampled,
-        )
+        return dialogue
 
     def _sampling(self, temperature: float, top_p: float) -> Sampling:
         if not self._context_length:
@@ -199,7 +190,14 @@ class Rollout:
             context_length=self._context_length,
         )
 
-    async def _group(self, state: GroupState, split: Split, sampling: Sampling, budget: Budget) -> Group:
+    async def _group(
+        self,
+        state: GroupState,
+        split: Split,
+        sampling: Sampling,
+        budget: Budget,
+        complete: Completeness | None = None,
+    ) -> Group:
         """Runs one group to its end; whatever of it still runs then is cancelled."""
         attempts: dict[int, Attempt] = {}
 
@@ -216,6 +214,8 @@ class Rollout:
                         attempts.pop(episode.index)
                         if not episode.valid:
                             budget.spend(episode)
+                        elif complete:
+                            complete.check(episode)
                         if again := state.end(episode):
                             owned.start(run(again))
             finally:

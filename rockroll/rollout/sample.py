@@ -6,7 +6,7 @@ Leaves how they come about to transcript.py, episode.py and group.py.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from msgspec import Struct
 
@@ -37,6 +37,25 @@ class Sample(Struct, frozen=True):
         return sum(self.mask)
 
 
+class TurnRecord(Struct, frozen=True, omit_defaults=True):
+    """One model call that was answered, wholly or not: what was asked, what was done."""
+
+    prompt_tokens: int
+    sampled: int
+    cached: int = 0
+    """Of the prompt, the tokens that stood in the turn it goes on from; 0: it begins a branch."""
+    finish_reason: str = "stop"
+    stop: str | None = None
+    """The stop string that ended it."""
+    tool_calls: int = 0
+    asked: dict[str, Any] = {}
+    """What the client asked for of temperature, top_p, seed, max_tokens, tool_choice."""
+    used: dict[str, Any] = {}
+    """What was used instead, where that differs."""
+    incomplete: str | None = None
+    """Why nothing of it, nor of what goes on from it, is trained."""
+
+
 class Episode(Struct, frozen=True):
     """One attempt at one task and seed, from its start to its one outcome."""
 
@@ -57,6 +76,8 @@ class Episode(Struct, frozen=True):
     duration_s: float
     detail: str = ""
     """One sentence on why, where the outcome is not `ok`."""
+    record: list[TurnRecord] = []
+    """Its model calls, in the order in which they ended."""
 
     @property
     def valid(self) -> bool:
@@ -67,6 +88,11 @@ class Episode(Struct, frozen=True):
     def sampled(self) -> int:
         """Number of tokens the engine sampled in all branches."""
         return sum(sample.sampled for sample in self.samples)
+
+    @property
+    def incomplete(self) -> list[str]:
+        """Why turns were incomplete, one entry a turn."""
+        return [turn.incomplete for turn in self.record if turn.incomplete]
 
 
 class Group(Struct, frozen=True):
@@ -81,6 +107,8 @@ class Group(Struct, frozen=True):
     """Sampled tokens of episodes that were started for this group and are not in it."""
     discarded: dict[str, int] = {}
     """Episodes that were started for this group and are not in it, by outcome."""
+    incomplete: dict[str, int] = {}
+    """Incomplete turns of all episodes that were started for this group, by reason."""
 
 
 class Event(Struct, frozen=True):

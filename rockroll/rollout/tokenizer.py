@@ -1,8 +1,8 @@
 """Chat messages as the model's tokens, and tokens as text.
 
 In: a Hugging Face model folder (tokenizer.json, a chat template, stop tokens). Out: token ids of a conversation, the
-ids that follow an answer, the text of sampled ids. Loads `tokenizers` and `jinja2` alone, never torch. Leaves the
-memory of what was sampled to transcript.py.
+text of sampled ids. Loads `tokenizers` and `jinja2` alone, never torch. Leaves what follows an answer to
+continuation.py, and the memory of what was sampled to transcript.py.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jinja2
 from jinja2.ext import Extension, loopcontrols
@@ -21,18 +21,29 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from rockroll.errors import UsageError
+from rockroll.rollout import answer
+from rockroll.rollout.answer import Style
+from rockroll.rollout.continuation import TOOL, Continuation, Message
 
-Message = Mapping[str, Any]
-"""What a chat template takes: "role" and "content", and whatever else the template knows."""
+__all__ = ["ChatTokenizer", "Message"]
 
 
 class ChatTokenizer:
     """The tokenizer and chat template of one model folder.
 
+    calls, reasoning: how the family writes them; auto: as its template shows. options: further variables of the
+    template, such as {"enable_thinking": False}.
     Raises UsageError where the folder lacks a part, or where its template cannot be continued token by token.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        calls: Literal["auto", "hermes", "llama", "mistral", "none"] = "auto",
+        reasoning: Literal["auto", "think", "none"] = "auto",
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
         folder = Path(path)
         config = _json(folder / "tokenizer_config.json")
         try:
@@ -46,45 +57,59 @@ class ChatTokenizer:
             for name in ("bos_token", "eos_token", "unk_token", "pad_token")
             if config.get(name)
         }
-        self._template = _compile(_template_source(folder, config), folder)
+        source = _template_source(folder, config)
+        self._template = _compile(source, folder)
+        self._options = dict(options or {})
+        shown = answer.detect(source)
+        self.style = Style(
+            calls=shown.calls if calls == "auto" else calls,
+            reasoning=shown.reasoning if reasoning == "auto" else reasoning == "think",
+            named=shown.named,
+        )
+        """How answers are taken apart."""
         self.stop_ids: list[int] = self._stop_ids(folder)
         """Ids that end an answer, the template's end of turn first."""
-        self._stop_text = self._tokenizer.decode(self.stop_ids[:1], skip_special_tokens=False)
-        self._prove(folder)
+        self.stop_texts = {self._tokenizer.decode([i], skip_special_tokens=False): i for i in self.stop_ids}
+        self.thinking = self.style.reasoning and self._opens_reasoning()
+        """A prompt ends within the reasoning: an answer begins there."""
+        self.takes_tools = self._shows_tools()
+        """The template has a place for tool definitions."""
+        self.shows_call_ids = self._shows_ids()
+        """The model reads the ids of calls: an answer with other ids is another answer."""
+        self._bytes = _byte_values(self._tokenizer)
+        self.continuation = Continuation(self)
+        if differs := self.continuation.prove():
+            raise UsageError(
+                "a chat template must be append-only: a conversation's tokens begin with those of its own past; the "
+                f"one in {folder} differs at token {differs}"
+            )
 
     @property
     def vocab_size(self) -> int:
         """Number of ids, added tokens included."""
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
+    def render(
+        self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None, add_generation_prompt: bool = True
+    ) -> list[int]:
         """The ids of a whole conversation, ready for the assistant to answer."""
-        return self.encode(self.text(messages, add_generation_prompt=add_generation_prompt))
+        return self.encode(self.text(messages, tools=tools, add_generation_prompt=add_generation_prompt))
 
-    def text(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+    def text(
+        self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None, add_generation_prompt: bool = True
+    ) -> str:
         """The chat template's own text. Raises UsageError where the template refuses the messages."""
         try:
             return self._template.render(
-                messages=list(messages), add_generation_prompt=add_generation_prompt, tools=None, **self._names
+                messages=list(messages),
+                add_generation_prompt=add_generation_prompt,
+                tools=list(tools) if tools else None,
+                **self._names,
+                **self._options,
             )
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
             roles = ", ".join(str(m.get("role")) for m in messages)
             raise UsageError(f"the model's chat template refuses the messages ({roles}): {error}") from None
-
-    def after(self, messages: Sequence[Message], new: Sequence[Message], *, stopped: bool) -> list[int]:
-        """The ids between an answer to `messages` and the next answer, which also gets to see `new`.
-
-        stopped: the answer's ids end with a stop token; else (it was cut at its length) one is put first here.
-        What the answer said does not matter: a stand-in takes its place, and only what follows it is rendered.
-        """
-        stand_in = self._stand_in([*messages, *new])
-        whole = self.text([*messages, {"role": "assistant", "content": stand_in}, *new])
-        _, found, rest = whole.partition(stand_in)
-        if not found or not rest.startswith(self._stop_text):
-            raise UsageError(
-                f"a chat template closes an answer with its stop token {self._stop_text!r}; got {rest[:40]!r} after it"
-            )
-        return self.encode(rest.removeprefix(self._stop_text) if stopped else rest)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text as it stands: special tokens written in it are read, none are added."""
@@ -97,12 +122,38 @@ class ChatTokenizer:
             kept.pop()
         return self._tokenizer.decode(kept, skip_special_tokens=False)
 
-    def _stand_in(self, messages: Sequence[Message]) -> str:
-        said = repr(messages)
-        number = 0
-        while f"answer{number}answer" in said:
-            number += 1
-        return f"answer{number}answer"
+    def plain(self, ids: Sequence[int]) -> str:
+        """The text of any ids, every special token shown."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+
+    def token_bytes(self, id: int) -> bytes:
+        """The bytes that one token stands for; several tokens may share a character."""
+        piece = self._tokenizer.id_to_token(id) or ""
+        if self._bytes is None or id in self._tokenizer.get_added_tokens_decoder():
+            if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
+                return bytes([int(piece[3:5], 16)])
+            return piece.replace("▁", " ").encode()
+        return bytes(self._bytes[c] for c in piece if c in self._bytes)
+
+    def _opens_reasoning(self) -> bool:
+        end = self.text([{"role": "user", "content": "question"}]).rpartition("question")[2]
+        return end.rfind(answer.OPEN) > end.rfind(answer.CLOSE)
+
+    def _shows_tools(self) -> bool:
+        try:
+            return "stand_in" in self.text([{"role": "user", "content": "question"}], tools=[TOOL])
+        except UsageError:
+            return False
+
+    def _shows_ids(self) -> bool:
+        call = {"id": "abcdefghi", "type": "function", "function": {"name": "stand_in", "arguments": {}}}
+        try:
+            return "abcdefghi" in self.text(
+                [{"role": "user", "content": "question"}, {"role": "assistant", "content": "", "tool_calls": [call]}],
+                add_generation_prompt=False,
+            )
+        except UsageError:
+            return False
 
     def _stop_ids(self, folder: Path) -> list[int]:
         """The end of turn that the template writes, then the end-of-sequence ids the model's files name."""
@@ -120,26 +171,6 @@ class ChatTokenizer:
                 f"{folder} writes {written}; name that token in generation_config.json's eos_token_id"
             )
         return [closing[0], *sorted(known - {closing[0]})]
-
-    def _prove(self, folder: Path) -> None:
-        """A conversation built turn by turn must have the ids of the same conversation rendered whole."""
-        said = ["look here.", "found 3 files", "done"]
-        messages: list[Message] = [{"role": "user", "content": "Do it: `ls /tmp`.\n"}]
-        ids = self.render(messages)
-        for number, answer in enumerate(said):
-            new: list[Message] = [{"role": "user", "content": f"output {number}\n  {number}"}]
-            ids += [*self.encode(answer), self.stop_ids[0], *self.after(messages, new, stopped=True)]
-            messages += [{"role": "assistant", "content": answer}, *new]
-        whole = self.render(messages)
-        if ids != whole:
-            at = next(
-                (i for i, (a, b) in enumerate(zip(ids, whole, strict=False)) if a != b), min(len(ids), len(whole))
-            )
-            raise UsageError(
-                "a chat template must be append-only: a conversation's tokens begin with those of its own past; the "
-                f"one in {folder} differs at token {at}: {self.decode(whole[:at][-8:])!r} is followed by "
-                f"{self.decode(ids[at : at + 4])!r} turn by turn and {self.decode(whole[at : at + 4])!r} rendered whole"
-            )
 
 
 def _json(path: Path, *, missing_ok: bool = False) -> dict[str, Any]:
@@ -182,6 +213,15 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
+def _byte_values(tokenizer: Tokenizer) -> dict[str, int] | None:
+    """Which byte each letter of a byte-level vocabulary is; None for a vocabulary of plain text."""
+    if '"ByteLevel"' not in tokenizer.decoder.__getstate__().decode() if tokenizer.decoder else True:
+        return None
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
 def _compile(source: str, folder: Path) -> jinja2.Template:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
@@ -195,7 +235,8 @@ def _compile(source: str, folder: Path) -> jinja2.Template:
 
     environment.filters["tojson"] = to_json
     environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    began = datetime.now()  # one date for a run: at midnight no conversation's past changes
+    environment.globals["strftime_now"] = began.strftime
     try:
         return environment.from_string(source)
     except jinja2.TemplateError as error:

@@ -1,52 +1,125 @@
 """What the model saw and said in one episode, token for token.
 
-In: the messages of each model call, and what the engine sampled for it. Out: the ids to send, and at the end one
-Sample for each branch of the conversation. Pure: no I/O, no clock. Leaves the template to tokenizer.py and the calls
-to episode.py.
+In: the messages of each model call, and the answer that was sampled for it. Out: the ids to send, and at the end one
+Sample for each branch of the conversation. Pure: no I/O, no clock. Leaves what follows an answer to continuation.py,
+what a message means to messages.py and the calls to dialogue.py.
 
-A call whose messages go on from an earlier call and its answer, word for word, is sent that call's ids, the sampled
-ids and the tokens of what is new: what the engine sampled is never tokenized again. Any other history, edited or
-fresh, begins a new branch from its own whole rendering. Nothing is guessed from similar text.
+A call goes on from an earlier turn where its messages begin with that turn's messages, its answer, and something new.
+It is sent that turn's ids, the sampled ids and the tokens of what is new: what the engine sampled is never tokenized
+again. Any other history, edited, cut, compacted or fresh, begins a new branch from its own whole rendering; so does
+one that the template would show otherwise than it was (continuation.py). Nothing is guessed from similar text:
+
+    a message that no turn answered     is the same where it is equal in every field
+    a turn's answer, sent back          is the same where its content is the same text; its calls have the same names
+                                        and, as JSON values, arguments; its reasoning is the same or was left out; and
+                                        its calls have the ids we gave them where the template shows ids
+    two turns that answer so            count as one where their reasoning is the same too (the later is taken),
+                                        else as none: which one was meant cannot be known
+    the tools                           are equal in every field
 """
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from rockroll.engine.api import Generation
 from rockroll.errors import EngineError
+from rockroll.model_service.wire import Tool
+from rockroll.rollout import messages as said
+from rockroll.rollout.answer import Call
+from rockroll.rollout.answering import Answer, Answering
+from rockroll.rollout.continuation import Past, Shape
+from rockroll.rollout.messages import Given
 from rockroll.rollout.sample import Sample
-from rockroll.rollout.tokenizer import ChatTokenizer, Message
+from rockroll.rollout.tokenizer import ChatTokenizer
 
 
-@dataclass(frozen=True, eq=False)
+class Branch:
+    """Ids and messages of one line of turns, each kept once however many turns there are."""
+
+    def __init__(self, ids: array[int], messages: list[Given]) -> None:
+        self.ids, self.messages = ids, messages
+
+
 class Prompt:
     """One model call about to be made: its messages, its ids, and the turn it goes on from."""
 
-    messages: list[dict[str, Any]]
-    ids: list[int]
-    parent: Turn | None
+    def __init__(
+        self, messages: list[Given], parent: Turn | None, new: array[int], past: Past | None, tools: Sequence[Tool],
+        forced: str,
+    ) -> None:  # fmt: skip
+        self.messages, self.parent, self.new = messages, parent, new
+        self.past, self.tools, self.forced = past, tools, forced
+        """past: None for text to go on from, which no later call continues."""
+
+    @property
+    def length(self) -> int:
+        """Number of ids."""
+        return self.cached + len(self.new)
+
+    @property
+    def cached(self) -> int:
+        """Of those, the ones that stood in the turn it goes on from."""
+        return self.parent.end if self.parent else 0
+
+    @property
+    def ids(self) -> list[int]:
+        return (self.parent.ids if self.parent else []) + self.new.tolist()
 
 
-@dataclass(frozen=True, eq=False)
 class Turn:
-    """One model call that was answered."""
+    """One model call that was answered, wholly or not."""
 
-    prompt: Prompt
-    generation: Generation
-    text: str
-    """The answer as the agent got it."""
-    stopped: bool
-    """The sampled ids end with a stop token."""
-    history: list[dict[str, Any]] = field(repr=False)
-    """The messages with the answer: what the next call must begin with to go on from here."""
+    def __init__(self, prompt: Prompt, answer: Answer, branch: Branch, shows_ids: bool, incomplete: str | None) -> None:
+        self.parent, self.tools, self.past = prompt.parent, prompt.tools, prompt.past
+        self.start, self.count = prompt.length, len(prompt.messages)
+        self.end = self.start + len(answer.ids)
+        self.text = answer.content
+        """The answer as the agent got it, without reasoning and calls."""
+        self.reasoning, self.calls, self.stop = answer.reasoning, answer.calls, answer.stop
+        self.finish_reason: Literal["stop", "length", "tool_calls"] = answer.finish_reason
+        self.token_logprobs = answer.token_logprobs
+        self.logprobs, self.versions = answer.logprobs, answer.versions
+        self.stopped = answer.stopped
+        """The sampled ids end with a stop token."""
+        self.incomplete = incomplete
+        """Why this turn must not be trained; None: it may."""
+        self.branch = branch
+        self._shows_ids = shows_ids
+
+    @property
+    def sampled(self) -> int:
+        return self.end - self.start
+
+    @property
+    def cached(self) -> int:
+        """Ids of the prompt that stood in the turn before."""
+        return self.parent.end if self.parent else 0
 
     @property
     def ids(self) -> list[int]:
         """All ids up to the end of this answer."""
-        return self.prompt.ids + self.generation.token_ids
+        return self.branch.ids[: self.end].tolist()
+
+    @property
+    def history(self) -> list[Any]:
+        """The messages with the answer: what the next call begins with to go on from here."""
+        return self.branch.messages[: self.count + 1]
+
+    @property
+    def shape(self) -> Shape:
+        return Shape(bool(self.reasoning), bool(self.text), len(self.calls))
+
+    def is_answered_by(self, message: Given) -> bool:
+        """Whether a message is this turn's answer, sent back; by the rule above."""
+        reasoning, content, calls = said.parts(message)
+        return (
+            reasoning in ("", self.reasoning)
+            and said.meaning(content, calls) == said.meaning(self.text, self.calls)
+            and (not self._shows_ids or [c.id for c in calls] == [c.id for c in self.calls])
+        )
 
 
 class Transcript:
@@ -55,60 +128,135 @@ class Transcript:
     def __init__(self, tokenizer: ChatTokenizer) -> None:
         self._tokenizer = tokenizer
         self.turns: list[Turn] = []
-        """In the order in which they were answered."""
+        """Those that may be trained, in the order in which they were answered."""
+        self.incomplete: list[Turn] = []
+        """The others."""
+        self._answers: dict[tuple[Any, ...], list[Turn]] = {}
+        """By the answer's place in its history and its meaning."""
+        self._call_ids: set[str] = set()
 
-    def prompt(self, messages: Sequence[Message]) -> Prompt:
-        """The ids to send for these messages. Raises UsageError where the chat template refuses them."""
-        asked = [dict(message) for message in messages]
-        parent = self._parent(asked)
-        if parent is None:
-            return Prompt(asked, self._tokenizer.render(asked), None)
-        said, new = parent.prompt.messages, asked[len(parent.history) :]
-        return Prompt(asked, parent.ids + self._tokenizer.after(said, new, stopped=parent.stopped), parent)
+    def prompt(self, messages: Sequence[Given], tools: Sequence[Tool] = (), forced: str = "") -> Prompt:
+        """The ids to send for these messages. Raises UsageError where the chat template refuses them.
 
-    def record(self, prompt: Prompt, generation: Generation) -> Turn:
-        """Keep what the engine sampled for that prompt. Raises EngineError for a generation that is not whole."""
-        ids, stops = generation.token_ids, self._tokenizer.stop_ids
-        if generation.finish_reason == "abort":
-            raise EngineError(
-                f"a turn is recorded when it ended by itself; the engine gave it up after {len(ids)} tokens"
-            )
-        if not ids or not len(ids) == len(generation.logprobs) == len(generation.versions):
-            raise EngineError(
-                "every sampled token comes with its log-prob and weight version; got "
-                f"{len(ids)} tokens, {len(generation.logprobs)} log-probs, {len(generation.versions)} versions"
-            )
-        if stray := [i for i in ids[:-1] if i in stops]:
-            raise EngineError(f"a generation ends at its first stop token; token {stray[0]} stands before the last")
-        text = self._tokenizer.decode(ids)
-        history = [*prompt.messages, {"role": "assistant", "content": text}]
-        turn = Turn(prompt, generation, text, ids[-1] in stops, history)
-        self.turns.append(turn)
+        forced: text that the answer is made to begin with; it is part of the prompt, hence never trained.
+        """
+        asked, tools = list(messages), list(tools)
+        begin = array("i", self._tokenizer.encode(forced)) if forced else array("i")
+        parent = self._parent(asked, tools)
+        if parent is not None and parent.past is not None:
+            new = [said.template_form(message) for message in asked[parent.count + 1 :]]
+            answer = (parent.reasoning, parent.text, [Call(c.name, c.arguments) for c in parent.calls])
+            follows = self._tokenizer.continuation.after(parent.past, answer, new)
+            if follows is not None:
+                # An answer that was cut is closed as the template closes it; nobody sampled that: it is not trained.
+                ids = array("i", [] if parent.stopped else [follows.stop_id])
+                ids.extend(self._tokenizer.encode(follows.text))
+                return Prompt(asked, parent, ids + begin, parent.past.then(parent.shape, new), tools, forced)
+        forms = [said.template_form(message) for message in asked]
+        ids = array("i", self._tokenizer.render(forms, tools=said.template_tools(tools) or None))
+        return Prompt(asked, None, ids + begin, Past.of(forms, bool(tools)), tools, forced)
+
+    def text_prompt(self, text: str) -> Prompt:
+        """The ids of a text to go on from, to which no template is applied: a branch of its own."""
+        return Prompt([], None, array("i", self._tokenizer.encode(text)), None, [], "")
+
+    def name_call(self, call: Call) -> str:
+        """The id of a call: the model's own where it is new and of the kind that templates take, else one of ours."""
+        id = call.id
+        if not (len(id) == 9 and id.isalnum()) or id in self._call_ids:
+            id = f"call{len(self._call_ids):05d}"
+        while id in self._call_ids:
+            id = f"call{int(id[4:]) + 1:05d}"
+        self._call_ids.add(id)
+        return id
+
+    def record(self, prompt: Prompt, sampled: Generation | Answer, incomplete: str | None = None) -> Turn:
+        """Keep what the engine sampled for that prompt. Raises EngineError for a generation that is not whole.
+
+        incomplete: why it must not be trained; such a turn, and whatever goes on from it, is in no Sample.
+        """
+        answer = self._read(prompt, sampled) if isinstance(sampled, Generation) else sampled
+        if incomplete is None:
+            self._check(answer)
+            if prompt.parent and prompt.parent.incomplete:
+                incomplete = f"it goes on from an incomplete turn: {prompt.parent.incomplete}"
+        message = said.answer_message(
+            prompt.messages[-1] if prompt.messages else None, answer.reasoning, answer.content, answer.calls
+        )
+        turn = Turn(prompt, answer, self._extend(prompt, message), self._tokenizer.shows_call_ids, incomplete)
+        turn.branch.ids.extend(answer.ids)
+        (self.turns if incomplete is None else self.incomplete).append(turn)
+        if prompt.past is not None:
+            key = (turn.count, *said.meaning(turn.text, turn.calls))
+            self._answers.setdefault(key, []).append(turn)
         return turn
 
     def samples(self) -> list[Sample]:
         """One for each branch, that is, for each turn that no other goes on from; in the order of their answers.
 
         A sampled token is trained once: where branches share turns, the first branch's mask has them, and in the
-        others they are context.
+        others they are context. Incomplete turns are in none.
         """
-        continued = {id(turn.prompt.parent) for turn in self.turns if turn.prompt.parent}
+        continued = {id(turn.parent) for turn in self.turns if turn.parent}
         used: set[int] = set()
         return [self._sample(turn, used) for turn in self.turns if id(turn) not in continued]
 
     @property
     def sampled(self) -> int:
         """Tokens sampled in all turns."""
-        return sum(len(turn.generation.token_ids) for turn in self.turns)
+        return sum(turn.sampled for turn in self.turns)
 
-    def _parent(self, messages: list[dict[str, Any]]) -> Turn | None:
-        """The turn that these messages go on from: the longest history that they begin with, the latest of equals."""
-        best = None
-        for turn in self.turns:
-            length = len(turn.history)
-            if length < len(messages) and messages[:length] == turn.history:
-                best = turn if best is None or length >= len(best.history) else best
-        return best
+    def _parent(self, messages: list[Given], tools: list[Tool]) -> Turn | None:
+        """The turn that these messages go on from; the one with the longest history, the latest of equals."""
+        for at in range(len(messages) - 2, -1, -1):
+            if said.role(messages[at]) != "assistant":
+                continue
+            _, content, calls = said.parts(messages[at])
+            known = self._answers.get((at, *said.meaning(content, calls)), ())
+            fit = [t for t in known if t.tools == tools and t.is_answered_by(messages[at]) and _same(t, messages)]
+            if not fit:
+                continue
+            ids = [call.id for call in calls]
+            fit = [t for t in fit if calls and [call.id for call in t.calls] == ids] or fit
+            if len({turn.reasoning for turn in fit}) > 1:
+                return None
+            parent = fit[-1]
+            # As the client writes it from now on: the next comparison is one of equal objects.
+            parent.branch.messages[at] = messages[at]
+            return parent
+        return None
+
+    def _extend(self, prompt: Prompt, answer: Given) -> Branch:
+        """The branch that the turn goes into: its parent's, if that has not grown since; else one of its own."""
+        parent = prompt.parent
+        if parent is None:
+            return Branch(array("i", prompt.new), [*prompt.messages, answer])
+        branch = parent.branch
+        if len(branch.ids) > parent.end:
+            branch = Branch(branch.ids[: parent.end], branch.messages[: parent.count + 1])
+        branch.ids.extend(prompt.new)
+        branch.messages += [*prompt.messages[parent.count + 1 :], answer]
+        return branch
+
+    def _read(self, prompt: Prompt, generation: Generation) -> Answer:
+        reading = Answering(
+            self._tokenizer,
+            self.name_call,
+            tools=prompt.tools or None,
+            forced=prompt.forced,
+            raw=prompt.past is None,
+        )
+        return reading.result(generation)
+
+    def _check(self, answer: Answer) -> None:
+        ids, stops = answer.ids, self._tokenizer.stop_ids
+        if not ids:
+            raise EngineError(
+                "every sampled token comes with its log-prob and weight version; got "
+                f"{len(ids)} tokens, {len(answer.logprobs)} log-probs, {len(answer.versions)} versions"
+            )
+        if stray := [i for i in ids[:-1] if i in stops]:
+            raise EngineError(f"a generation ends at its first stop token; token {stray[0]} stands before the last")
 
     def _sample(self, leaf: Turn, used: set[int]) -> Sample:
         ids = leaf.ids
@@ -117,9 +265,24 @@ class Transcript:
         while turn is not None:
             if id(turn) not in used:
                 used.add(id(turn))
-                start, end = len(turn.prompt.ids), len(turn.ids)
-                mask[start:end] = [True] * (end - start)
-                logprobs[start:end] = turn.generation.logprobs
-                versions[start:end] = turn.generation.versions
-            turn = turn.prompt.parent
+                mask[turn.start : turn.end] = [True] * turn.sampled
+                logprobs[turn.start : turn.end] = turn.logprobs
+                versions[turn.start : turn.end] = turn.versions
+            turn = turn.parent
         return Sample(ids, mask, logprobs, versions)
+
+
+def _same(turn: Turn, messages: list[Given]) -> bool:
+    """Whether the messages before a turn's answer are those that it answered."""
+    ours = turn.branch.messages
+    if ours[: turn.count] == messages[: turn.count]:
+        return True
+    answers: dict[int, Turn] = {}
+    before = turn.parent
+    while before is not None:
+        answers[before.count], before = before, before.parent
+    return all(
+        ours[at] == messages[at]
+        or (at in answers and said.role(messages[at]) == "assistant" and answers[at].is_answered_by(messages[at]))
+        for at in range(turn.count)
+    )

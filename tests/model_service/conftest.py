@@ -17,7 +17,7 @@ import uvloop
 
 from rockroll.model_service.gateway import Gateway
 from rockroll.model_service.relay import OnDelta, Relay
-from rockroll.model_service.wire import ChatReply, ChatRequest
+from rockroll.model_service.wire import ChatReply, ChatRequest, Delta
 
 
 def pytest_asyncio_loop_factories(config: Any, item: Any) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
@@ -63,6 +63,48 @@ class Held:
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(5), self.changed:
             await self.changed.wait_for(condition)
+
+
+class Speaking:
+    """A handler that says what the test tells it to, when it tells it to; every call is told the same."""
+
+    def __init__(self) -> None:
+        self.requests: list[ChatRequest] = []
+        self.cancelled = 0
+        self._heard: list[Delta | ChatReply | Exception] = []
+        self._news = asyncio.Condition()
+
+    async def say(self, *what: Delta | ChatReply | Exception) -> None:
+        async with self._news:
+            self._heard += what
+            self._news.notify_all()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(5), self._news:
+            await self._news.wait_for(condition)
+
+    async def __call__(self, request: ChatRequest, on_delta: OnDelta | None = None) -> ChatReply:
+        async with self._news:
+            self.requests.append(request)
+            self._news.notify_all()
+        at = 0
+        try:
+            while True:
+                async with self._news:
+                    await self._news.wait_for(lambda: len(self._heard) > at)  # noqa: B023
+                what = self._heard[at]
+                at += 1
+                if isinstance(what, Exception):
+                    raise what
+                if isinstance(what, ChatReply):
+                    return what
+                if on_delta is not None:
+                    on_delta(what)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            async with self._news:
+                self._news.notify_all()
+            raise
 
 
 @dataclass
@@ -126,8 +168,8 @@ async def place(tmp_path: Path) -> AsyncIterator[Place]:
 async def serve(place: Place) -> AsyncIterator[Callable[..., Awaitable[Relay]]]:
     relays: list[Relay] = []
 
-    async def serve(handler: Any = echo, models: tuple[str, ...] = ("tiny",)) -> Relay:
-        relay = Relay(place.address, handler, models)
+    async def serve(handler: Any = echo, models: tuple[str, ...] = ("tiny",), **options: Any) -> Relay:
+        relay = Relay(place.address, handler, models, **options)
         await relay.start()
         relays.append(relay)
         return relay
@@ -140,3 +182,8 @@ async def serve(place: Place) -> AsyncIterator[Callable[..., Awaitable[Relay]]]:
 @pytest.fixture
 async def held() -> Held:
     return Held()
+
+
+@pytest.fixture
+async def speaking() -> Speaking:
+    return Speaking()

@@ -188,7 +188,7 @@ async def test_without_a_route_calls_are_refused_with_the_cause(place):
 async def test_a_wrong_path_or_method_says_what_there_is(place, serve):
     await serve()
     await place.box()
-    answer = await place.get("/completions")
+    answer = await place.get("/embeddings")
     assert answer.status == 404 and "/v1/chat/completions" in answer.error["message"]
     answer = await place.get("/chat/completions")
     assert answer.status == 405 and "POST" in answer.error["message"]

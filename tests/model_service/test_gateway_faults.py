@@ -12,9 +12,11 @@ from rockroll import rpc
 SERVER = """
 import asyncio, sys
 from rockroll.model_service.relay import Relay
-from rockroll.model_service.wire import ChatReply
+from rockroll.model_service.wire import ChatReply, Delta
 
 async def handler(request, on_delta):
+    if on_delta:
+        on_delta(Delta(text="Hel"))
     if request.messages[-1].content == "wait":
         print("waiting", flush=True)
         await asyncio.Event().wait()
@@ -64,6 +66,18 @@ async def test_a_killed_relay_means_503_for_calls_under_way_and_new_ones_and_its
                 pass
         assert answer.status == 200
         assert (await place.get("/models")).json["data"][0]["id"] == "tiny"
+
+
+async def test_a_relay_that_is_killed_in_mid_stream_ends_the_stream_with_an_error(place):
+    await place.box()
+    async with relay_process(place.address) as process:
+        body = {"messages": [{"role": "user", "content": "wait"}], "stream": True}
+        async with asyncio.timeout(5), place.http.post(place.url(), json=body) as response:
+            data = b""
+            while b"Hel" not in data:
+                data += await response.content.readany()
+            process.kill()
+            assert b"upstream_lost" in await response.read()
 
 
 async def test_a_relay_that_dies_while_nobody_calls_is_noticed(place):

@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections.abc import Callable
 
-from rockroll.engine.api import EngineInfo, GenerateRequest, Generation, Loaded
+from rockroll.engine.api import EngineInfo, GenerateRequest, Generation, Loaded, OnTokens, Piece
 from rockroll.errors import EngineError
 from rockroll.rollout.tokenizer import ChatTokenizer
 
@@ -20,12 +20,14 @@ class ScriptedEngine:
     def __init__(self, tokenizer: ChatTokenizer, policy: Policy, context_length: int = 2048) -> None:
         self.tokenizer, self.policy, self.context_length = tokenizer, policy, context_length
         self.version = 3
+        self.piece = 2
+        """Tokens that are told together."""
         self.requests: list[GenerateRequest] = []
         self.answers: list[Generation] = []
         self.aborted: list[str] = []
         self.gate: Callable[[GenerateRequest], asyncio.Future[None] | None] = lambda request: None
 
-    async def generate(self, request: GenerateRequest) -> Generation:
+    async def generate(self, request: GenerateRequest, on_tokens: OnTokens | None = None) -> Generation:
         self.requests.append(request)
         if len(request.prompt_ids) + request.max_tokens > self.context_length:
             raise EngineError(f"{len(request.prompt_ids)} + {request.max_tokens} > {self.context_length}")
@@ -43,6 +45,18 @@ class ScriptedEngine:
             versions=[self.version] * len(ids),
             finish_reason="stop" if ids[-1] in request.stop_ids else "length",
         )
+        for start in range(0, len(ids) if on_tokens else 0, self.piece):
+            end = start + self.piece
+            assert on_tokens is not None
+            on_tokens(
+                Piece(
+                    start=start,
+                    token_ids=ids[start:end],
+                    logprobs=generation.logprobs[start:end],
+                    versions=generation.versions[start:end],
+                )
+            )
+            await asyncio.sleep(0)
         self.answers.append(generation)
         return generation
 

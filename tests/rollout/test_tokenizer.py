@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from rockroll.errors import UsageError
+from rockroll.rollout.continuation import Past
 from rockroll.rollout.tokenizer import ChatTokenizer
 
 from .conftest import TEMPLATE, write_model_folder
@@ -48,9 +49,10 @@ def test_decode_leaves_out_the_stop_token_and_shows_other_special_tokens(tokeniz
 def test_after_is_what_a_whole_render_adds(tokenizer: ChatTokenizer) -> None:
     history, answer, new = TALK[:2], TALK[2], TALK[3:]
     said = tokenizer.encode(answer["content"])
-    for stopped in (True, False):
-        ids = tokenizer.render(history) + said + tokenizer.stop_ids[:1] * stopped
-        assert ids + tokenizer.after(history, new, stopped=stopped) == tokenizer.render([*history, answer, *new])
+    follows = tokenizer.continuation.after(Past.of(history, tools=False), ("", answer["content"], ()), new)
+    assert follows is not None and follows.stop_id == tokenizer.stop_ids[0]
+    ids = tokenizer.render(history) + said + [follows.stop_id] + tokenizer.encode(follows.text)
+    assert ids == tokenizer.render([*history, answer, *new])
 
 
 def test_a_stop_token_of_generation_config_counts_too(tmp_path: Path) -> None:
@@ -62,6 +64,22 @@ def test_a_stop_token_of_generation_config_counts_too(tmp_path: Path) -> None:
 
 def test_a_template_that_rewrites_the_past_is_refused(tmp_path: Path) -> None:
     counting = "<|im_start|>system\n{{ messages | length }} messages<|im_end|>\n" + TEMPLATE
+    with pytest.raises(UsageError, match=r"append-only.*differs at token"):
+        ChatTokenizer(write_model_folder(tmp_path / "m", counting))
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "{{ '[' ~ loop.index ~ ']' }}",
+        "{% if loop.index > 5 %}{{ 'long' }}{% endif %}",
+        "{% if not loop.first %}{{ messages[0]['content'] }}{% endif %}",
+    ],
+)
+def test_a_template_whose_later_messages_depend_on_earlier_ones_is_refused(tmp_path: Path, odd: str) -> None:
+    """Its text only ever grows; but what follows an answer is not what follows one in a short conversation."""
+    counting = TEMPLATE.replace("<|im_start|>{{ message['role'] }}\n", odd + "<|im_start|>{{ message['role'] }}\n")
+    assert counting != TEMPLATE
     with pytest.raises(UsageError, match=r"append-only.*differs at token"):
         ChatTokenizer(write_model_folder(tmp_path / "m", counting))
 
