@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from rockroll.sandbox.client import Sandbox as Sandbox
     from rockroll.sandbox.client import list_sandboxes as list_sandboxes
     from rockroll.sandbox.config import SandboxConfig as SandboxConfig
+    from rockroll.sandbox.warm_pools import delete_warm_pool as delete_warm_pool
+    from rockroll.sandbox.warm_pools import set_warm_pool as set_warm_pool
+    from rockroll.sandbox.warm_pools import warm_pools as warm_pools
 
 __version__ = "0.1.0"
 
@@ -20,9 +23,21 @@ _PUBLIC = {
     "Sandbox": "rockroll.sandbox.client",
     "SandboxConfig": "rockroll.sandbox.config",
     "list_sandboxes": "rockroll.sandbox.client",
+    "delete_warm_pool": "rockroll.sandbox.warm_pools",
     "make": "rockroll.env.registry",
+    "set_warm_pool": "rockroll.sandbox.warm_pools",
+    "warm_pools": "rockroll.sandbox.warm_pools",
 }
-__all__ = ["Sandbox", "SandboxConfig", "__version__", "list_sandboxes", "make"]
+__all__ = [
+    "Sandbox",
+    "SandboxConfig",
+    "__version__",
+    "delete_warm_pool",
+    "list_sandboxes",
+    "make",
+    "set_warm_pool",
+    "warm_pools",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -58,6 +58,10 @@ class LimitNotEnforced(SandboxError):
     """A limit was asked for that this host does not enforce."""
 
 
+class QuotaExceeded(SandboxError):
+    """A quota of node.yaml does not allow what was asked for; the message names it."""
+
+
 class SandboxLost(SandboxError):
     """The sandbox died while something was waiting on it. Infrastructure, never the policy's score. fields: cause."""
 

@@ -20,13 +20,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from rockroll.sandbox import client
+from rockroll.sandbox import warm_pools as async_warm_pools
 from rockroll.sandbox.client import Sandbox as AsyncSandbox
 from rockroll.sandbox.command import Command as AsyncCommand
 from rockroll.sandbox.config import SandboxConfig
 from rockroll.sandbox.forward import Address
 from rockroll.sandbox.node_client import close_node
 from rockroll.sandbox.pool import Pool as AsyncPool
-from rockroll.sandbox.wire import DEFAULT_SESSION, Observation, Owner, Restored, SandboxInfo, SnapshotInfo
+from rockroll.sandbox.wire import DEFAULT_SESSION, Observation, Owner, PoolInfo, Restored, SandboxInfo, SnapshotInfo
 
 __all__ = [
     "Command",
@@ -250,6 +251,21 @@ def snapshots(*, base_url: str | None = None, token: str | None = None) -> list[
 def delete_snapshot(name: str, *, base_url: str | None = None, token: str | None = None) -> SnapshotInfo:
     """As rockroll.sandbox.client.delete_snapshot."""
     return _background.run(client.delete_snapshot(name, base_url=base_url, token=token))
+
+
+@functools.wraps(async_warm_pools.set_warm_pool)
+def set_warm_pool(*args: Any, **kwargs: Any) -> PoolInfo:
+    return _background.run(async_warm_pools.set_warm_pool(*args, **kwargs))
+
+
+def warm_pools() -> list[PoolInfo]:
+    """As rockroll.sandbox.warm_pools.warm_pools."""
+    return _background.run(async_warm_pools.warm_pools())
+
+
+def delete_warm_pool(name: str) -> PoolInfo:
+    """As rockroll.sandbox.warm_pools.delete_warm_pool."""
+    return _background.run(async_warm_pools.delete_warm_pool(name))
 
 
 class Command:

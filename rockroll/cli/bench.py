@@ -26,6 +26,20 @@ def session(as_json: AsJson = False) -> None:
 
 
 @app.command()
+def sandbox(
+    count: Annotated[int, typer.Option(help="How many sandboxes at once, and alive together.")] = 500,
+    as_json: AsJson = False,
+) -> None:
+    """Sandboxes from a warm pool, cold, and by the hundred at once, against plain Podman. About two minutes.
+
+    Example: rockroll bench sandbox --count 60 --json
+    """
+    from rockroll.bench import sandbox as bench
+
+    _show(lambda: bench.run(count), as_json)
+
+
+@app.command()
 def neighbours(as_json: AsJson = False) -> None:
     """A command in one sandbox while eight others are at all their limits. About a minute."""
     from rockroll.bench import neighbours as bench

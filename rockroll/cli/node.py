@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from rockroll.sandbox.client import Sandbox
     from rockroll.sandbox.node_client import Node
 
-AT_ONCE = 8
-"""Sandboxes started or removed at a time: Podman is fastest with 4 to 8 under way."""
+AT_ONCE = 64
+"""Calls under way at a time. How many boxes start or go at once is the node's to say."""
 
 
 @asynccontextmanager

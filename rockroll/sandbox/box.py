@@ -13,13 +13,14 @@ import asyncio
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 import msgspec
 
 from rockroll.errors import SandboxLost, SessionError
-from rockroll.sandbox import cgroup, egress, processes, recycle, terminal
+from rockroll.sandbox import cgroup, egress, processes, quotas, recycle, terminal
 from rockroll.sandbox.calls import Calls
 from rockroll.sandbox.commands import Commands
 from rockroll.sandbox.config import SandboxConfig
@@ -66,6 +67,7 @@ class Box:
         config: SandboxConfig,
         owner: Owner,
         created: float,
+        account: str = "detached",
         env: Mapping[str, str],
         podman: Podman,
         runtime: Runtime,
@@ -74,9 +76,13 @@ class Box:
         resolve: Resolve | None = None,
         changed: Callable[[Status], None] = lambda _: None,
     ) -> None:
-        """changed: called after its state or cause has changed for good."""
+        """account: whom it is counted for. changed: called after its state or cause has changed for good."""
         self.id, self.name, self.config, self.created = id, name, config, created
         self.owner: Owner = owner
+        self.account = account
+        self.granted = quotas.of(config)
+        self.image: str | None = None
+        """Of a box that was made for a warm pool: the id of the image that it stands on."""
         self.calls = Calls()
         """Whatever names the box: it is not idle until the end of that."""
         self.status = Status(id)
@@ -92,6 +98,11 @@ class Box:
         """Those that have or may get a process in the box."""
         self._uses = 0
         """How often the box has been recycled."""
+
+    def hand_out(self, name: str, config: SandboxConfig, owner: Owner, account: str, created: float) -> None:
+        """A box that stood ready is somebody's from now on. config: as its own but for what Podman knows nothing of."""
+        self.name, self.config, self.owner, self.account, self.created = name, config, owner, account, created
+        self.calls.last = time.monotonic()
 
     @property
     def state(self) -> State:
@@ -132,7 +143,7 @@ class Box:
             try:
                 self.status.need_running()
                 self.hull.share.refresh()
-                session = self.sessions.open.get(body.session) or self.sessions.make(body.session, {}, None)
+                session = self.sessions.get(body.session)
                 done = await session.run(
                     body.command, timeout=body.timeout, max_output=body.max_output, label=label, tether=tether
                 )

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from rockroll.sandbox import profile
+from rockroll.sandbox.kept import KeptFile
 from rockroll.sandbox.meter import Counter, Meter
 
 MARK = "ROCKROLL_SCOPE"
@@ -191,9 +192,9 @@ class CgroupScope:
         self._background = box.path / f"{name}{BACKGROUND}" if keeps else None
         self._outer = box.path
         try:
-            self._count = os.open(self._path / "pids.current", os.O_RDONLY | os.O_CLOEXEC)
+            self._count: KeptFile | None = KeptFile(self._path / "pids.current")
         except OSError:
-            self._count = -1  # v2 without the pids controller below the box's group
+            self._count = None  # v2 without the pids controller below the box's group
         self.arguments = ["--cgroup", name if box.v2 else f"pids:{name}"]
         self.group: tuple[str, Path] | None = ("unified" if box.v2 else "pids", self._path)
         self.meter = box.meter(self._path)
@@ -205,7 +206,7 @@ class CgroupScope:
 
     def survivors(self) -> list[int]:
         # The number is read in a tenth of the time of the list, and mostly it is one: the shell is alone.
-        if self._count >= 0 and os.pread(self._count, 16, 0) == b"1\n":
+        if self._count is not None and os.pread(self._count.fd(), 16, 0) == b"1\n":
             return []
         return self.pids()
 
@@ -216,9 +217,9 @@ class CgroupScope:
         """The shell is alone in its group: whatever else is there belongs to this command."""
 
     def close(self) -> None:
-        if self._count >= 0:
-            os.close(self._count)
-            self._count = -1
+        if self._count is not None:
+            self._count.close()
+            self._count = None
 
     def adopt(self, pid: int) -> None:
         # Moving costs 8-12 ms (an RCU grace period), so only where the runtime did not start it here.

@@ -23,7 +23,7 @@ import msgspec
 
 from rockroll import home, units
 from rockroll.errors import HostError, RockrollError
-from rockroll.sandbox import disk, netns, profile, runtime
+from rockroll.sandbox import disk, limits, netns, node_config, profile, quotas, runtime
 from rockroll.sandbox.config import DEFAULT_IMAGE, SandboxConfig
 from rockroll.sandbox.podman import Podman, PodmanService
 
@@ -36,6 +36,8 @@ CGROUP_CURE = (
 )
 
 
+ENOUGH_BOXES = 16
+"""Under this the quick start's boxes do not fit."""
 DISK_CURE = (
     "as root, with loop devices and mke2fs (apt-get install e2fsprogs), a disk limit holds; until then start sandboxes "
     "that ask for one with allow_unenforced"
@@ -192,6 +194,7 @@ async def _sandboxes(podman: Podman) -> AsyncIterator[Check]:
     fast = driver != "vfs"
     cure = "" if fast else "vfs copies the image for each sandbox: `podman system reset`, then driver = overlay"
     yield Check("podman service", fast, detail, cure)
+    yield _capacity(Path(store))
     there = await podman.image_exists(DEFAULT_IMAGE)
     yield Check("image", there, DEFAULT_IMAGE, "" if there else "run `rockroll image build`", needed=True)
     if not there:
@@ -216,6 +219,22 @@ async def _sandboxes(podman: Podman) -> AsyncIterator[Check]:
         )
     finally:
         await podman.remove(name)
+
+
+def _capacity(store: Path) -> Check:
+    """How many default boxes fit beside what runs now, and which limit would refuse the next one."""
+    try:
+        policy = node_config.load(node_config.path()).limits
+    except RockrollError as error:
+        return Check("capacity", False, error.message, "correct it: until then the node makes no sandbox", needed=True)
+    facts = limits.read(store, file_locks=runtime.is_rootless())
+    found = limits.binding(limits.rooms(facts, quotas.Granted(), quotas.of(SandboxConfig()), policy))
+    first, others = found[0], [f"{room.name} {room.boxes:,}" for room in found[1:3]]
+    detail = f"{first.boxes:,} more default sandboxes; {first.name} bind ({first.rule}), then {', '.join(others)}"
+    if (sessions := limits.slow_pipes()) is not None:
+        detail += f"; over {sessions} sessions the pipes are small (fs.pipe-user-pages-soft)"
+    enough = first.boxes >= ENOUGH_BOXES
+    return Check("capacity", enough, detail, "" if enough else first.cure)
 
 
 def _install(package: str, found: bool) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 from rockroll import rpc
 from rockroll.errors import RockrollError, UsageError
+from rockroll.sandbox.admission import Admission
 from rockroll.sandbox.box import Box
 from rockroll.sandbox.process import Process, birth
 from rockroll.sandbox.registry import Registry, Row
@@ -29,10 +30,19 @@ _log = logging.getLogger(__name__)
 
 
 class Ends:
-    """boxes: by id; a box that is removed is taken out. on_removed: called with its id then."""
+    """boxes: by id; a box that is removed is taken out. on_removed: called with its id then. on_room: called where it
+    was one of them, and no warm one."""
 
-    def __init__(self, boxes: dict[str, Box], registry: Registry, on_removed: Callable[[str], None]) -> None:
-        self._boxes, self._registry, self._on_removed = boxes, registry, on_removed
+    def __init__(
+        self,
+        boxes: dict[str, Box],
+        registry: Registry,
+        admission: Admission,
+        on_removed: Callable[[str], None],
+        on_room: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._boxes, self._registry, self._admission = boxes, registry, admission
+        self._on_removed, self._on_room = on_removed, on_room
         self._owned: dict[str, set[str]] = {}
         """Connection → the boxes that end with it."""
         self._owners: dict[str, Process] = {}
@@ -111,7 +121,8 @@ class Ends:
 
     async def _remove_once(self, box: Box, cause: Cause) -> None:
         try:
-            await box.life.remove(cause)
+            async with self._admission.turn(box.account, "remove"):
+                await box.life.remove(cause)
         except RockrollError:
             if cause in ("ttl", "owner_gone"):  # nobody else will ask again
                 loop = asyncio.get_running_loop()
@@ -122,11 +133,13 @@ class Ends:
                 timer.cancel()
         if owner := self._owners.pop(box.id, None):
             owner.forget()
-        self._boxes.pop(box.id, None)
+        mine = self._boxes.pop(box.id, None)
         self._registry.drop(box.id, cause, time.time())
         for owned in self._owned.values():
             owned.discard(box.id)
         self._on_removed(box.id)
+        if mine is not None:
+            self._on_room()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """A removal that nobody may wait for; `close` sees it to its end."""

@@ -17,12 +17,15 @@ import os
 import resource
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from socket import socket as Socket
 from typing import Any
 
 from rockroll import home, rpc
 from rockroll.errors import SandboxNotFound
-from rockroll.sandbox import runtime, wire
+from rockroll.sandbox import node_config, runtime, wire
+from rockroll.sandbox.admission import Admission
+from rockroll.sandbox.aimd import Aimd
 from rockroll.sandbox.box import Box
 from rockroll.sandbox.box_methods import BoxMethods
 from rockroll.sandbox.calls import Calls, counted
@@ -35,6 +38,7 @@ from rockroll.sandbox.maker import Maker
 from rockroll.sandbox.network_methods import NetworkMethods
 from rockroll.sandbox.oci_exec import Runtime
 from rockroll.sandbox.podman import Podman, PodmanService
+from rockroll.sandbox.pool_methods import PoolMethods
 from rockroll.sandbox.process import become_subreaper
 from rockroll.sandbox.profile import first_id
 from rockroll.sandbox.reaper import Reaper
@@ -84,6 +88,7 @@ class SandboxHost:
         self._spawner = Spawner()
         self._of_a_box = BoxMethods(self._box)
         self._files = FileMethods(self._box)
+        self._pools = PoolMethods()
         self._network = NetworkMethods(self._box)
 
     def handlers(self) -> dict[str, Callable[..., Any]]:
@@ -103,6 +108,7 @@ class SandboxHost:
             "snapshot.list": self._list_snapshots,
             "snapshot.delete": self._delete_snapshot,
             "node.info": self._info,
+            **self._pools.handlers(),
             **self._of_a_box.handlers(),
             **self._files.handlers(),
             **self._network.handlers(),
@@ -121,20 +127,25 @@ class SandboxHost:
     async def start(self) -> None:
         """Podman up, the leavings of an earlier node swept or adopted. Raises HostError with the cure."""
         _raise_file_limit()
+        wanted = node_config.load(node_config.path()).starts
         detected = await asyncio.to_thread(runtime.detect)
         become_subreaper()  # after the probe, whose orphans nobody here would wait for
         self._rootless = detected.rootless
         environment = dict(detected.environment())
-        oci = Runtime(detected.binary, detected.state_root, environment, detected.runtime)
+        oci = Runtime(
+            detected.binary, detected.state_root, environment, detected.runtime, detected.store, detected.run_store
+        )
         self._podman = await self._service.start()
         self._reaper.start()
         self._registry = Registry(home.node_dir() / "registry.sqlite")
         self._snapshots = Snapshots()
-        self._ends = Ends(self._boxes, self._registry, self._on_removed)
+        admission = Admission(Aimd(len(os.sched_getaffinity(0)), least=wanted.least, most=wanted.most))
+        self._ends = Ends(self._boxes, self._registry, admission, self._on_removed, lambda: self._maker.warm.room())
         self._maker = Maker(
             self._boxes,
             self._registry,
             self._ends,
+            admission,
             self._podman,
             oci,
             self._spawner,
@@ -142,9 +153,12 @@ class SandboxHost:
             self._endpoint,
             self._env,
             self._resolve,
+            Path(detected.store),
+            detected.rootless,
         )
-        await take_over(self._boxes, self._registry, self._podman, self._maker, self._ends)
+        await take_over(self._boxes, self._registry, self._podman, self._maker, self._ends, admission)
         await self._snapshots.sweep()
+        self._pools.fill(self._maker)
 
     def next_end(self) -> float | None:
         """Unix time at which the first of the boxes that outlive this node must go; None for never."""
@@ -157,6 +171,7 @@ class SandboxHost:
     async def close(self) -> None:
         """Connection boxes are deleted, detached ones left running for the next node. Raises where a box could not be
         removed: then there is something left for a next node to do."""
+        pools = await asyncio.gather(self._maker.warm.close(), return_exceptions=True)
         await self._ends.close()
         boxes = list(self._boxes.values())
         done = await asyncio.gather(
@@ -169,19 +184,20 @@ class SandboxHost:
         await self._service.close()
         self._registry.close()
         become_subreaper(False)  # nobody here waits for orphans any more
-        for error in done:
+        for error in (*pools, *done):
             if isinstance(error, BaseException):
                 raise error
 
     async def on_disconnect(self, peer: rpc.Peer) -> None:
         """The owner of connection boxes is gone: so are they."""
+        self._maker.warm.owner_gone(peer.id)
         await self._ends.disconnected(peer)
 
     # -- finding boxes
 
     def count(self) -> int:
-        """Sandboxes there are, running or not, or being made."""
-        return len(self._boxes)
+        """Sandboxes there are, running or not, or being made; those of warm pools too."""
+        return len(self._boxes) + self._maker.warm.count
 
     def resolve(self, id: str) -> str:
         """The full id of an id, a unique prefix of one, or a name. Raises SandboxNotFound."""
@@ -289,7 +305,7 @@ class SandboxHost:
             node=os.uname().nodename,
             pid=os.getpid(),
             version=_VERSION,
-            sandboxes=self.count(),
+            sandboxes=len(self._boxes),
             rootless=self._rootless,
         )
 

@@ -14,8 +14,10 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from rockroll.errors import HostError, SandboxLost, SandboxNotFound
-from rockroll.sandbox import cgroup, disk, files, freezer, names, profile, recycle, scheduling
+from rockroll.sandbox import cgroup, disk, files, freezer, names, profile, recycle, scheduling, started
 from rockroll.sandbox.cgroup import BoxCgroup, Scope
 from rockroll.sandbox.config import SandboxConfig
 from rockroll.sandbox.environment import Environment
@@ -149,17 +151,21 @@ class Hull:
             await (await asyncio.create_subprocess_exec(*argv, env=dict(self._runtime.environment))).wait()
             await self._podman.start(self.container)
 
-    async def look(self) -> dict[str, Any]:
+    async def look(self, *, fresh: bool = False) -> dict[str, Any]:
         """The container has been started: watches its init, reads its limits back. Returns Podman's GraphDriver.
+
+        fresh: this is its first start.
 
         Raises HostError, SandboxLost, and OSError where init ends meanwhile: what is read under /proc goes with it.
         """
-        found = await self._podman.inspect(self.container)
+        found = self._started() if fresh else None
+        found = found or await self._podman.inspect(self.container)
         pid = self.init.pid = int(found["State"]["Pid"])
         if not pid:
             raise SandboxLost(f"the sandbox's init ended at its start with {found['State']['ExitCode']}")
         self.init.watch(pid, int(found["State"].get("ConmonPid") or 0))
-        freezer.thaw(pid)  # a node that was killed while it copied the box has left it frozen
+        if not fresh:
+            freezer.thaw(pid)  # a node that was killed while it copied the box has left it frozen
         bundle = Path(found["OCIConfigPath"]).parent
         self._execer = OciExec(self._runtime, self.container, bundle, self.folder / "x")
         await asyncio.gather(self._execer.look(self._spawner, pid), self._cap(pid))
@@ -172,6 +178,16 @@ class Hull:
         if not self.cgroup.enforced:
             self.unenforced.append("kill-scope")
         return found.get("GraphDriver") or {}
+
+    def _started(self) -> dict[str, Any] | None:
+        """None where Podman must be asked, as of a box whose init has ended already."""
+        store = self._runtime.store
+        try:
+            bundle = msgspec.json.decode(Path(started.config_path(store, self.container)).read_bytes())
+        except (OSError, msgspec.DecodeError):
+            return None
+        found = started.read(store, self._runtime.run_store, self.container, str(bundle["root"]["path"]))
+        return found if found and self.is_mine(found["State"]["Pid"]) else None
 
     async def _cap(self, pid: int) -> None:
         try:

@@ -86,7 +86,7 @@ class Life:
 
     async def _attach(self, *, fresh: bool) -> None:
         try:
-            graph = await self._hull.look()
+            graph = await self._hull.look(fresh=fresh)
             await self._endpoint.open(self._status.id, self._hull.init.pid)
             self._egress.open(self._hull.init.pid)
             await self._hull.remember(graph, fresh=fresh)

@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from rockroll.errors import SandboxError, SandboxLost
 from rockroll.sandbox import files, reaper
 from rockroll.sandbox.cgroup import MARK, Scope
@@ -42,6 +44,9 @@ class Runtime:
     state_root: str
     environment: Mapping[str, str]
     name: str = "runc"
+    store: str = ""
+    """Podman's folder, and that of what runs; "" where they are not known."""
+    run_store: str = ""
 
     def starts_in_cgroup(self, v2: bool) -> bool:
         """Whether `exec --cgroup` puts a process into a group of its own before its first instruction."""
@@ -55,11 +60,12 @@ class OciExec:
         """container: full id. bundle: the folder of its config.json. scratch: for short-lived files."""
         self._runtime, self._container, self._scratch = runtime, container, scratch
         try:
-            config = json.loads((bundle / "config.json").read_bytes())
+            config = msgspec.json.decode((bundle / "config.json").read_bytes())
         except FileNotFoundError:
             raise SandboxLost(f"container {container[:12]} has no bundle: it is not running") from None
         self._process: dict[str, Any] = {**config["process"], "terminal": False}
         self._process.pop("consoleSize", None)
+        self._seccomp = msgspec.json.encode((config.get("linux") or {}).get("seccomp"))
         self.environment = dict(item.split("=", 1) for item in self._process.get("env", []))
         self.uid = int(self._process["user"]["uid"])
         self.gid = int(self._process["user"].get("gid", 0))
@@ -73,7 +79,7 @@ class OciExec:
         """Finds out whether processes can be started without the runtime."""
         self._init = init
         self._spawner = spawner
-        self._inside = await Inside.look(spawner, init, self._process)
+        self._inside = await Inside.look(spawner, init, self._process, self._seccomp)
 
     def null(self, flags: int = os.O_RDWR) -> int:
         """The box's /dev/null, for a program that has no other input or output. After `look`."""

@@ -22,8 +22,8 @@ from rockroll.sandbox.client import Sandbox, delete_all, finish
 from rockroll.sandbox.config import SandboxConfig
 from rockroll.sandbox.wire import DEFAULT_SESSION
 
-STARTS_AT_ONCE = 4
-"""Starts and recyclings under way together. Podman makes 22 to 25 boxes a second on 2 cores at 4 to 8 at once."""
+RENEWALS_AT_ONCE = 4
+"""Recyclings and first sessions under way together. How many boxes start at once is the node's to say."""
 _log = logging.getLogger(__name__)
 
 
@@ -49,7 +49,7 @@ class Pool:
         """Every box that exists: warm, leased or recycling."""
         self._starting = 0
         self._tasks: set[asyncio.Task[None]] = set()
-        self._slots = asyncio.Semaphore(STARTS_AT_ONCE)
+        self._slots = asyncio.Semaphore(RENEWALS_AT_ONCE)
         self._closed = False
 
     async def start(self) -> Self:
@@ -140,9 +140,9 @@ class Pool:
         # A lease must not go on, unknowing, in a box whose processes died with its node.
         sandbox = Sandbox(self.config, outlives_node=False, base_url="")
         try:
+            await sandbox.start()
+            self._boxes.add(sandbox)
             async with self._slots:
-                await sandbox.start()
-                self._boxes.add(sandbox)
                 await self._prepare(sandbox)
         except RockrollError as error:
             await self._discard(sandbox)

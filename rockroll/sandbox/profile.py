@@ -182,7 +182,8 @@ def cgroups(pid: int) -> dict[str, Path]:
     found: dict[str, Path] = {}
     mounts = _cgroup_mounts()
     try:
-        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+        with open(f"/proc/{pid}/cgroup") as file:  # some five times a start: without Path it takes a third
+            lines = file.read().splitlines()
     except (FileNotFoundError, ProcessLookupError):
         raise SandboxLost(f"the sandbox's first process {pid} is gone") from None
     for line in lines:
@@ -190,7 +191,7 @@ def cgroups(pid: int) -> dict[str, Path]:
         for name in names.split(",") if names else ["unified"]:
             if name in mounts:
                 root, point = mounts[name]
-                found[name] = point / os.path.relpath(path, root)
+                found[name] = point / (path[1:] if root == "/" else os.path.relpath(path, root))
     if unified := found.get("unified"):
         for name in ("memory", "pids", "cpu"):
             if name not in found and (unified / f"{name}.max").exists():

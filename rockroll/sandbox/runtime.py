@@ -23,6 +23,7 @@ import msgspec
 
 from rockroll import home
 from rockroll.errors import HostError
+from rockroll.sandbox import locks
 
 RUNTIMES = ("crun", "runc")  # in order of preference: crun starts a box some ms faster
 PROBE_TIMEOUT_S = 60
@@ -47,6 +48,10 @@ class HostRuntime(msgspec.Struct, frozen=True):
     """Whether a box can have a user namespace of its own (always so for an ordinary user)."""
     podman: str
     """Podman's version."""
+    store: str
+    """The folder of its containers and images."""
+    run_store: str
+    """The folder of those that run."""
     refused: dict[str, str]
     """Runtimes that do not run here, and what they said."""
 
@@ -111,9 +116,7 @@ def environment() -> dict[str, str]:
 
 
 def _conf_dir() -> Path:
-    path = home.home() / "conf"
-    path.mkdir(mode=0o700, exist_ok=True)
-    return path
+    return home.made(home.home() / "conf")
 
 
 def _state_root(runtime: str) -> str:
@@ -131,6 +134,7 @@ def _key() -> dict[str, str]:
         "store": f"{Path.home()} {os.environ.get('XDG_DATA_HOME')} {home.user_runtime_dir()}",
         "conf": str(CONF_VERSION),
         "limits": _ulimits(),
+        "locks": str(locks.wanted()),
     }
     for runtime in RUNTIMES:
         binary = which(runtime)
@@ -161,6 +165,7 @@ def _probe(key: dict[str, str]) -> HostRuntime:
         if said is None:
             user_namespaces = is_rootless() or _run_once(trial, *USER_NAMESPACE_OPTIONS) is None
             trial.replace(_conf_dir() / "containers.conf")
+            store, run_store = _stores()
             return HostRuntime(
                 runtime=runtime,
                 binary=binary,
@@ -168,11 +173,23 @@ def _probe(key: dict[str, str]) -> HostRuntime:
                 rootless=is_rootless(),
                 user_namespaces=user_namespaces,
                 podman=key["podman"],
+                store=store,
+                run_store=run_store,
                 refused=refused,
             )
         refused[runtime] = said
     reasons = "; ".join(f"{name}: {why}" for name, why in refused.items())
     raise HostError(f"no OCI runtime can run a container here ({reasons}); run `rockroll doctor`")
+
+
+def _stores() -> tuple[str, str]:
+    """Asked once: `podman info` takes half a second."""
+    argv = [podman_binary(), "info", "--format", "{{.Store.GraphRoot}}\n{{.Store.RunRoot}}"]
+    done = subprocess.run(argv, env=environment(), capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise HostError(f"podman info fails: {done.stderr.strip()}; cure what it says")
+    store, run_store = done.stdout.split()
+    return store, run_store
 
 
 def _run_once(conf: Path, *options: str) -> str | None:
@@ -212,8 +229,10 @@ def _conf(runtime: str, binary: str) -> str:
 # Written by rockroll; used for its own Podman service only (CONTAINERS_CONF).
 [containers]
 default_ulimits = [{_ulimits()}]
+keyring = false
 [engine]
 runtime = "{runtime}"
+num_locks = {locks.wanted()}
 events_logger = "file"
 cgroup_manager = "{_cgroup_manager()}"
 {_own_store()}[engine.runtimes]

@@ -10,6 +10,7 @@ Every write is one pwritev to an open descriptor, after the command's answer is 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import shutil
@@ -21,6 +22,7 @@ from pathlib import Path
 import msgspec
 
 from rockroll import home
+from rockroll.sandbox.kept import KeptFile
 
 _SIZES = struct.Struct("<III")
 """Bytes of the settings, bytes of the state, CRC-32 of the state."""
@@ -38,10 +40,10 @@ class SavedSession(msgspec.Struct, frozen=True):
 
 
 class Slot:
-    """One session's file, open."""
+    """One session's file."""
 
     def __init__(self, path: Path, session: SavedSession) -> None:
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._file = KeptFile(path, os.O_RDWR | os.O_CREAT)
         self._head = msgspec.msgpack.encode((session.name, session.env, session.cwd))
         self._state = session.state
         self._soon: asyncio.Handle | None = None
@@ -50,22 +52,21 @@ class Slot:
     def keep(self, state: bytes) -> None:
         """The state after the last command; written once this turn of the loop is over."""
         self._state = state
-        if self._soon is None and self._fd >= 0:
+        if self._soon is None and not self._file.closed:
             self._soon = asyncio.get_running_loop().call_soon(self._write)
 
     def _write(self) -> None:
         self._soon = None
         sizes = _SIZES.pack(len(self._head), len(self._state), zlib.crc32(self._state))
-        os.pwritev(self._fd, [sizes, self._head, self._state], 0)
+        with contextlib.suppress(FileNotFoundError):  # the session was forgotten meanwhile
+            os.pwritev(self._file.fd(), [sizes, self._head, self._state], 0)
 
     def close(self) -> None:
         """Nothing is kept any more; what is kept stays."""
         if self._soon is not None:
             self._soon.cancel()
             self._write()
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._file.close()
 
 
 class Saved:

@@ -32,11 +32,29 @@ class Sessions:
         self.past: dict[str, SavedSession] = {}
         self.saved = Saved(status.id)
         self._slots: dict[Scope, Slot] = {}
+        self._ahead: str | None = None
+        """A session that was opened before anybody asked for it, until somebody uses it."""
         self._told_late: dict[str, Changes] = {}
         """Changed variables that a past session has not been told of."""
 
+    async def open_ahead(self, name: str) -> None:
+        """Opens a session for whoever will be first to use it, by a command or by `create`."""
+        await self.create(name, {}, None)
+        self._ahead = name
+
+    def get(self, name: str) -> Session:
+        """For a command: the one of that name, or a new one whose shell is yet to open."""
+        if name == self._ahead:
+            self._ahead = None
+        return self.open.get(name) or self.make(name, {}, None)
+
     async def create(self, name: str, env: Mapping[str, str], cwd: str | None) -> Session:
         """Opens a session. Raises SessionError where one has that name, also one that is yet to come back."""
+        if name == self._ahead and name in self.open:
+            self._ahead = None
+            if not env and cwd is None:
+                return self.open[name]
+            await self.close(name)
         if name in self.open:
             raise SessionError(f"session {name!r} exists; close it first or use another name")
         past = self.past.get(name)
@@ -99,9 +117,9 @@ class Sessions:
             raise SessionError(f"no session {name!r}; open: {there}") from None
 
     def infos(self) -> list[SessionInfo]:
-        """Those that are open, and the past ones."""
+        """Those that are open, and the past ones; not one that nobody has asked for."""
         past = [SessionInfo(session=name, pid=0, busy=False, created=self._created) for name in self.past]
-        return [session.info() for session in self.open.values()] + past
+        return [session.info() for name, session in self.open.items() if name != self._ahead] + past
 
     def state_of(self, name: str) -> tuple[bytes, dict[str, str], str | None, bool]:
         """As Session.saved, of a past one too. Raises SessionError."""
@@ -123,7 +141,11 @@ class Sessions:
         await asyncio.gather(*(session.close() for session in sessions.values()))
         for session in sessions.values():
             self._let_go(session)
+            if session.name == self._ahead:  # it has no past that could come back
+                self.saved.forget(session.name)
+                continue
             self._told_late[session.name] = {**self._told_late.get(session.name, {}), **session.pending()}
+        self._ahead = None
 
     def load(self) -> None:
         """What an earlier node has kept comes back."""
@@ -139,5 +161,5 @@ class Sessions:
 
     def forget_all(self) -> None:
         """As if there had never been any; none is open."""
-        self.past, self._told_late = {}, {}
+        self.past, self._told_late, self._ahead = {}, {}, None
         self.saved.clear()

@@ -18,6 +18,7 @@ from typing import Any
 
 from rockroll import units
 from rockroll.sandbox.config import SandboxConfig
+from rockroll.sandbox.kept import KeptFile
 
 STEP = 1 << 20
 """A running box's use wavers by some hundred KiB, since the kernel charges in batches."""
@@ -32,7 +33,8 @@ class Share:
         self._meminfo, self._online = folder / "meminfo", folder / "online"
         self._limit = config.memory_bytes
         self._cpus = cpus_seen(config)
-        self._fd = self._usage = -1
+        self._file: KeptFile | None = None
+        self._usage: KeptFile | None = None
         self._group: Path | None = None
         self._told = -STEP
         self.variables: dict[str, str] = {}
@@ -51,9 +53,9 @@ class Share:
 
     def _open(self) -> None:
         self.close()
-        self._fd = os.open(self._meminfo, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        os.fchmod(self._fd, 0o644)  # whatever this process's umask is
-        if not os.fstat(self._fd).st_size:
+        self._file = KeptFile(self._meminfo, os.O_RDWR | os.O_CREAT)
+        self._meminfo.chmod(0o644)  # whatever this process's umask is
+        if not self._meminfo.stat().st_size:
             self._write(meminfo(self._limit, 0, {}))
 
     def attach(self, group: Path | None, unenforced: Collection[str], cpus: Collection[int]) -> None:
@@ -64,9 +66,7 @@ class Share:
             self._write(Path(MEMINFO).read_text())
         else:
             v2 = (group / "memory.current").exists()
-            self._usage = os.open(
-                group / ("memory.current" if v2 else "memory.usage_in_bytes"), os.O_RDONLY | os.O_CLOEXEC
-            )
+            self._usage = KeptFile(group / ("memory.current" if v2 else "memory.usage_in_bytes"))
             self._group, self._told = group, -STEP
         self.variables = {}
         if "cpus" in unenforced:
@@ -76,10 +76,10 @@ class Share:
 
     def refresh(self) -> None:
         """A command begins. Some microseconds, mostly one: then nothing has changed."""
-        if self._usage < 0:
+        if self._usage is None:
             return
         try:
-            used = int(os.pread(self._usage, 32, 0))
+            used = int(os.pread(self._usage.fd(), 32, 0))
             if abs(used - self._told) < STEP:
                 return
             assert self._group is not None
@@ -93,16 +93,17 @@ class Share:
         self._write(meminfo(self._limit, used, parts))
 
     def _write(self, text: str) -> None:
-        data = text.encode()
-        os.pwrite(self._fd, data, 0)
-        os.ftruncate(self._fd, len(data))
+        assert self._file is not None
+        data, fd = text.encode(), self._file.fd()
+        os.pwrite(fd, data, 0)
+        os.ftruncate(fd, len(data))
 
     def close(self) -> None:
         """Lets go of the files; they go with the box's folder."""
-        for fd in (self._fd, self._usage):
-            if fd >= 0:
-                os.close(fd)
-        self._fd = self._usage = -1
+        for file in (self._file, self._usage):
+            if file is not None:
+                file.close()
+        self._file = self._usage = None
 
 
 _PARTS = ("inactive_file", "active_file", "inactive_anon", "active_anon", "shmem", "slab_reclaimable")

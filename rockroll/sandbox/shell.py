@@ -37,6 +37,7 @@ from typing import NamedTuple
 from rockroll.errors import SessionError
 from rockroll.sandbox.cgroup import Scope
 from rockroll.sandbox.feed import Feed
+from rockroll.sandbox.kept import KeptFile
 from rockroll.sandbox.oci_exec import NotStarted, OciExec
 from rockroll.sandbox.process import Process
 from rockroll.sandbox.stateless import Surroundings
@@ -210,8 +211,8 @@ class Shell:
         self._process: Process | None = None
         self._fds: list[int] = []
         os.chown(place.host, uid, -1)
-        self._command = self._file("cmd", uid)
-        self._prelude = self._file("prelude", uid)
+        self._make_file("cmd", b"")
+        self._command = KeptFile(place.host / "cmd", os.O_RDWR)
         _fifo(place.host / "ctl", uid, 0o600)
         _fifo(place.host / "state", uid, 0o600)
         # Read-write, so that neither end ever sees an end of file while the shell only opens them now and then.
@@ -232,7 +233,7 @@ class Shell:
         self._state_timer: asyncio.TimerHandle | None = None
         self._quiet: asyncio.TimerHandle | None = None
         for name, script in (("r", _REPORT + _SAVE + _RETURN), ("q", _REPORT + _RETURN)):
-            _write(self._file(name, uid), script.replace("PLACE", place.inside).encode())
+            self._make_file(name, script.replace("PLACE", place.inside).encode())
         self._surroundings: tuple[bytes, Surroundings] = b"", Surroundings(b"")
         self.state = b""
         """Variables, functions, options and so on after the last command whose state has arrived."""
@@ -271,7 +272,7 @@ class Shell:
             os.close(stdin)
             os.close(null)
         self._process.ended.add_done_callback(self._on_death)
-        _write(self._prelude, _PRELUDE + replay(state))
+        self._make_file("prelude", _PRELUDE + replay(state))
         silent = self.begin(b". " + os.fsencode(f"{self._place.inside}/prelude") + b" 2>/dev/null", _nowhere, _nowhere)
         try:
             async with asyncio.timeout(OPEN_TIMEOUT_S):
@@ -293,7 +294,7 @@ class Shell:
             return self.verdict
         if self._unsaved:
             self._collect_state()
-        _write(self._command, command, self._written)
+        _write(self._command.fd(), command, self._written)
         self._written = len(command)
         self._saves = bool(self._unsaved) or not self._unchanged_by(command)
         self._id = secrets.token_urlsafe(12).encode()
@@ -425,12 +426,16 @@ class Shell:
         for fd in self._fds:
             os.close(fd)
         self._fds.clear()
+        self._command.close()
         shutil.rmtree(self._place.host, ignore_errors=True)
 
-    def _file(self, name: str, uid: int) -> int:
-        fd = self._keep_open(os.open(self._place.host / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o400))
-        os.fchown(fd, uid, -1)
-        return fd
+    def _make_file(self, name: str, content: bytes) -> None:
+        fd = os.open(self._place.host / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o400)
+        try:
+            os.fchown(fd, self._uid, -1)
+            _write(fd, content)
+        finally:
+            os.close(fd)
 
     def _keep_open(self, fd: int) -> int:
         self._fds.append(fd)

@@ -47,6 +47,9 @@ _CAPABILITIES = (
     " MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE"
 )
 """By number, from 0: linux/capability.h."""
+_NUMBERS = {name: bit for bit, name in enumerate(_CAPABILITIES.split())}
+PROGRAMS_KEPT = 16
+"""Seccomp programs that are remembered, by the profile that they were made of: reading one takes a process."""
 _KNOWN_PROCESS = {
     "terminal", "user", "args", "env", "cwd", "capabilities", "rlimits", "noNewPrivileges", "oomScoreAdj",
     "apparmorProfile", "selinuxLabel",
@@ -67,6 +70,7 @@ class Spawner:
     def __init__(self) -> None:
         self._orders: socket.socket | None = None
         self._process: Process | None = None
+        self.programs: dict[bytes, list[str]] = {}
 
     def _running(self) -> socket.socket:
         if self._orders is None or self._process is None or self._process.ended.done():
@@ -150,16 +154,21 @@ class Inside:
     """Controller → cgroup."""
 
     @classmethod
-    async def look(cls, spawner: Spawner, init: int, process: Mapping[str, Any]) -> Inside | None:
-        """Reads the container's spec and its init. None where only the runtime can start processes in it."""
+    async def look(cls, spawner: Spawner, init: int, process: Mapping[str, Any], seccomp: bytes) -> Inside | None:
+        """Reads the container's spec and its init. None where only the runtime can start processes in it.
+
+        seccomp: the profile in its spec. What the kernel made of it is read from the first init that has it.
+        """
         if process.get("apparmorProfile") or process.get("selinuxLabel") or set(process) - _KNOWN_PROCESS:
             return None
         if os.uname().machine not in enter.SYS_CAPSET or os.getuid() != 0:
             return None
         try:
-            programs = await _seccomp(spawner, init)
+            programs = spawner.programs.get(seccomp) or await _seccomp(spawner, init)
         except EnterFailed:
             return None
+        if len(spawner.programs) < PROGRAMS_KEPT:
+            spawner.programs[seccomp] = programs
         user = process["user"]
         fixed = {
             "namespaces": _namespaces(init),
@@ -257,8 +266,7 @@ def _namespaces(init: int) -> int:
 
 
 def _bits(names: Sequence[str]) -> int:
-    numbers: dict[str, int] = {name: bit for bit, name in enumerate(_CAPABILITIES.split())}
-    return sum(1 << numbers[name.removeprefix("CAP_")] for name in names)
+    return sum(1 << _NUMBERS[name.removeprefix("CAP_")] for name in names)
 
 
 async def _read(fd: int) -> bytes:

@@ -16,6 +16,7 @@ from collections.abc import Collection
 from rockroll import home
 from rockroll.errors import RockrollError, SandboxNotFound
 from rockroll.sandbox import disk, saved
+from rockroll.sandbox.admission import Admission
 from rockroll.sandbox.box import Box
 from rockroll.sandbox.ends import Ends
 from rockroll.sandbox.maker import ID_LABEL, Maker
@@ -28,7 +29,9 @@ from rockroll.sandbox.wire import Cause
 _log = logging.getLogger(__name__)
 
 
-async def take_over(boxes: Collection[str], registry: Registry, podman: Podman, maker: Maker, ends: Ends) -> None:
+async def take_over(
+    boxes: Collection[str], registry: Registry, podman: Podman, maker: Maker, ends: Ends, admission: Admission
+) -> None:
     """boxes: the ids of those that the maker has made, none yet."""
     found = await podman.list({HOME_LABEL: home.home_id()})
     containers = {str(entry["Labels"].get(ID_LABEL, "")): entry for entry in found}
@@ -39,13 +42,18 @@ async def take_over(boxes: Collection[str], registry: Registry, podman: Podman, 
             await _adopt(row, maker, ends)
         else:
             registry.drop(row.id, "node_lost" if owned else "owner_gone", time.time())
-    removals = [podman.remove(entry["Id"]) for entry in containers.values()]
+    removals = [_remove(podman, admission, entry["Id"]) for entry in containers.values()]
     for error in await asyncio.gather(*removals, return_exceptions=True):
         if isinstance(error, BaseException):
             _log.error("a container of an earlier node could not be removed: %s", error)
     for entry in containers.values():
         remove_cgroups(entry["Id"])
     await _sweep(boxes)
+
+
+async def _remove(podman: Podman, admission: Admission, container: str) -> None:
+    async with admission.turn("", "remove"):
+        await podman.remove(container)
 
 
 async def _adopt(row: Row, maker: Maker, ends: Ends) -> None:

@@ -125,6 +125,7 @@ async def test_what_is_too_large_for_an_order_is_started_by_the_runtime(host: Sa
 
 
 async def test_the_helper_is_started_again_when_it_dies(host: SandboxHost, lab: Lab) -> None:
+    await lab.execute("true")  # it is there from the first order on
     helper = host._spawner._process
     assert helper is not None
     os.kill(helper.pid, signal.SIGKILL)
