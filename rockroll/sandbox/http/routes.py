@@ -286,6 +286,24 @@ ROUTES = [
         says="A connection to a port of its loopback, for the SDK's `forward`. Each body is a row of msgpack binaries,"
         " each after its length in four bytes; an empty one in the answer ends that half.",
     ),
+    # -- warm pools
+    Route(
+        method="pool.set", verb="PUT", path="/pools/{name}", tag="pools", reply=wire.PoolInfo,
+        fixed={"owner": "detached"}, raises=(UsageError,),
+        says="Keeps so many sandboxes of a kind ready: `POST /sandboxes` with the same configuration gets one at once.",
+        example={"size": 4, "config": {"memory": "256m"}},
+    ),
+    Route(
+        method="pool.list", verb="GET", path="/pools", tag="pools", reply=list[wire.PoolInfo], says="Every warm pool.",
+    ),
+    Route(
+        method="pool.filled", verb="GET", path="/pools/{name}/filled", tag="pools", reply=wire.PoolInfo,
+        raises=(UsageError,), says="Answers when the pool has as many sandboxes as it should.",
+    ),
+    Route(
+        method="pool.delete", verb="DELETE", path="/pools/{name}", tag="pools", reply=wire.PoolInfo,
+        raises=(UsageError,), says="Ends a pool and the sandboxes that wait in it.",
+    ),
     # -- the node
     Route(
         method="node.info", verb="GET", path="/node", tag="node", reply=wire.NodeInfo,
