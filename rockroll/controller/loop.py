@@ -25,7 +25,7 @@ from rockroll.observe.display import Display, Status
 from rockroll.observe.metrics import MetricsLog, Row
 from rockroll.observe.record import EpisodeLog
 from rockroll.rollout.sample import Episode, Event, Group
-from rockroll.train.api import TrainBatch, TrainSample
+from rockroll.train.api import TrainBatch, TrainSample, Turn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +175,7 @@ def to_batch(step: int, groups: list[Group], temperature: float) -> TrainBatch:
     for index, group in enumerate(groups):
         for episode in group.episodes:
             assert episode.reward is not None, "a group holds valid episodes only"
+            gains = _turn_rewards(episode)
             for sample in episode.samples:
                 samples.append(
                     TrainSample(
@@ -185,10 +186,28 @@ def to_batch(step: int, groups: list[Group], temperature: float) -> TrainBatch:
                         episode=number,
                         group=index,
                         reward=episode.reward,
+                        turns=[
+                            Turn(
+                                number=t.number,
+                                start=t.start,
+                                end=t.end,
+                                state=t.state,
+                                reward=gains.get(t.number, 0.0),
+                            )
+                            for t in sample.turns
+                        ],
                     )
                 )
             number += 1
     return TrainBatch(step=step, samples=samples, temperature=temperature)
+
+
+def _turn_rewards(episode: Episode) -> dict[int, float]:
+    """What each answer earned, by its number: what the environment gave for it, or the whole at the last one."""
+    if episode.turn_rewards:
+        return dict(enumerate(episode.turn_rewards))
+    last = max((turn.number for sample in episode.samples for turn in sample.turns), default=-1)
+    return {last: episode.reward or 0.0}
 
 
 class _Phases:

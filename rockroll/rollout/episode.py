@@ -88,6 +88,7 @@ class Attempt:
         self.dialogue = dialogue
         self._task, self._timeout, self._boxes, self._upstream = task, timeout, boxes, upstream
         self._began: float | None = None
+        self._turn_rewards: list[float] = []
 
     async def run(self) -> Episode:
         """Raises only what is FATAL, and CancelledError."""
@@ -133,18 +134,19 @@ class Attempt:
         game = task.game(self.place.split)
         try:
             messages = await game.reset(self.place.seed, self.place.split)
-            total = 0.0
             while True:
                 try:
                     turn = await self.dialogue.ask(messages)
                 except ModelServiceError as error:
-                    return self._cut(total, error)
+                    return self._cut(sum(self._turn_rewards), error)
                 text, reward, terminated, truncated = await game.step(turn.text)
-                total += reward
+                self._turn_rewards.append(reward)
                 if terminated:
-                    return Ending("ok", total)
+                    return Ending("ok", sum(self._turn_rewards))
                 if truncated:
-                    return Ending("truncated", total, "policy", "the environment's own limit of steps")
+                    return Ending(
+                        "truncated", sum(self._turn_rewards), "policy", "the environment's own limit of steps"
+                    )
                 messages = [*turn.history, {"role": "user", "content": text}]
         finally:
             game.close()
@@ -261,6 +263,7 @@ class Attempt:
             turns=self.dialogue.turns,
             duration_s=0.0 if began is None else asyncio.get_running_loop().time() - began,
             detail=ending.detail,
+            turn_rewards=self._turn_rewards,
             record=self.dialogue.record,
         )
 

@@ -20,6 +20,18 @@ an `agent` that ended before it asked the model anything: the policy had no part
 OUTCOMES: tuple[Outcome, ...] = ("ok", "truncated", "env_error", "infra_error", "timeout", "cancelled")
 
 
+class SampledTurn(Struct, frozen=True):
+    """One answer of the model inside a branch."""
+
+    number: int
+    """Its place among the episode's answers, the same in every branch that holds it."""
+    start: int
+    end: int
+    """ids[start:end] were sampled."""
+    state: str
+    """A digest of the message it answers: equal messages, equal states (GiGPO's anchors)."""
+
+
 class Sample(Struct, frozen=True):
     """One branch of an episode's conversation: [T] tokens. The four lists have equal lengths."""
 
@@ -30,6 +42,8 @@ class Sample(Struct, frozen=True):
     """Of the sampled token under the distribution it was sampled from; 0.0 where mask is False."""
     versions: list[int]
     """The weight version that sampled the token; -1 where mask is False."""
+    turns: list[SampledTurn] = []
+    """In order; those shared with another branch are in both, also where only the other one trains them."""
 
     @property
     def sampled(self) -> int:
@@ -76,6 +90,8 @@ class Episode(Struct, frozen=True):
     duration_s: float
     detail: str = ""
     """One sentence on why, where the outcome is not `ok`."""
+    turn_rewards: list[float] = []
+    """What the environment gave for each answer, by its number; empty where there is only the reward at the end."""
     record: list[TurnRecord] = []
     """Its model calls, in the order in which they ended."""
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from hashlib import blake2b
 from typing import Any, Literal
 
 from rockroll.engine.api import Generation
@@ -32,7 +33,7 @@ from rockroll.rollout.answer import Call
 from rockroll.rollout.answering import Answer, Answering
 from rockroll.rollout.continuation import Past, Shape
 from rockroll.rollout.messages import Given
-from rockroll.rollout.sample import Sample
+from rockroll.rollout.sample import Sample, SampledTurn
 from rockroll.rollout.tokenizer import ChatTokenizer
 
 
@@ -87,6 +88,8 @@ class Turn:
         self.incomplete = incomplete
         """Why this turn must not be trained; None: it may."""
         self.branch = branch
+        self.number = -1
+        """Its place among the turns that may be trained."""
         self._shows_ids = shows_ids
 
     @property
@@ -107,6 +110,12 @@ class Turn:
     def history(self) -> list[Any]:
         """The messages with the answer: what the next call begins with to go on from here."""
         return self.branch.messages[: self.count + 1]
+
+    @property
+    def state(self) -> str:
+        """Names what was said right before this answer."""
+        before = said.parts(self.branch.messages[self.count - 1]) if self.count else self.branch.ids[: self.start]
+        return blake2b(repr(before).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
     @property
     def shape(self) -> Shape:
@@ -185,6 +194,7 @@ class Transcript:
         )
         turn = Turn(prompt, answer, self._extend(prompt, message), self._tokenizer.shows_call_ids, incomplete)
         turn.branch.ids.extend(answer.ids)
+        turn.number = len(self.turns) if incomplete is None else -1
         (self.turns if incomplete is None else self.incomplete).append(turn)
         if prompt.past is not None:
             key = (turn.count, *said.meaning(turn.text, turn.calls))
@@ -261,15 +271,17 @@ class Transcript:
     def _sample(self, leaf: Turn, used: set[int]) -> Sample:
         ids = leaf.ids
         mask, logprobs, versions = [False] * len(ids), [0.0] * len(ids), [-1] * len(ids)
+        turns: list[SampledTurn] = []
         turn: Turn | None = leaf
         while turn is not None:
+            turns.append(SampledTurn(turn.number, turn.start, turn.end, turn.state))
             if id(turn) not in used:
                 used.add(id(turn))
                 mask[turn.start : turn.end] = [True] * turn.sampled
                 logprobs[turn.start : turn.end] = turn.logprobs
                 versions[turn.start : turn.end] = turn.versions
             turn = turn.parent
-        return Sample(ids, mask, logprobs, versions)
+        return Sample(ids, mask, logprobs, versions, turns[::-1])
 
 
 def _same(turn: Turn, messages: list[Given]) -> bool:

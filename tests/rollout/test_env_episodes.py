@@ -58,6 +58,7 @@ async def test_groups_of_valid_episodes_whose_samples_are_what_the_engine_said(t
             sampled = [i for i, m in zip(sample.ids, sample.mask, strict=True) if m]
             assert sampled in (first + second, second + first)
             assert {v for v, m in zip(sample.versions, sample.mask, strict=True) if m} == {3}
+            assert episode.turn_rewards == [0.0, 1.0] and len(sample.turns) == 2
     assert games.Guess.closed >= 6
     assert len(engine.requests) == 12
 

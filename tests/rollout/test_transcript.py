@@ -162,3 +162,18 @@ def test_a_generation_that_is_not_whole_is_refused(tokenizer: ChatTokenizer, gen
     with pytest.raises(EngineError, match=rule):
         transcript.record(transcript.prompt([user("a")]), generation)
     assert transcript.samples() == []
+
+
+def test_branches_name_the_turns_they_share_alike_and_equal_questions_alike(tokenizer: ChatTokenizer) -> None:
+    transcript = Transcript(tokenizer)
+    stop = tokenizer.stop_ids[0]
+    first = transcript.record(transcript.prompt([user("go")]), said([20, stop]))
+    for ids in ([21, stop], [22, stop]):
+        transcript.record(transcript.prompt([*first.history, user("on")]), said(ids))
+    transcript.record(transcript.prompt([user("go")]), said([23, stop]))
+    one, two, fresh = transcript.samples()
+    assert [t.number for t in one.turns] == [0, 1] and [t.number for t in two.turns] == [0, 2]
+    assert [one.ids[t.start : t.end] for t in one.turns] == [[20, stop], [21, stop]]
+    assert one.turns[1].state == two.turns[1].state != one.turns[0].state == fresh.turns[0].state
+    covered = {i for t in one.turns for i in range(t.start, t.end)}
+    assert covered == {i for i, m in enumerate(one.mask) if m}
