@@ -41,20 +41,52 @@ def refusal(error: ModelServiceError, request: web.BaseRequest) -> web.Response:
     return whole(vendor.error(error), {}, vendor.status(error))
 
 
-class Connection(web.RequestHandler):
-    """One connection. `turn`: the endpoint's when it was accepted. `calling`: its request waits for a model."""
+_TCP_CLOSE = 7
+"""The state of a connection that was reset (include/net/tcp_states.h), the first byte of TCP_INFO."""
 
-    __slots__ = ("_on_lost", "calling", "turn")
+
+class Connection(web.RequestHandler):
+    """One connection. `turn`: the endpoint's when it was accepted. `calling`: its request waits for a model.
+
+    An answer is delivered when its last byte was handed to the kernel and the connection then carried another request,
+    or was closed without a reset. On one host the kernel resets a connection whose client closed it with bytes unread,
+    or before the bytes came: a client that gave up is told from one that has read all.
+    """
+
+    __slots__ = ("_on_lost", "_on_settled", "calling", "turn")
 
     def __init__(self, http: _Http, turn: int, on_lost: Callable[[], None], **settings: Any) -> None:
         super().__init__(http, **settings)
         self.turn = turn
         self.calling = False
         self._on_lost = on_lost
+        self._on_settled: Callable[[bool], None] | None = None
+
+    def sent(self, on_settled: Callable[[bool], None]) -> None:
+        """The last byte of an answer was written. `on_settled` is told, once, whether it was delivered."""
+        if self.transport is None:
+            on_settled(False)
+        else:
+            self._on_settled = on_settled
+
+    def settle(self, delivered: bool = True) -> None:
+        """Another request came, or the connection ended."""
+        if (tell := self._on_settled) is not None:
+            self._on_settled = None
+            tell(delivered)
 
     def connection_lost(self, exc: BaseException | None) -> None:
+        delivered = exc is None and not self._was_reset()
         super().connection_lost(exc)
+        self.settle(delivered)
         self._on_lost()
+
+    def _was_reset(self) -> bool:
+        sock = None if self.transport is None else self.transport.get_extra_info("socket")
+        try:
+            return sock is None or sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE
+        except OSError:
+            return True
 
     def handle_error(
         self,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 import msgspec
@@ -21,8 +21,8 @@ from rockroll.model_service.wire import CHAT, CHAT_STREAM, COUNT, MODELS, ChatRe
 PATIENCE_S = 1.0
 """How long a call waits for a relay that is starting or coming back, before it is refused."""
 
-Say = Callable[[Delta], Awaitable[None]]
-"""Told each delta; the relay sends no further ones (but for 16) before it returns."""
+Say = Callable[[Delta], None]
+"""Told each delta."""
 
 _Item: Any = Delta | ChatReply
 T = TypeVar("T")
@@ -123,7 +123,7 @@ async def _streamed(client: rpc.Client, request: ChatRequest, say: Say) -> ChatR
             if isinstance(item, ChatReply):
                 reply = item
             else:
-                await say(item)
+                say(item)
     if reply is None:
         raise PeerLost("the relay's stream ended without the whole reply")
     return reply
