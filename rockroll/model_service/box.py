@@ -14,14 +14,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import msgspec
 from aiohttp import web
 
 from rockroll.errors import ModelServiceError
+from rockroll.model_service.budget import Budget, Over, Spent
 from rockroll.model_service.calls import HOLD_S, Calls
 from rockroll.model_service.dialects import Call
 from rockroll.model_service.endpoint import Connection, Endpoint
 from rockroll.model_service.generation import Generation
 from rockroll.model_service.upstream import Upstream
+from rockroll.model_service.wire import ChatReply
 
 MAX_CALLS = 16
 """Completions one sandbox may have under way, and bodies it may be sending; a further one gets 429."""
@@ -65,6 +68,8 @@ class Box:
         self.endpoint: Endpoint
         self.upstream: Upstream | None = None
         self.token = ""
+        self.spent = Spent(Budget(), 0.0)
+        self._told_over = False
         self.counting: set[asyncio.Task[Any]] = set()
         """Calls of which only the prompt's tokens are wanted."""
         self._calls = Calls()
@@ -75,7 +80,7 @@ class Box:
     def reading(self) -> Iterator[None]:
         """While the request's body comes in. ModelServiceError (429) where too many are."""
         if self._reading >= MAX_CALLS:
-            raise _too_many(self._reading)
+            raise _too_many(self._reading, MAX_CALLS)
         self._reading += 1
         try:
             yield
@@ -87,19 +92,39 @@ class Box:
         number = self._calls.arrive(key, retry=is_retry(headers))
         return None if number is None else self._asked[number]
 
-    def room(self, n: int) -> None:
-        """ModelServiceError (429) where `n` more completions would be too many."""
-        if self._running + n > MAX_CALLS:
-            raise _too_many(self._running)
+    def route(self, upstream: Upstream | None, token: str, budget: Budget) -> None:
+        """From now on calls go there. What was asked before ends, and what it used up is forgotten."""
+        self.endpoint.next_turn()
+        self.upstream, self.token = upstream, token
+        self.spent, self._told_over = Spent(budget, asyncio.get_running_loop().time()), False
+        self.cancel_calls()
 
-    def begin(self, key: bytes, id: str, created: int, call: Call, upstream: Upstream) -> Asked:
+    def room(self, n: int, body: int) -> None:
+        """ModelServiceError where `n` more completions, asked for by so many bytes, are over a bound."""
+        bound = min(MAX_CALLS, self.spent.budget.concurrent or MAX_CALLS)
+        if self._running + n > bound:
+            raise _too_many(self._running, bound)
+        try:
+            self.spent.check(n, body, asyncio.get_running_loop().time())
+        except ModelServiceError as error:
+            if self.upstream is not None and not self._told_over:
+                self._told_over = True
+                limit = error.fields["limit"]
+                self.upstream.over(Over(sandbox=self.id, token=self.token, limit=limit, message=error.message))
+            raise
+
+    def begin(self, key: bytes, body: int, id: str, created: int, call: Call, upstream: Upstream) -> Asked:
         """Asks the model. ModelServiceError where that cannot be."""
-        self.room(call.n)
-        generation = Generation(upstream, call.requests(id, self.id, self.token), stream=call.stream)
+        self.room(call.n, body)
+        requests = call.requests(id, self.id, self.token)
+        if (most := self.spent.most_tokens(call.max_tokens)) != call.max_tokens:
+            requests = [msgspec.structs.replace(request, max_tokens=most) for request in requests]
+        generation = Generation(upstream, requests, stream=call.stream)
+        self.spent.begin(call.n, body)
         number = self._calls.begin(key)
         asked = self._asked[number] = Asked(number, id, created, call, upstream, generation)
         self._running += call.n
-        generation.over.add_done_callback(partial(self._over, asked))
+        generation.over.add_done_callback(partial(self._over, asked, self.spent))
         return asked
 
     @contextmanager
@@ -131,11 +156,16 @@ class Box:
             self._calls.failed(number)
         self._sweep()
 
-    def _over(self, asked: Asked, over: asyncio.Future[Any]) -> None:
+    def _over(self, asked: Asked, spent: Spent, over: asyncio.Future[list[ChatReply]]) -> None:
         self._running -= asked.call.n
         if over.exception() is None:
             self._calls.answered(asked.number)
+            replies = over.result()
+            spent.answered(
+                max(reply.prompt_tokens for reply in replies), sum(reply.completion_tokens for reply in replies)
+            )
         else:
+            spent.failed(asked.call.n)
             self._calls.failed(asked.number)
             self._sweep()
 
@@ -160,9 +190,9 @@ class Box:
             self._asked.pop(number).generation.cancel()
 
 
-def _too_many(running: int) -> ModelServiceError:
+def _too_many(running: int, bound: int) -> ModelServiceError:
     return ModelServiceError(
-        f"a sandbox may have {MAX_CALLS} calls under way, and this one has {running}; wait for one to end",
+        f"a sandbox may have {bound} calls under way, and this one has {running}; wait for one to end",
         status=429,
         type="requests",
         code="rate_limit_exceeded",

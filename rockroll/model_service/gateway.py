@@ -22,10 +22,13 @@ from aiohttp import web
 
 from rockroll.errors import ModelServiceError, PeerLost, RockrollError, SandboxNotFound, UsageError
 from rockroll.model_service.box import Asked, Box, digest
+from rockroll.model_service.budget import Budget
 from rockroll.model_service.dialects import DIALECTS, Call, Dialect, vendor_at
 from rockroll.model_service.endpoint import Connection, Endpoint, refusal
 from rockroll.model_service.outlet import EventStream, whole
 from rockroll.model_service.upstream import Upstream
+
+NO_BUDGET = Budget()
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +64,7 @@ class Gateway:
         box = self._boxes[sandbox_id] = Box(sandbox_id)
         box.endpoint = Endpoint(sock, answer)
         if old is not None:
-            box.upstream, box.token = old.upstream, old.token
+            box.upstream, box.token, box.spent = old.upstream, old.token, old.spent
             self._end(old)
 
     def shut(self, sandbox_id: str) -> None:
@@ -83,11 +86,12 @@ class Gateway:
         if box is not None:
             await box.endpoint.wait_closed()
 
-    def route(self, sandbox_id: str, upstream: str | None, token: str) -> None:
+    def route(self, sandbox_id: str, upstream: str | None, token: str, budget: Budget = NO_BUDGET) -> None:
         """From now on the sandbox's calls go to the relay at `upstream`, under `token`; None: they are refused.
 
         A change ends what came before it: calls under way are cancelled up to the relay's handler, and connections
         made earlier are closed, so that no byte written before the change is taken for a call after it.
+        budget: what all calls under this route may use up together. The same route again changes nothing of it.
         """
         box = self._boxes.get(sandbox_id)
         if box is None:
@@ -97,10 +101,7 @@ class Gateway:
         now = None if box.upstream is None else box.upstream.address
         if (now, box.token) == (upstream, token):
             return
-        box.endpoint.next_turn()
-        box.upstream = None if upstream is None else self._upstream(upstream)
-        box.token = token
-        box.cancel_calls()
+        box.route(None if upstream is None else self._upstream(upstream), token, budget)
         self._close_unused()
 
     async def close(self) -> None:
@@ -134,7 +135,7 @@ class Gateway:
     async def _answer(self, box: Box, request: web.BaseRequest) -> web.StreamResponse:
         path = request.path.rstrip("/")
         if isinstance(request.protocol, Connection):
-            request.protocol.settle()
+            request.protocol.asked()
         try:
             if (dialect := DIALECTS.get(path)) is not None:
                 _allow(request, "POST")
@@ -176,15 +177,16 @@ class Gateway:
             self._routed(box, request)
             if (asked := box.again(key, request.headers)) is None:
                 call = dialect.parse(body)
+                size = len(body)
                 del body
                 if dialect.count is None:
-                    box.room(call.n)  # refused before it waits for a relay
+                    box.room(call.n, size)  # refused before it waits for a relay
                 upstream = await self._ready(box, request)
                 id, created = f"{dialect.id_prefix}{secrets.token_hex(12)}", int(time.time())
                 if dialect.count is not None:
                     headers = {dialect.vendor.request_id: id}
                     return whole(dialect.count(await self._counted(box, request, upstream, call, id)), headers)
-                asked = box.begin(key, id, created, call, upstream)
+                asked = box.begin(key, size, id, created, call, upstream)
         try:
             with box.hearing(asked, request):
                 return await self._tell(box, request, dialect, asked)

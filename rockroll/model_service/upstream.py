@@ -16,7 +16,8 @@ import zmq
 
 from rockroll import rpc
 from rockroll.errors import ModelServiceError, PeerLost, RockrollError
-from rockroll.model_service.wire import CHAT, CHAT_STREAM, COUNT, MODELS, ChatReply, ChatRequest, Delta, Models
+from rockroll.model_service.budget import Over
+from rockroll.model_service.wire import CHAT, CHAT_STREAM, COUNT, MODELS, OVER, ChatReply, ChatRequest, Delta, Models
 
 PATIENCE_S = 1.0
 """How long a call waits for a relay that is starting or coming back, before it is refused."""
@@ -66,6 +67,12 @@ class Upstream:
     def count(self, request: ChatRequest) -> asyncio.Task[int]:
         """How many tokens the prompt has. As `chat`."""
         return self._begin(self._live().call(COUNT, request, type=int))
+
+    def over(self, over: Over) -> None:
+        """Tells the relay, if it is there to be told."""
+        if self._client is not None and self._up.is_set():
+            telling = self._begin(self._client.call(OVER, over))
+            telling.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
 
     def _live(self) -> rpc.Client:
         if self._client is None or not self._up.is_set():
