@@ -24,7 +24,7 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from rockroll.errors import RockrollError
+from rockroll.errors import RemoteError, RockrollError
 from rockroll.rpc.frame import (
     CALL,
     CANCEL,
@@ -36,12 +36,14 @@ from rockroll.rpc.frame import (
     OPEN,
     PART,
     REPLY,
+    UNREADABLE,
     Credit,
     Failure,
     Frame,
     Inbox,
     Link,
     decode,
+    decode_count,
     frame,
 )
 from rockroll.rpc.stream import AcceptedStream, Stream, answers
@@ -182,10 +184,11 @@ class Server:
 
     def _on_frame(self, peer: Peer, data: bytes | bytearray) -> None:
         try:
-            call = decode(data)
-        except msgspec.DecodeError as error:
+            self._on_call(peer, decode(data))
+        except UNREADABLE as error:
             _log.error("rpc: peer %s sent a frame that cannot be read: %s", peer.id, error)
-            return
+
+    def _on_call(self, peer: Peer, call: Frame) -> None:
         if call.kind == CANCEL:
             if task := peer.tasks.get(call.id):
                 task.cancel()
@@ -199,7 +202,7 @@ class Server:
             if inbox := peer.parts.get(call.id):  # else it is over, and the caller does not know yet
                 inbox.put(call.body if call.kind == PART else None)
         elif call.kind == MORE and (credit := peer.credits.get(call.id)):
-            credit.add(msgspec.msgpack.decode(call.body, type=int))
+            credit.add(decode_count(call.body))
 
     async def _serve(self, peer: Peer, call: Frame) -> None:
         link = peer.link
@@ -207,7 +210,10 @@ class Server:
             handler = self._handlers.get(call.method)
             if handler is None:
                 raise RockrollError(f"no method {call.method!r} at {self.address}")
-            body = msgspec.msgpack.decode(call.body, type=self._types.get(call.method, Any))
+            try:
+                body = msgspec.msgpack.decode(call.body, type=self._types.get(call.method, Any))
+            except UNREADABLE as error:
+                raise RemoteError(f"{call.method}: the body of this call is not what it should be: {error}") from None
             inbox = peer.parts.get(call.id)
             result = handler(body, peer, Parts(inbox)) if inbox else handler(body, peer)
             if isasyncgen(result):
