@@ -13,9 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rockroll import rpc
-from rockroll.errors import PeerLost, RockrollError
+from rockroll.errors import HostError, PeerLost, RockrollError, UsageError
 from rockroll.rpc.client import Client
 from rockroll.rpc.frame import CALL, Frame
+from rockroll.rpc.keys import make
 from rockroll.rpc.server import Peer, Server
 
 values = st.recursive(
@@ -170,3 +171,37 @@ async def test_a_server_whose_packets_stop_without_a_word_is_lost_within_three_s
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     await server.close()
+
+
+async def test_over_tcp_only_who_has_the_key_is_answered(unused_tcp_port, tmp_path):
+    server = Server(f"tcp://127.0.0.1:{unused_tcp_port}", {"echo": echo}, key=tmp_path / "k" / "rpc.key")
+    await server.start()
+    assert (tmp_path / "k" / "rpc.key").stat().st_mode & 0o777 == 0o600
+    client = await rpc.connect(server.address, tmp_path / "k" / "rpc.key")
+    assert await client.call("echo", 1, timeout=5) == 1
+    make(tmp_path / "other.key")
+    for wrong in (None, tmp_path / "other.key"):
+        stranger = await rpc.connect(server.address, wrong)
+        with pytest.raises(PeerLost):
+            await stranger.call("echo", 1, timeout=0.2)
+        await stranger.close()
+    assert await client.call("echo", 2, timeout=5) == 2
+    await client.close()
+    await server.close()
+
+
+async def test_a_tcp_link_that_others_can_reach_has_the_homes_key_or_is_refused(unused_tcp_port, tmp_path, monkeypatch):
+    monkeypatch.setenv("ROCKROLL_HOME", str(tmp_path))
+    with pytest.raises(HostError, match="copy it from the host where the run is"):
+        await rpc.connect("tcp://192.0.2.1:5000")
+    server = Server(f"tcp://0.0.0.0:{unused_tcp_port}", {"echo": echo})
+    await server.start()
+    client = await rpc.connect(f"tcp://127.0.0.1:{unused_tcp_port}", tmp_path / "rpc.key")
+    assert await client.call("echo", 1, timeout=5) == 1
+    await client.close()
+    await server.close()
+    (tmp_path / "rpc.key").chmod(0o644)
+    with pytest.raises(HostError, match="chmod 600"):
+        await rpc.connect("tcp://192.0.2.1:5000")
+    with pytest.raises(UsageError, match="tcp:// only"):
+        await rpc.connect(f"ipc://{tmp_path}/x", tmp_path / "rpc.key")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -15,10 +16,11 @@ import msgspec
 import zmq
 
 from rockroll import rpc
-from rockroll.errors import ModelServiceError, PeerLost, RockrollError
+from rockroll.errors import HostError, ModelServiceError, PeerLost, RockrollError
 from rockroll.model_service.budget import Over
 from rockroll.model_service.wire import CHAT, CHAT_STREAM, COUNT, MODELS, OVER, ChatReply, ChatRequest, Delta, Models
 
+_log = logging.getLogger(__name__)
 PATIENCE_S = 1.0
 """How long a call waits for a relay that is starting or coming back, before it is refused."""
 
@@ -105,6 +107,10 @@ class Upstream:
                         self.models = models.names
                         self._up.set()
                 self._down()
+        except HostError as error:  # says paths of the host, which are no business of a sandbox
+            _log.error("model service: the relay at %s cannot be reached: %s", self.address, error)
+            self._broken = RockrollError("this node lacks the key of its link; the node's log says more")
+            self._down()
         except (RockrollError, zmq.ZMQError, msgspec.DecodeError) as error:
             self._broken = error
             self._down()

@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from pathlib import Path
 from typing import Any, TypeVar, overload
 
 import msgspec
@@ -39,6 +40,7 @@ from rockroll.rpc.frame import (
     decode_count,
     frame,
 )
+from rockroll.rpc.keys import call_with
 from rockroll.rpc.stream import Stream
 from rockroll.rpc.zeromq import ZmqLink, zmq_socket
 
@@ -64,8 +66,9 @@ class _Pending:
 class Client:
     """Calls methods at one address. Made by `connect`; belongs to one event loop."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, key: Path | None = None) -> None:
         self.address = address
+        self._key = key
         self.closed: RockrollError | None = None
         self._pending: dict[int, _Pending] = {}
         self._ids = itertools.count(1)
@@ -93,7 +96,11 @@ class Client:
         sock.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
         self._monitor = monitor = sock.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
         try:
+            call_with(sock, self.address, self._key)
             sock.connect(self.address)
+        except RockrollError:
+            self._close_zmq()
+            raise
         except zmq.ZMQError as error:
             self._close_zmq()
             raise RockrollError(
@@ -307,8 +314,12 @@ def _fail_with(pending: _Pending, sent: asyncio.Future[None]) -> None:
 _END_OF_STREAM = RockrollError("the stream ended")
 
 
-async def connect(address: str) -> Client:
-    """A client of the server at `address`. PeerLost at once where nothing answers a unix address; ZeroMQ waits."""
-    client = Client(address)
+async def connect(address: str, key: Path | None = None) -> Client:
+    """A client of the server at `address`. PeerLost at once where nothing answers a unix address; ZeroMQ waits.
+
+    key: the file of the key that both ends of a tcp link hold. Where that leads to another host it is always used, by
+    default the home's; HostError where that is missing.
+    """
+    client = Client(address, key)
     await client._open()
     return client

@@ -46,6 +46,7 @@ from rockroll.rpc.frame import (
     decode_count,
     frame,
 )
+from rockroll.rpc.keys import serve_with
 from rockroll.rpc.stream import AcceptedStream, Stream, answers
 from rockroll.rpc.zeromq import ZmqLink, zmq_socket
 
@@ -93,6 +94,7 @@ class Server:
     parts takes them as a third: `async def h(body, peer, parts: Parts)`.
     types: method -> the type its body is decoded to (default: plain msgpack types); a misfit is refused.
     on_disconnect: called with the peer when a unix peer's link ends (never for ZeroMQ, whose peers come and go).
+    key: as in `connect`; made where it is missing.
     """
 
     def __init__(
@@ -103,8 +105,10 @@ class Server:
         types: Mapping[str, Any] | None = None,
         on_connect: Callable[[Peer], None] | None = None,
         on_disconnect: Callable[[Peer], Awaitable[None] | None] | None = None,
+        key: Path | None = None,
     ) -> None:
         self.address = address
+        self._key = key
         self._handlers = dict(handlers)
         self._types = dict(types or {})
         self._on_connect, self._on_disconnect = on_connect, on_disconnect
@@ -127,7 +131,12 @@ class Server:
             else:
                 sock = zmq_socket(zmq.ROUTER)
                 sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
-                sock.bind(self.address)
+                try:
+                    serve_with(sock, self.address, self._key)
+                    sock.bind(self.address)
+                except BaseException:
+                    sock.close(0)
+                    raise
                 if scheme == "ipc":
                     Path(place).chmod(0o600)
                 self._zmq = sock
