@@ -21,7 +21,7 @@ from rockroll.errors import ModelServiceError
 from rockroll.model_service.budget import Budget, Over, Spent
 from rockroll.model_service.calls import HOLD_S, Calls
 from rockroll.model_service.dialects import Call
-from rockroll.model_service.endpoint import Connection, Endpoint
+from rockroll.model_service.endpoint import MAX_BODIES, Connection, Endpoint, too_much
 from rockroll.model_service.generation import Generation
 from rockroll.model_service.upstream import Upstream
 from rockroll.model_service.wire import ChatReply
@@ -39,6 +39,8 @@ class Asked:
     """What the client sees as the answer's id."""
     created: int
     call: Call
+    size: int
+    """Bytes of its body, which it keeps as messages."""
     upstream: Upstream
     generation: Generation
 
@@ -104,6 +106,8 @@ class Box:
         bound = min(MAX_CALLS, self.spent.budget.concurrent or MAX_CALLS)
         if self._running + n > bound:
             raise _too_many(self._running, bound)
+        if sum(each.size for each in self._asked.values()) + body > MAX_BODIES:
+            raise too_much()  # those that wait for their client count, whose connections do not
         try:
             self.spent.check(n, body, asyncio.get_running_loop().time())
         except ModelServiceError as error:
@@ -122,7 +126,7 @@ class Box:
         generation = Generation(upstream, requests, stream=call.stream)
         self.spent.begin(call.n, body)
         number = self._calls.begin(key)
-        asked = self._asked[number] = Asked(number, id, created, call, upstream, generation)
+        asked = self._asked[number] = Asked(number, id, created, call, body, upstream, generation)
         self._running += call.n
         generation.over.add_done_callback(partial(self._over, asked, self.spent))
         return asked

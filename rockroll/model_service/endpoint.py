@@ -141,6 +141,15 @@ class _Http(web.Server):
         )
 
 
+def too_much() -> ModelServiceError:
+    return ModelServiceError(
+        f"the calls that this sandbox has under way have more than {MAX_BODIES} bytes; wait for one to end",
+        status=429,
+        type="requests",
+        code="rate_limit_exceeded",
+    )
+
+
 class Endpoint:
     """Serves one listening socket, whose connections it accepts itself: the turn a connection belongs to is fixed
     at accept(), and connections over the limit cost nothing."""
@@ -224,12 +233,7 @@ class Endpoint:
     def _hold(self, request: web.BaseRequest, size: int) -> None:
         """Counts bytes of a body until its call is answered."""
         if sum(self._held.values()) + size > MAX_BODIES:
-            raise ModelServiceError(
-                f"the calls that this sandbox has under way have more than {MAX_BODIES} bytes; wait for one to end",
-                status=429,
-                type="requests",
-                code="rate_limit_exceeded",
-            )
+            raise too_much()
         self._held[id(request)] = self._held.get(id(request), 0) + size
 
     def close(self) -> None:

@@ -126,6 +126,21 @@ async def test_a_client_that_does_not_come_back_is_waited_for_no_longer_than_sai
     assert (await place.say()).status == 200 and len(held.requests) == 2
 
 
+async def test_calls_that_wait_for_their_clients_count_as_bytes_under_way(place, serve, held):
+    await serve(held)
+    port = await place.box()
+    for number in range(5):
+        body = json.dumps({"messages": SAID, "user": str(number) * (7 * 2**20)}).encode()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX-Stainless-Lang: python\r\n")
+        writer.write(b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        if number < 4:
+            await held.until(lambda: len(held.requests) == number + 1)  # noqa: B023
+        else:
+            assert b" 429 " in await asyncio.wait_for(reader.readline(), 5)
+        writer.close()
+
+
 async def test_a_held_call_ends_with_its_route_and_is_no_answer_under_the_next(place, serve, held):
     await serve(held)
     port = await place.box(token="one")
