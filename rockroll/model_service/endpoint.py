@@ -23,6 +23,12 @@ from rockroll.model_service.outlet import whole
 MAX_BODY = 8 * 2**20
 MAX_BODIES = 32 * 2**20
 """Bytes of all calls that one sandbox has under way: they are the host's memory, not the sandbox's."""
+HEADERS_WITHIN_S = 30.0
+"""A connection whose first request's headers are not whole after so long is closed; later ones have aiohttp's 75 s."""
+BODY_WITHIN_S = 60.0
+"""A body that is not whole after so long gets 408."""
+REFUSED_BODY_S = 1.0
+"""A body that was refused is read and dropped for so long, so that its client comes to read why; then it is cut off."""
 MAX_CONNECTIONS = 64
 """Open at once in one sandbox; a further one waits, unaccepted, until another is closed."""
 _ACCEPT_BATCH = 64
@@ -38,23 +44,70 @@ _log = logging.getLogger(__name__)
 def refusal(error: ModelServiceError, request: web.BaseRequest) -> web.Response:
     """`error` as the vendor whose path or headers these are would say it."""
     vendor = vendor_at(request.path, request.headers)
-    return whole(vendor.error(error), {}, vendor.status(error))
+    headers = {"X-Should-Retry": "false"} if error.fields.get("again") is False else {}
+    return whole(vendor.error(error), headers, vendor.status(error))
+
+
+_TCP_CLOSE = 7
+"""The state of a connection that was reset (include/net/tcp_states.h), the first byte of TCP_INFO."""
 
 
 class Connection(web.RequestHandler):
-    """One connection. `turn`: the endpoint's when it was accepted. `calling`: its request waits for a model."""
+    """One connection. `turn`: the endpoint's when it was accepted. `calling`: its request waits for a model.
 
-    __slots__ = ("_on_lost", "calling", "turn")
+    An answer is delivered when its last byte was handed to the kernel and the connection then carried another request,
+    or was closed without a reset. On one host the kernel resets a connection whose client closed it with bytes unread,
+    or before the bytes came: a client that gave up is told from one that has read all.
+    """
+
+    __slots__ = ("_on_lost", "_on_settled", "_patience", "calling", "turn")
 
     def __init__(self, http: _Http, turn: int, on_lost: Callable[[], None], **settings: Any) -> None:
         super().__init__(http, **settings)
         self.turn = turn
         self.calling = False
         self._on_lost = on_lost
+        self._on_settled: Callable[[bool], None] | None = None
+        self._patience: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._patience = asyncio.get_running_loop().call_later(HEADERS_WITHIN_S, self.force_close)
+
+    def asked(self) -> None:
+        """The headers of a request are here: what was answered before it was delivered."""
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+        self.settle()
+
+    def sent(self, on_settled: Callable[[bool], None]) -> None:
+        """The last byte of an answer was written. `on_settled` is told, once, whether it was delivered."""
+        if self.transport is None:
+            on_settled(False)
+        else:
+            self._on_settled = on_settled
+
+    def settle(self, delivered: bool = True) -> None:
+        """Another request came, or the connection ended."""
+        if (tell := self._on_settled) is not None:
+            self._on_settled = None
+            tell(delivered)
 
     def connection_lost(self, exc: BaseException | None) -> None:
+        delivered = exc is None and not self._was_reset()
         super().connection_lost(exc)
+        if self._patience is not None:
+            self._patience.cancel()
+        self.settle(delivered)
         self._on_lost()
+
+    def _was_reset(self) -> bool:
+        sock = None if self.transport is None else self.transport.get_extra_info("socket")
+        try:
+            return sock is None or sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE
+        except OSError:
+            return True
 
     def handle_error(
         self,
@@ -77,7 +130,24 @@ class Connection(web.RequestHandler):
 
 class _Http(web.Server):
     def accepted(self, turn: int, on_lost: Callable[[], None]) -> Connection:
-        return Connection(self, turn, on_lost, loop=self._loop, access_log=None, auto_decompress=False)
+        return Connection(
+            self,
+            turn,
+            on_lost,
+            loop=self._loop,
+            access_log=None,
+            auto_decompress=False,
+            lingering_time=REFUSED_BODY_S,
+        )
+
+
+def too_much() -> ModelServiceError:
+    return ModelServiceError(
+        f"the calls that this sandbox has under way have more than {MAX_BODIES} bytes; wait for one to end",
+        status=429,
+        type="requests",
+        code="rate_limit_exceeded",
+    )
 
 
 class Endpoint:
@@ -122,7 +192,7 @@ class Endpoint:
         return not isinstance(connection, Connection) or connection.turn != self.turn
 
     async def read_body(self, request: web.BaseRequest) -> bytes:
-        """The whole body. ModelServiceError (413) where it has more than MAX_BODY bytes."""
+        """The whole body. ModelServiceError where it has more than MAX_BODY bytes (413) or takes too long (408)."""
         try:
             if (request.content_length or 0) > MAX_BODY:
                 raise web.HTTPRequestEntityTooLarge(MAX_BODY)
@@ -130,12 +200,20 @@ class Endpoint:
                 await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
                 request.writer.output_size = 0  # what was sent is not yet the answer
             body = bytearray()
-            async for piece in request.content.iter_any():
-                self._hold(request, len(piece))
-                body += piece
-                if len(body) > MAX_BODY:
-                    raise web.HTTPRequestEntityTooLarge(MAX_BODY)
+            async with asyncio.timeout(BODY_WITHIN_S):
+                async for piece in request.content.iter_any():
+                    self._hold(request, len(piece))
+                    body += piece
+                    if len(body) > MAX_BODY:
+                        raise web.HTTPRequestEntityTooLarge(MAX_BODY)
             return bytes(body)
+        except TimeoutError:
+            raise ModelServiceError(
+                f"the body was not whole after {BODY_WITHIN_S:g} s; send it faster",
+                status=408,
+                type="invalid_request_error",
+                code="request_timeout",
+            ) from None
         except web.HTTPRequestEntityTooLarge:
             raise ModelServiceError(
                 f"the body has more than {MAX_BODY} bytes; send fewer or shorter messages",
@@ -155,12 +233,7 @@ class Endpoint:
     def _hold(self, request: web.BaseRequest, size: int) -> None:
         """Counts bytes of a body until its call is answered."""
         if sum(self._held.values()) + size > MAX_BODIES:
-            raise ModelServiceError(
-                f"the calls that this sandbox has under way have more than {MAX_BODIES} bytes; wait for one to end",
-                status=429,
-                type="requests",
-                code="rate_limit_exceeded",
-            )
+            raise too_much()
         self._held[id(request)] = self._held.get(id(request), 0) + size
 
     def close(self) -> None:

@@ -3,7 +3,7 @@
 In: a listening socket for each sandbox, and where its calls go (a relay's address and a token). Out: HTTP answers.
 The socket says which sandbox asks and the route says for which episode; nothing in the request does, headers least of
 all. Leaves the vendors' formats to dialects/, connections to endpoint.py, bytes that leave to outlet.py, the calls of
-one request to generation.py, the link to upstream.py, and binding inside a sandbox to the sandbox room.
+a sandbox to box.py, the link to upstream.py, and binding inside a sandbox to the sandbox room.
 """
 
 from __future__ import annotations
@@ -13,24 +13,22 @@ import logging
 import secrets
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
 from urllib.parse import unquote
 
 import msgspec
 from aiohttp import web
 
 from rockroll.errors import ModelServiceError, PeerLost, RockrollError, SandboxNotFound, UsageError
-from rockroll.model_service.dialects import DIALECTS, Dialect, vendor_at
+from rockroll.model_service.box import Asked, Box, digest
+from rockroll.model_service.budget import Budget
+from rockroll.model_service.dialects import DIALECTS, Call, Dialect, vendor_at
 from rockroll.model_service.endpoint import Connection, Endpoint, refusal
-from rockroll.model_service.generation import Generation
 from rockroll.model_service.outlet import EventStream, whole
 from rockroll.model_service.upstream import Upstream
 
-MAX_CALLS = 16
-"""Completions one sandbox may have under way; a further one gets 429."""
+NO_BUDGET = Budget()
 
 _log = logging.getLogger(__name__)
 
@@ -45,25 +43,11 @@ def box_environment(port: int) -> dict[str, str]:
     }
 
 
-@dataclass(eq=False)
-class _Box:
-    id: str
-    endpoint: Endpoint
-    upstream: Upstream | None = None
-    token: str = ""
-    running: int = 0
-    calls: set[asyncio.Task[Any]] = field(default_factory=set)
-
-    def cancel_calls(self) -> None:
-        for call in list(self.calls):
-            call.cancel()
-
-
 class Gateway:
     """attach ─► route ─► route … ─► shut ─► attach … ─► detach, for each sandbox. Belongs to one event loop."""
 
     def __init__(self) -> None:
-        self._boxes: dict[str, _Box] = {}
+        self._boxes: dict[str, Box] = {}
         self._upstreams: dict[str, Upstream] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._since = int(time.time())
@@ -72,14 +56,15 @@ class Gateway:
         """Serves `sock` (listening; owned by the gateway from now on). A second time, after a restart of the sandbox,
         it replaces the first; the route stays."""
         old = self._boxes.get(sandbox_id)
-        box: _Box
+        box: Box
 
         async def answer(request: web.BaseRequest) -> web.StreamResponse:
             return await self._answer(box, request)
 
-        box = self._boxes[sandbox_id] = _Box(sandbox_id, Endpoint(sock, answer))
+        box = self._boxes[sandbox_id] = Box(sandbox_id)
+        box.endpoint = Endpoint(sock, answer)
         if old is not None:
-            box.upstream, box.token = old.upstream, old.token
+            box.upstream, box.token, box.spent = old.upstream, old.token, old.spent
             self._end(old)
 
     def shut(self, sandbox_id: str) -> None:
@@ -101,11 +86,12 @@ class Gateway:
         if box is not None:
             await box.endpoint.wait_closed()
 
-    def route(self, sandbox_id: str, upstream: str | None, token: str) -> None:
+    def route(self, sandbox_id: str, upstream: str | None, token: str, budget: Budget = NO_BUDGET) -> None:
         """From now on the sandbox's calls go to the relay at `upstream`, under `token`; None: they are refused.
 
         A change ends what came before it: calls under way are cancelled up to the relay's handler, and connections
         made earlier are closed, so that no byte written before the change is taken for a call after it.
+        budget: what all calls under this route may use up together. The same route again changes nothing of it.
         """
         box = self._boxes.get(sandbox_id)
         if box is None:
@@ -115,10 +101,7 @@ class Gateway:
         now = None if box.upstream is None else box.upstream.address
         if (now, box.token) == (upstream, token):
             return
-        box.endpoint.next_turn()
-        box.upstream = None if upstream is None else self._upstream(upstream)
-        box.token = token
-        box.cancel_calls()
+        box.route(None if upstream is None else self._upstream(upstream), token, budget)
         self._close_unused()
 
     async def close(self) -> None:
@@ -126,7 +109,7 @@ class Gateway:
         await asyncio.gather(*(self.detach(each) for each in list(self._boxes)))
         await asyncio.gather(*self._closing)
 
-    def _end(self, box: _Box) -> None:
+    def _end(self, box: Box) -> None:
         box.cancel_calls()
         box.endpoint.close()
 
@@ -149,8 +132,10 @@ class Gateway:
     # One request
     # -----------------------------------------------------------------------------------------------------------
 
-    async def _answer(self, box: _Box, request: web.BaseRequest) -> web.StreamResponse:
+    async def _answer(self, box: Box, request: web.BaseRequest) -> web.StreamResponse:
         path = request.path.rstrip("/")
+        if isinstance(request.protocol, Connection):
+            request.protocol.asked()
         try:
             if (dialect := DIALECTS.get(path)) is not None:
                 _allow(request, "POST")
@@ -170,7 +155,7 @@ class Gateway:
                 response.force_close()  # says so: a client must not send its next call on a connection about to end
             return response
 
-    async def _models(self, box: _Box, request: web.BaseRequest, name: str) -> web.Response:
+    async def _models(self, box: Box, request: web.BaseRequest, name: str) -> web.Response:
         names = (await self._ready(box, request)).models
         vendor = vendor_at("/v1/models", request.headers)
         if not name:
@@ -185,37 +170,69 @@ class Gateway:
             param="model",
         )
 
-    async def _complete(self, box: _Box, request: web.BaseRequest, dialect: Dialect) -> web.StreamResponse:
-        with _place(box, 1):
-            call = dialect.parse(await box.endpoint.read_body(request))
-            with _place(box, call.n - 1):
+    async def _complete(self, box: Box, request: web.BaseRequest, dialect: Dialect) -> web.StreamResponse:
+        with box.reading():
+            body = await box.endpoint.read_body(request)
+            key = digest(request.path, request.headers, body)
+            self._routed(box, request)
+            if (asked := box.again(key, request.headers)) is None:
+                call = dialect.parse(body)
+                size = len(body)
+                del body
+                if dialect.count is None:
+                    box.room(call.n, size)  # refused before it waits for a relay
                 upstream = await self._ready(box, request)
                 id, created = f"{dialect.id_prefix}{secrets.token_hex(12)}", int(time.time())
-                headers = {dialect.vendor.request_id: id}
-                requests = call.requests(id, box.id, box.token)
                 if dialect.count is not None:
-                    counting = upstream.count(requests[0])
-                    with self._calling(box, request, upstream, [counting]):
-                        return whole(dialect.count(await counting), headers)
-                generation = Generation(upstream, requests, stream=call.stream)
-                if call.stream:
-                    out, events = EventStream(request, headers), call.events(id, created)
-                    try:
-                        try:
-                            with self._calling(box, request, upstream, generation.calls):
-                                await out.pass_on(generation, events)
-                        except ModelServiceError as error:
-                            if not out.begun:
-                                raise
-                            await out.send(events.error(error))
-                        await out.end()
-                    except ConnectionError:
-                        pass  # the client is gone: nobody to tell, and nothing for the host's log
-                    return out.response
-                with self._calling(box, request, upstream, generation.calls):
-                    return whole(call.answer(id, created, await generation.replies()), headers)
+                    headers = {dialect.vendor.request_id: id}
+                    return whole(dialect.count(await self._counted(box, request, upstream, call, id)), headers)
+                asked = box.begin(key, size, id, created, call, upstream)
+        try:
+            with box.hearing(asked, request):
+                return await self._tell(box, request, dialect, asked)
+        except ConnectionError:
+            # the client is gone: nobody to tell, and nothing for the host's log
+            nobody = web.Response()
+            nobody.force_close()
+            return nobody
 
-    async def _ready(self, box: _Box, request: web.BaseRequest) -> Upstream:
+    async def _tell(self, box: Box, request: web.BaseRequest, dialect: Dialect, asked: Asked) -> web.StreamResponse:
+        """The answer, from its beginning to its last byte."""
+        headers = {dialect.vendor.request_id: asked.id}
+        if not asked.call.stream:
+            with self._explained(box, request, asked.upstream):
+                replies = await asked.generation.replies()
+            response = whole(asked.call.answer(asked.id, asked.created, replies), headers)
+            await response.prepare(request)
+            await response.write_eof()
+            return response
+        out, events = EventStream(request, headers), asked.call.events(asked.id, asked.created)
+        try:
+            with self._explained(box, request, asked.upstream):
+                await out.pass_on(asked.generation, events)
+        except ModelServiceError as error:
+            if not out.begun:
+                raise
+            await out.send(events.error(error))
+        await out.end()
+        return out.response
+
+    async def _counted(self, box: Box, request: web.BaseRequest, upstream: Upstream, call: Call, id: str) -> int:
+        counting = upstream.count(call.requests(id, box.id, box.token)[0])
+        box.counting.add(counting)
+        try:
+            with self._explained(box, request, upstream):
+                return await counting
+        except asyncio.CancelledError:
+            this = asyncio.current_task()
+            if this is None or this.cancelling():
+                raise  # the client hung up
+            raise (_late() if box.endpoint.is_late(request) else upstream.lost()) from None
+        finally:
+            counting.cancel()
+            box.counting.discard(counting)
+
+    async def _ready(self, box: Box, request: web.BaseRequest) -> Upstream:
         """The relay this request goes to, when it is up. From the return on to the next await, nothing can change."""
         upstream = self._routed(box, request)
         await upstream.ready()
@@ -223,7 +240,7 @@ class Gateway:
             raise _late()
         return upstream
 
-    def _routed(self, box: _Box, request: web.BaseRequest) -> Upstream:
+    def _routed(self, box: Box, request: web.BaseRequest) -> Upstream:
         if box.endpoint.is_late(request):
             raise _late()
         if box.upstream is None:
@@ -236,52 +253,18 @@ class Gateway:
         return box.upstream
 
     @contextmanager
-    def _calling(
-        self, box: _Box, request: web.BaseRequest, upstream: Upstream, calls: Sequence[asyncio.Task[Any]]
-    ) -> Iterator[None]:
-        """These calls are of this box and connection; none of them runs after it. What ends them becomes a
-        ModelServiceError, unless the client hung up."""
-        connection = request.protocol
-        assert isinstance(connection, Connection)
-        box.calls.update(calls)
-        connection.calling = True
+    def _explained(self, box: Box, request: web.BaseRequest, upstream: Upstream) -> Iterator[None]:
+        """What ends a call becomes a ModelServiceError that the client may read."""
         try:
             yield
-        except asyncio.CancelledError:
-            this = asyncio.current_task()
-            if this is None or this.cancelling():
-                raise  # the client hung up
-            raise (_late() if box.endpoint.is_late(request) else upstream.lost()) from None
         except PeerLost:
-            raise upstream.lost() from None
+            raise (_late() if box.endpoint.is_late(request) else upstream.lost()) from None
         except ModelServiceError:
             raise
         except (RockrollError, msgspec.DecodeError) as error:
             # what went wrong on the host is no business of the program in the sandbox
             _log.error("model service: a call of sandbox %s failed: %s", box.id, error)
             raise ModelServiceError("the model could not answer; the run's log says why", status=500) from None
-        finally:
-            for call in calls:
-                call.cancel()
-            box.calls.difference_update(calls)
-            connection.calling = False
-
-
-@contextmanager
-def _place(box: _Box, calls: int) -> Iterator[None]:
-    """Counts so many completions of the sandbox as under way. ModelServiceError (429) where that is too many."""
-    if box.running + calls > MAX_CALLS:
-        raise ModelServiceError(
-            f"a sandbox may have {MAX_CALLS} calls under way, and this one has {box.running}; wait for one to end",
-            status=429,
-            type="requests",
-            code="rate_limit_exceeded",
-        )
-    box.running += calls
-    try:
-        yield
-    finally:
-        box.running -= calls
 
 
 def _allow(request: web.BaseRequest, method: str) -> None:

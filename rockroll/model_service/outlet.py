@@ -51,22 +51,25 @@ class EventStream:
 
         Raises as `send`, and what a call raised: before the first byte, if not `begun`.
         """
-        data, patience = events.begin(), HEADERS_AFTER_S
-        while True:
+        data, patience, at, left = events.begin(), HEADERS_AFTER_S, 0, generation.size
+        while left:
             try:
                 async with asyncio.timeout(patience):
-                    said = await generation.more()
+                    said = await generation.more(at)
             except TimeoutError:
                 data = data or events.PING
             else:
+                at += len(said)
                 for index, what in said:
-                    data += events.reply(index, what) if isinstance(what, ChatReply) else events.delta(index, what)
-            if generation.over:
+                    if isinstance(what, ChatReply):
+                        left -= 1
+                        data += events.reply(index, what)
+                    else:
+                        data += events.delta(index, what)
+            if not left:
                 data += events.end()
             if data:
                 await self.send(data)
-            if generation.over:
-                return
             data, patience = b"", PING_AFTER_S
 
     async def end(self) -> None:

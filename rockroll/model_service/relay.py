@@ -12,7 +12,8 @@ from typing import Any, Self
 
 from rockroll import rpc
 from rockroll.errors import ModelServiceError
-from rockroll.model_service.wire import CHAT, CHAT_STREAM, COUNT, MODELS, ChatReply, ChatRequest, Delta, Models
+from rockroll.model_service.budget import Over
+from rockroll.model_service.wire import CHAT, CHAT_STREAM, COUNT, MODELS, OVER, ChatReply, ChatRequest, Delta, Models
 
 OnDelta = Callable[[Delta], None]
 Handler = Callable[[ChatRequest, OnDelta | None], Awaitable[ChatReply]]
@@ -26,21 +27,35 @@ class Relay:
 
     handler: raises ModelServiceError to refuse a call. It is cancelled when the client in the sandbox hung up and
     when the sandbox's route changed, so a late call of one episode never outlives it.
+    on_over: told, once for each route, that a sandbox was refused a call for want of the budget of its route.
     count: answers Anthropic's count_tokens; without it those calls are refused.
     """
 
     def __init__(
-        self, address: str, handler: Handler, models: Iterable[str] = (), *, count: Count | None = None
+        self,
+        address: str,
+        handler: Handler,
+        models: Iterable[str] = (),
+        *,
+        count: Count | None = None,
+        on_over: Callable[[Over], None] | None = None,
     ) -> None:
         self.address = address
         self._handler = handler
         self._count = count
+        self._on_over = on_over
         self._models = list(models)
         self._changed = asyncio.Event()
         self._server = rpc.Server(
             address,
-            {CHAT: self._chat, CHAT_STREAM: self._stream, COUNT: self._counted, MODELS: self._serve_models},
-            types={CHAT: ChatRequest, CHAT_STREAM: ChatRequest, COUNT: ChatRequest},
+            {
+                CHAT: self._chat,
+                CHAT_STREAM: self._stream,
+                COUNT: self._counted,
+                OVER: self._over,
+                MODELS: self._serve_models,
+            },
+            types={CHAT: ChatRequest, CHAT_STREAM: ChatRequest, COUNT: ChatRequest, OVER: Over},
         )
 
     async def start(self) -> None:
@@ -88,6 +103,10 @@ class Relay:
                 code="not_counted",
             )
         return self._count(request)
+
+    async def _over(self, over: Over, peer: rpc.Peer) -> None:
+        if self._on_over is not None:
+            self._on_over(over)
 
     async def _serve_models(self, body: Any, peer: rpc.Peer) -> AsyncIterator[Models]:
         while True:

@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine
+import logging
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 import msgspec
 import zmq
 
 from rockroll import rpc
-from rockroll.errors import ModelServiceError, PeerLost, RockrollError
-from rockroll.model_service.wire import CHAT, CHAT_STREAM, COUNT, MODELS, ChatReply, ChatRequest, Delta, Models
+from rockroll.errors import HostError, ModelServiceError, PeerLost, RockrollError
+from rockroll.model_service.budget import Over
+from rockroll.model_service.wire import CHAT, CHAT_STREAM, COUNT, MODELS, OVER, ChatReply, ChatRequest, Delta, Models
 
+_log = logging.getLogger(__name__)
 PATIENCE_S = 1.0
 """How long a call waits for a relay that is starting or coming back, before it is refused."""
 
-Say = Callable[[Delta], Awaitable[None]]
-"""Told each delta; the relay sends no further ones (but for 16) before it returns."""
+Say = Callable[[Delta], None]
+"""Told each delta."""
 
 _Item: Any = Delta | ChatReply
 T = TypeVar("T")
@@ -67,6 +70,12 @@ class Upstream:
         """How many tokens the prompt has. As `chat`."""
         return self._begin(self._live().call(COUNT, request, type=int))
 
+    def over(self, over: Over) -> None:
+        """Tells the relay, if it is there to be told."""
+        if self._client is not None and self._up.is_set():
+            telling = self._begin(self._client.call(OVER, over))
+            telling.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+
     def _live(self) -> rpc.Client:
         if self._client is None or not self._up.is_set():
             raise self.lost()
@@ -98,6 +107,10 @@ class Upstream:
                         self.models = models.names
                         self._up.set()
                 self._down()
+        except HostError as error:  # says paths of the host, which are no business of a sandbox
+            _log.error("model service: the relay at %s cannot be reached: %s", self.address, error)
+            self._broken = RockrollError("this node lacks the key of its link; the node's log says more")
+            self._down()
         except (RockrollError, zmq.ZMQError, msgspec.DecodeError) as error:
             self._broken = error
             self._down()
@@ -123,7 +136,7 @@ async def _streamed(client: rpc.Client, request: ChatRequest, say: Say) -> ChatR
             if isinstance(item, ChatReply):
                 reply = item
             else:
-                await say(item)
+                say(item)
     if reply is None:
         raise PeerLost("the relay's stream ended without the whole reply")
     return reply

@@ -20,6 +20,9 @@ COUNT = "count"
 """ChatRequest → int: how many tokens its prompt has, by the chat template and the tokenizer that CHAT would use.
 Nothing is sampled and nothing noted. ModelServiceError where the relay has no such handler."""
 
+OVER = "over"
+"""Over → nothing: a sandbox was refused a call for want of the budget of its route. Said once for each route."""
+
 MODELS = "models"
 """{} → a stream of Models: the names served now, then again at every change, without end. While it is open the relay
 is there: its end by PeerLost is how a gateway learns, also without a call under way, that the relay is gone."""

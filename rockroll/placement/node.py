@@ -27,7 +27,8 @@ import uvloop
 
 from rockroll import home, logs, rpc
 from rockroll.errors import HostError, RockrollError
-from rockroll.model_service.gateway import Gateway, box_environment
+from rockroll.model_service.budget import Budget
+from rockroll.model_service.gateway import NO_BUDGET, Gateway, box_environment
 from rockroll.placement.guard import Guard
 from rockroll.sandbox import wire
 from rockroll.sandbox.host import SandboxHost
@@ -49,6 +50,8 @@ class Route(wire.Struct, frozen=True, kw_only=True):
     """A relay's address; None: calls are refused."""
     token: str
     """Names the episode to the relay; never shown in the box."""
+    budget: Budget = NO_BUDGET
+    """What all calls under this route may use up together; the relay is told when one is refused for it."""
 
 
 class Node:
@@ -118,7 +121,7 @@ class Node:
         self._over.set()
 
     async def _route(self, body: Route, _peer: rpc.Peer) -> None:
-        self._gateway.route(self._host.resolve(body.id), body.upstream, body.token)
+        self._gateway.route(self._host.resolve(body.id), body.upstream, body.token, body.budget)
 
     def _client_gone(self, peer: rpc.Peer) -> None:
         """Its boxes go, in a task of the node's own: the server cancels its tasks when it closes, and a removal that is

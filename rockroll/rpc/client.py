@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from pathlib import Path
 from typing import Any, TypeVar, overload
 
 import msgspec
@@ -28,17 +30,22 @@ from rockroll.rpc.frame import (
     OPEN,
     PART,
     REPLY,
+    UNREADABLE,
     Credit,
     Failure,
+    Frame,
     Inbox,
     Link,
     decode,
+    decode_count,
     frame,
 )
+from rockroll.rpc.keys import call_with
 from rockroll.rpc.stream import Stream
 from rockroll.rpc.zeromq import ZmqLink, zmq_socket
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 
 class _Pending:
@@ -59,8 +66,9 @@ class _Pending:
 class Client:
     """Calls methods at one address. Made by `connect`; belongs to one event loop."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, key: Path | None = None) -> None:
         self.address = address
+        self._key = key
         self.closed: RockrollError | None = None
         self._pending: dict[int, _Pending] = {}
         self._ids = itertools.count(1)
@@ -69,6 +77,8 @@ class Client:
         self._zmq: zmq.asyncio.Socket | None = None
         self._monitor: zmq.asyncio.Socket | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._there = not address.startswith(("ipc:", "tcp:"))
+        """Whether the server is connected; a ZeroMQ client may come before it."""
         self.on_lost: Callable[[], None] | None = None
 
     async def _open(self) -> None:
@@ -84,9 +94,13 @@ class Client:
         sock = self._zmq = zmq_socket(zmq.DEALER)
         sock.setsockopt(zmq.RECONNECT_IVL, 50)
         sock.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
-        self._monitor = monitor = sock.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._monitor = monitor = sock.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
         try:
+            call_with(sock, self.address, self._key)
             sock.connect(self.address)
+        except RockrollError:
+            self._close_zmq()
+            raise
         except zmq.ZMQError as error:
             self._close_zmq()
             raise RockrollError(
@@ -103,11 +117,17 @@ class Client:
     async def _watch_zmq(self, monitor: Any) -> None:
         while True:
             event = parse_monitor_message(await monitor.recv_multipart())
-            if event["event"] == zmq.EVENT_DISCONNECTED:
+            self._there = event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED
+            if not self._there:
                 self._fail_pending(PeerLost(f"the process at {self.address} closed the connection"))
 
     def _on_frame(self, data: bytes | bytearray) -> None:
-        got = decode(data)
+        try:
+            self._on_answer(decode(data))
+        except UNREADABLE as error:
+            _log.error("rpc: %s sent a frame that cannot be read: %s", self.address, error)
+
+    def _on_answer(self, got: Frame) -> None:
         pending = self._pending.get(got.id)
         if pending is None:
             return  # cancelled meanwhile
@@ -119,10 +139,11 @@ class Client:
         elif got.kind == END:
             pending.fail(_END_OF_STREAM)
         elif got.kind == MORE and pending.credit is not None:
-            pending.credit.add(msgspec.msgpack.decode(got.body, type=int))
+            pending.credit.add(decode_count(got.body))
         elif got.kind == ERROR:
             failure = msgspec.msgpack.decode(got.body, type=Failure)
-            pending.fail(by_name(failure.name)(failure.message, **failure.fields))
+            fields = {name: value for name, value in failure.fields.items() if name not in ("self", "message")}
+            pending.fail(by_name(failure.name)(failure.message, **fields))
 
     def _lost(self) -> None:
         self.fail(PeerLost(f"the process at {self.address} closed the connection"))
@@ -182,8 +203,10 @@ class Client:
         parts: AsyncIterator[Any] | None = None,
         timeout: float | None = None,
     ) -> Any:
-        """One reply, decoded to `type`. Raises what the handler raised, PeerLost if its process died, TimeoutError.
+        """One reply, decoded to `type`. Raises what the handler raised, PeerLost if its process died.
 
+        timeout: seconds, then TimeoutError; PeerLost where by then no server has been there to be asked. Without one,
+        a ZeroMQ call waits for a server that is down until one comes.
         parts: sent after the body, each when the handler is near to taking it; none is asked for once the handler has
         answered. What `parts` raises is raised here, and the handler is cancelled. The caller closes it.
         """
@@ -197,6 +220,10 @@ class Client:
             cancel = False
         except RockrollError:
             cancel = not pending.reply.done()
+            raise
+        except TimeoutError:
+            if timeout is not None and not self._there:
+                raise PeerLost(f"nothing answered at {self.address} for {timeout:g} s; is its process up?") from None
             raise
         finally:
             self._end(call_id, cancel=cancel)
@@ -287,8 +314,12 @@ def _fail_with(pending: _Pending, sent: asyncio.Future[None]) -> None:
 _END_OF_STREAM = RockrollError("the stream ended")
 
 
-async def connect(address: str) -> Client:
-    """A client of the server at `address`. PeerLost at once where nothing answers a unix address; ZeroMQ waits."""
-    client = Client(address)
+async def connect(address: str, key: Path | None = None) -> Client:
+    """A client of the server at `address`. PeerLost at once where nothing answers a unix address; ZeroMQ waits.
+
+    key: the file of the key that both ends of a tcp link hold. Where that leads to another host it is always used, by
+    default the home's; HostError where that is missing.
+    """
+    client = Client(address, key)
     await client._open()
     return client

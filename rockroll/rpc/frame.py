@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import msgspec
 
@@ -32,8 +32,8 @@ class Frame(msgspec.Struct, array_like=True):
     """One message. `body` is msgpack inside msgpack: it is decoded by whoever knows its type."""
 
     kind: int
-    id: int
-    method: str = ""
+    id: Annotated[int, msgspec.Meta(ge=0)]
+    method: Annotated[str, msgspec.Meta(max_length=128)] = ""
     body: msgspec.Raw = msgspec.Raw(b"\xc0")
 
 
@@ -99,6 +99,7 @@ class Inbox:
 
 _encode = msgspec.msgpack.Encoder().encode
 _decoder = msgspec.msgpack.Decoder(Frame)
+_count = msgspec.msgpack.Decoder(Annotated[int, msgspec.Meta(ge=0, le=2**31)])
 
 
 def frame(kind: int, call_id: int, method: str = "", body: Any = None) -> bytes:
@@ -106,6 +107,15 @@ def frame(kind: int, call_id: int, method: str = "", body: Any = None) -> bytes:
     return _encode((kind, call_id, method, body))
 
 
+UNREADABLE = (msgspec.MsgspecError, RecursionError, ValueError)
+"""What msgspec raises for bytes that are no frame, or no body of the type that is needed."""
+
+
 def decode(data: bytes | bytearray) -> Frame:
-    """Back again. The body is a view of `data`."""
+    """Back again. The body is a view of `data`. Raises one of UNREADABLE."""
     return _decoder.decode(data)
+
+
+def decode_count(body: msgspec.Raw) -> int:
+    """The body of a MORE. Raises one of UNREADABLE."""
+    return _count.decode(body)

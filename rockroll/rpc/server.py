@@ -24,7 +24,7 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from rockroll.errors import RockrollError
+from rockroll.errors import RemoteError, RockrollError
 from rockroll.rpc.frame import (
     CALL,
     CANCEL,
@@ -36,14 +36,17 @@ from rockroll.rpc.frame import (
     OPEN,
     PART,
     REPLY,
+    UNREADABLE,
     Credit,
     Failure,
     Frame,
     Inbox,
     Link,
     decode,
+    decode_count,
     frame,
 )
+from rockroll.rpc.keys import serve_with
 from rockroll.rpc.stream import AcceptedStream, Stream, answers
 from rockroll.rpc.zeromq import ZmqLink, zmq_socket
 
@@ -91,6 +94,7 @@ class Server:
     parts takes them as a third: `async def h(body, peer, parts: Parts)`.
     types: method -> the type its body is decoded to (default: plain msgpack types); a misfit is refused.
     on_disconnect: called with the peer when a unix peer's link ends (never for ZeroMQ, whose peers come and go).
+    key: as in `connect`; made where it is missing.
     """
 
     def __init__(
@@ -101,8 +105,10 @@ class Server:
         types: Mapping[str, Any] | None = None,
         on_connect: Callable[[Peer], None] | None = None,
         on_disconnect: Callable[[Peer], Awaitable[None] | None] | None = None,
+        key: Path | None = None,
     ) -> None:
         self.address = address
+        self._key = key
         self._handlers = dict(handlers)
         self._types = dict(types or {})
         self._on_connect, self._on_disconnect = on_connect, on_disconnect
@@ -125,7 +131,12 @@ class Server:
             else:
                 sock = zmq_socket(zmq.ROUTER)
                 sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
-                sock.bind(self.address)
+                try:
+                    serve_with(sock, self.address, self._key)
+                    sock.bind(self.address)
+                except BaseException:
+                    sock.close(0)
+                    raise
                 if scheme == "ipc":
                     Path(place).chmod(0o600)
                 self._zmq = sock
@@ -182,10 +193,11 @@ class Server:
 
     def _on_frame(self, peer: Peer, data: bytes | bytearray) -> None:
         try:
-            call = decode(data)
-        except msgspec.DecodeError as error:
+            self._on_call(peer, decode(data))
+        except UNREADABLE as error:
             _log.error("rpc: peer %s sent a frame that cannot be read: %s", peer.id, error)
-            return
+
+    def _on_call(self, peer: Peer, call: Frame) -> None:
         if call.kind == CANCEL:
             if task := peer.tasks.get(call.id):
                 task.cancel()
@@ -199,7 +211,7 @@ class Server:
             if inbox := peer.parts.get(call.id):  # else it is over, and the caller does not know yet
                 inbox.put(call.body if call.kind == PART else None)
         elif call.kind == MORE and (credit := peer.credits.get(call.id)):
-            credit.add(msgspec.msgpack.decode(call.body, type=int))
+            credit.add(decode_count(call.body))
 
     async def _serve(self, peer: Peer, call: Frame) -> None:
         link = peer.link
@@ -207,7 +219,10 @@ class Server:
             handler = self._handlers.get(call.method)
             if handler is None:
                 raise RockrollError(f"no method {call.method!r} at {self.address}")
-            body = msgspec.msgpack.decode(call.body, type=self._types.get(call.method, Any))
+            try:
+                body = msgspec.msgpack.decode(call.body, type=self._types.get(call.method, Any))
+            except UNREADABLE as error:
+                raise RemoteError(f"{call.method}: the body of this call is not what it should be: {error}") from None
             inbox = peer.parts.get(call.id)
             result = handler(body, peer, Parts(inbox)) if inbox else handler(body, peer)
             if isasyncgen(result):

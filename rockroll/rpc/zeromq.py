@@ -15,6 +15,10 @@ import zmq.asyncio
 
 from rockroll.rpc.frame import MAX_MESSAGE
 
+HEARTBEAT_MS = 700
+"""So often a side that hears nothing is asked whether it is there."""
+SILENT_MS = 1300
+"""One that answers nothing for so long is lost: at most 2 s after its packets stopped coming."""
 _log = logging.getLogger(__name__)
 
 
@@ -24,6 +28,9 @@ def zmq_socket(kind: int) -> zmq.asyncio.Socket:
     sock.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)
     sock.setsockopt(zmq.SNDHWM, 10_000)
     sock.setsockopt(zmq.RCVHWM, 10_000)
+    sock.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+    sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, SILENT_MS)
+    sock.setsockopt(zmq.HEARTBEAT_TTL, SILENT_MS)
     return sock
 
 

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 import uvloop
 
+from rockroll.model_service.budget import Budget
 from rockroll.model_service.gateway import Gateway
 from rockroll.model_service.relay import OnDelta, Relay
 from rockroll.model_service.wire import ChatReply, ChatRequest, Delta
@@ -132,12 +134,12 @@ class Place:
         self.gateway = Gateway()
         self.ports: dict[str, int] = {}
 
-    async def box(self, sandbox: str = "box", *, token: str | None = "token") -> int:
+    async def box(self, sandbox: str = "box", *, token: str | None = "token", **budget: float) -> int:
         sock = listening()
         self.ports[sandbox] = sock.getsockname()[1]
         await self.gateway.attach(sandbox, sock)
         if token is not None:
-            self.gateway.route(sandbox, self.address, token)
+            self.gateway.route(sandbox, self.address, token, msgspec.convert(budget, Budget))
         return self.ports[sandbox]
 
     def url(self, path: str = "/chat/completions", sandbox: str = "box") -> str:

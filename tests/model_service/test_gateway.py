@@ -13,8 +13,9 @@ import openai
 import pytest
 
 from rockroll.errors import EngineError, ModelServiceError, SandboxNotFound, UsageError
+from rockroll.model_service.box import MAX_CALLS
 from rockroll.model_service.endpoint import MAX_BODIES, MAX_BODY, MAX_CONNECTIONS
-from rockroll.model_service.gateway import MAX_CALLS, box_environment
+from rockroll.model_service.gateway import box_environment
 from rockroll.model_service.wire import ChatReply, ChatRequest
 
 HELLO = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}]}

@@ -113,6 +113,14 @@ async def test_an_address_that_is_none_is_a_503_that_says_so(place):
     assert (await place.say()).status == 503
 
 
+async def test_a_relay_on_another_host_whose_key_is_missing_is_a_503_that_tells_no_path(place, tmp_path, monkeypatch):
+    monkeypatch.setenv("ROCKROLL_HOME", str(tmp_path))
+    place.address = "tcp://192.0.2.1:5000"
+    await place.box()
+    answer = await place.say()
+    assert answer.status == 503 and "lacks the key" in answer.text and str(tmp_path) not in answer.text
+
+
 async def test_every_sandbox_of_one_run_shares_one_connection_which_ends_with_the_last_route(place, serve):
     relay = await serve()
     for name in ("a", "b"):

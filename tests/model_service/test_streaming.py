@@ -14,7 +14,7 @@ import pytest
 
 from rockroll.errors import ModelServiceError
 from rockroll.model_service import outlet
-from rockroll.model_service.gateway import MAX_CALLS
+from rockroll.model_service.box import MAX_CALLS
 from rockroll.model_service.wire import ChatReply, Delta
 from tests.model_service.speech import read
 
