@@ -146,9 +146,10 @@ class AnswerParser:
         if not self._stops:
             return text
         text = self._unstopped + text
-        found = [(at, -len(s), s) for s in self._stops if (at := text.find(s)) >= 0]
+        # The one that is whole first, as a reader of single characters would see it; of two, the longer.
+        found = [(at + len(s), at, s) for s in self._stops if (at := text.find(s)) >= 0]
         if found:
-            at, _, self.stop = min(found)
+            _, at, self.stop = min(found)
             self.over, self._unstopped = True, ""
             return text[:at]
         held = max(_overlap(text, s) for s in self._stops)

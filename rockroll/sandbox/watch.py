@@ -118,12 +118,16 @@ class _Watch:
 
     async def take(self) -> list[FileEvent]:
         """[] at the end."""
-        await self._some.wait()
-        with self._lock:
-            batch = [self._waiting.popleft() for _ in range(min(AT_ONCE, len(self._waiting)))]
-            if not self._waiting and not self._over:
-                self._some.clear()
-        return batch
+        while True:
+            await self._some.wait()
+            with self._lock:
+                batch = [self._waiting.popleft() for _ in range(min(AT_ONCE, len(self._waiting)))]
+                over = self._over
+                if not self._waiting and not over:
+                    self._some.clear()
+            if batch or over:
+                return batch
+            # Woken for an event that the batch before had with it: nothing has ended.
 
 
 class Watcher:

@@ -301,7 +301,7 @@ async def test_a_byte_at_a_time_is_not_a_frame_each(tmp_path: Path, monkeypatch:
 async def test_a_full_disk_costs_the_record_and_not_the_command(tmp_path: Path) -> None:
     """/dev/full takes no byte."""
     log = Spool(tmp_path / "log")
-    os.dup2(os.open("/dev/full", os.O_RDWR), log._fd)
+    os.dup2(os.open("/dev/full", os.O_RDWR), log._file.fd())
     log.write(b"x" * 100)
     assert log.size == 0
     log.close(remove=True)

@@ -14,7 +14,7 @@ from rockroll.errors import FileError
 from rockroll.sandbox import wire
 from rockroll.sandbox.client_files import Watch
 from rockroll.sandbox.host import SandboxHost
-from rockroll.sandbox.watch import Watcher
+from rockroll.sandbox.watch import Watcher, _Watch
 from tests.sandbox.conftest import Lab
 
 SMALL = SandboxConfig(memory="128m", pids=64)
@@ -213,3 +213,16 @@ async def test_should_watching_fail_all_watches_end_and_the_next_begins_anew(
         assert [event.path for event in await anext(second)] == ["/srv/two"]
     await second.aclose()
     assert watcher._fd == watcher._stop == -1
+
+
+async def test_a_wake_for_what_was_taken_already_is_no_end() -> None:
+    """An event may be told between another's wake and its taking: its own wake then finds nothing."""
+    watch = _Watch(1, "/srv", None, False)
+    watch.tell("created", "/srv/a")
+    await asyncio.sleep(0)
+    watch.tell("created", "/srv/b")
+    assert len(await watch.take()) == 2
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(watch.take(), 0.05)
+    watch.end()
+    assert await watch.take() == []
