@@ -269,6 +269,14 @@ class Gateway:
 
 def _allow(request: web.BaseRequest, method: str) -> None:
     if request.method != method:
+        if request.headers.get("Upgrade", "").lower() == "websocket":
+            # codex tries a WebSocket first: at this status it turns to HTTP at once, at any other after 7 s of trying
+            raise ModelServiceError(
+                f"{request.path[:128]} takes {method} over HTTP, not a WebSocket",
+                status=426,
+                type="invalid_request_error",
+                code="websocket_unsupported",
+            )
         raise ModelServiceError(
             f"{request.path[:128]} takes {method}, got {request.method[:16]}",
             status=405,

@@ -195,6 +195,15 @@ async def test_a_wrong_path_or_method_says_what_there_is(place, serve):
     assert answer.status == 405 and "POST" in answer.error["message"]
 
 
+async def test_who_asks_for_a_websocket_is_told_to_use_http(place, serve):
+    await serve()
+    await place.box()
+    with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
+        await place.http.ws_connect(place.url("/responses"))
+    assert caught.value.status == 426
+    assert (await place.say()).status == 200
+
+
 async def test_bytes_that_are_not_http_get_an_openai_shaped_400(place, serve, caplog):
     await serve()
     port = await place.box()
