@@ -37,7 +37,10 @@ def call(tool: Tool, id: str, line: str) -> ToolCall:
 
 class Scripted:
     """Answers by what the conversation has come to: each turn thinks, says a word and makes its calls, several at once
-    where the turn has several lines; after the last turn it says what it was told. Refuses the first `refusals` calls."""
+    where the turn has several lines; after the last turn it says what it was told.
+
+    refusals: so many calls of the conversation are refused first.
+    """
 
     def __init__(self) -> None:
         self.begin([])
@@ -133,7 +136,9 @@ def run(arguments):
 
 def told(message):
     said = [task, message.model_dump(exclude_none=True)]
-    return said + [{"role": "tool", "tool_call_id": c.id, "content": run(c.function.arguments)} for c in message.tool_calls]
+    for call in message.tool_calls:
+        said.append({"role": "tool", "tool_call_id": call.id, "content": run(call.function.arguments)})
+    return said
 
 def whole():
     client = openai.OpenAI()
@@ -182,7 +187,8 @@ def told(message):
 
 def whole():
     client = anthropic.Anthropic()
-    return client.messages.create(messages=told(client.messages.create(messages=[task], **fixed)), **fixed).content[0].text
+    said = told(client.messages.create(messages=[task], **fixed))
+    return client.messages.create(messages=said, **fixed).content[0].text
 
 def streamed():
     client = anthropic.Anthropic()
