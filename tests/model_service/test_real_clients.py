@@ -242,7 +242,7 @@ OPENCODE = {
 AGENTS: dict[str, tuple[str, dict[str, str]]] = {
     "codex": (
         "codex exec --skip-git-repo-check --dangerously-bypass-approvals-and-sandbox -m any"
-        ' -c "openai_base_url=\\"$OPENAI_BASE_URL\\"" "$TASK"',
+        ' -c "openai_base_url=\\"$OPENAI_BASE_URL\\"" -c analytics.enabled=false "$TASK"',
         {},
     ),
     "claude-code": ('claude -p "$TASK" --dangerously-skip-permissions', {"IS_SANDBOX": "1"}),
