@@ -112,7 +112,7 @@ async def installed(*options: str) -> str:
 
 
 async def box_with(folder: str, upstream: str) -> AsyncIterator[Sandbox]:
-    config = SandboxConfig(memory="3g", pids=1024, cpus=2, mounts=(f"{folder}:/opt/agents:ro",))
+    config = SandboxConfig(memory="2g", mounts=(f"{folder}:/opt/agents:ro",))
     async with Sandbox(config) as box:
         await (await connect_node()).call("model.route", {"id": box.id, "upstream": upstream, "token": "episode"})
         yield box
@@ -263,7 +263,7 @@ async def agent_box(model: tuple[Scripted, str]) -> AsyncIterator[Sandbox]:
         yield box
 
 
-async def run(box: Sandbox, agent: str, folder: str, timeout: float = 60) -> Any:
+async def run(box: Sandbox, agent: str, folder: str, timeout: float = 120) -> Any:
     """The agent in a folder of its own, with the box's own environment and what docs/agents.md adds."""
     line, variables = AGENTS[agent]
     env = {**variables, "TASK": TASK}
@@ -290,6 +290,7 @@ async def test_an_agent_runs_commands_with_its_own_tool_and_ends(
     assert [message.tool_call_id for message in scripted.results][:3] == ["call_0_0", "call_0_1", "call_1_0"]
     one, two, both = (message.content for message in scripted.results[:3])
     assert "rock-42" in one and "roll-42" in two and "rock-42" in both and "roll-42" in both
+    assert [message.reasoning for message in asked[-1].messages if message.tool_calls] == ["hm"] * (len(asked) - 1)
     assert {(request.sandbox, request.token) for request in scripted.requests} == {(agent_box.id, "episode")}
     if agent not in END:
         assert "All done" in seen.stdout.decode()
