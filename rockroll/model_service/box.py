@@ -21,13 +21,22 @@ from rockroll.errors import ModelServiceError
 from rockroll.model_service.budget import Budget, Over, Spent
 from rockroll.model_service.calls import HOLD_S, Calls
 from rockroll.model_service.dialects import Call
-from rockroll.model_service.endpoint import MAX_BODIES, Connection, Endpoint, too_much
+from rockroll.model_service.endpoint import MAX_BODIES, MAX_CONNECTIONS, Connection, Endpoint, too_much
 from rockroll.model_service.generation import Generation
-from rockroll.model_service.upstream import Upstream
+from rockroll.model_service.source import Source
 from rockroll.model_service.wire import ChatReply
 
 MAX_CALLS = 16
 """Completions one sandbox may have under way, and bodies it may be sending; a further one gets 429."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one sandbox, or all clients of a gateway that stands alone, may take of the host."""
+
+    calls: int = MAX_CALLS
+    connections: int = MAX_CONNECTIONS
+    bodies: int = MAX_BODIES
 
 
 @dataclass(eq=False, frozen=True)
@@ -41,7 +50,7 @@ class Asked:
     call: Call
     size: int
     """Bytes of its body, which it keeps as messages."""
-    upstream: Upstream
+    upstream: Source
     generation: Generation
 
 
@@ -65,10 +74,11 @@ def is_retry(headers: Mapping[str, str]) -> bool:
 class Box:
     """One sandbox. What it has under way ends with `cancel_calls`, which every change of its route brings."""
 
-    def __init__(self, id: str) -> None:
+    def __init__(self, id: str, limits: Limits) -> None:
         self.id = id
+        self._limits = limits
         self.endpoint: Endpoint
-        self.upstream: Upstream | None = None
+        self.upstream: Source | None = None
         self.token = ""
         self.spent = Spent(Budget(), 0.0)
         self._told_over = False
@@ -81,8 +91,8 @@ class Box:
     @contextmanager
     def reading(self) -> Iterator[None]:
         """While the request's body comes in. ModelServiceError (429) where too many are."""
-        if self._reading >= MAX_CALLS:
-            raise _too_many(self._reading, MAX_CALLS)
+        if self._reading >= self._limits.calls:
+            raise _too_many(self._reading, self._limits.calls)
         self._reading += 1
         try:
             yield
@@ -94,7 +104,7 @@ class Box:
         number = self._calls.arrive(key, retry=is_retry(headers))
         return None if number is None else self._asked[number]
 
-    def route(self, upstream: Upstream | None, token: str, budget: Budget) -> None:
+    def route(self, upstream: Source | None, token: str, budget: Budget) -> None:
         """From now on calls go there. What was asked before ends, and what it used up is forgotten."""
         self.endpoint.next_turn()
         self.upstream, self.token = upstream, token
@@ -103,11 +113,11 @@ class Box:
 
     def room(self, n: int, body: int) -> None:
         """ModelServiceError where `n` more completions, asked for by so many bytes, are over a bound."""
-        bound = min(MAX_CALLS, self.spent.budget.concurrent or MAX_CALLS)
+        bound = min(self._limits.calls, self.spent.budget.concurrent or self._limits.calls)
         if self._running + n > bound:
             raise _too_many(self._running, bound)
-        if sum(each.size for each in self._asked.values()) + body > MAX_BODIES:
-            raise too_much()  # those that wait for their client count, whose connections do not
+        if sum(each.size for each in self._asked.values()) + body > self._limits.bodies:
+            raise too_much(self._limits.bodies)  # those that wait for their client count, whose connections do not
         try:
             self.spent.check(n, body, asyncio.get_running_loop().time())
         except ModelServiceError as error:
@@ -117,7 +127,7 @@ class Box:
                 self.upstream.over(Over(sandbox=self.id, token=self.token, limit=limit, message=error.message))
             raise
 
-    def begin(self, key: bytes, body: int, id: str, created: int, call: Call, upstream: Upstream) -> Asked:
+    def begin(self, key: bytes, body: int, id: str, created: int, call: Call, upstream: Source) -> Asked:
         """Asks the model. ModelServiceError where that cannot be."""
         self.room(call.n, body)
         requests = call.requests(id, self.id, self.token)

@@ -141,9 +141,9 @@ class _Http(web.Server):
         )
 
 
-def too_much() -> ModelServiceError:
+def too_much(bodies: int = MAX_BODIES) -> ModelServiceError:
     return ModelServiceError(
-        f"the calls that this sandbox has under way have more than {MAX_BODIES} bytes; wait for one to end",
+        f"the calls that this sandbox has under way have more than {bodies} bytes; wait for one to end",
         status=429,
         type="requests",
         code="rate_limit_exceeded",
@@ -154,7 +154,10 @@ class Endpoint:
     """Serves one listening socket, whose connections it accepts itself: the turn a connection belongs to is fixed
     at accept(), and connections over the limit cost nothing."""
 
-    def __init__(self, sock: socket.socket, answer: Answer) -> None:
+    def __init__(
+        self, sock: socket.socket, answer: Answer, *, connections: int = MAX_CONNECTIONS, bodies: int = MAX_BODIES
+    ) -> None:
+        self._most, self._bodies = connections, bodies
         self._loop = asyncio.get_running_loop()
         self._sock = sock
         self._answer = answer
@@ -232,8 +235,8 @@ class Endpoint:
 
     def _hold(self, request: web.BaseRequest, size: int) -> None:
         """Counts bytes of a body until its call is answered."""
-        if sum(self._held.values()) + size > MAX_BODIES:
-            raise too_much()
+        if sum(self._held.values()) + size > self._bodies:
+            raise too_much(self._bodies)
         self._held[id(request)] = self._held.get(id(request), 0) + size
 
     def close(self) -> None:
@@ -276,7 +279,7 @@ class Endpoint:
 
     def _accept(self) -> None:
         for _ in range(_ACCEPT_BATCH):
-            if self._open >= MAX_CONNECTIONS:
+            if self._open >= self._most:
                 self._loop.remove_reader(self._sock)
                 return  # _lost listens again
             try:
@@ -306,5 +309,5 @@ class Endpoint:
 
     def _lost(self) -> None:
         self._open -= 1
-        if self._open == MAX_CONNECTIONS - 1:
+        if self._open == self._most - 1:
             self._listen()

@@ -21,14 +21,16 @@ import msgspec
 from aiohttp import web
 
 from rockroll.errors import ModelServiceError, PeerLost, RockrollError, SandboxNotFound, UsageError
-from rockroll.model_service.box import Asked, Box, digest
+from rockroll.model_service.box import Asked, Box, Limits, digest
 from rockroll.model_service.budget import Budget
 from rockroll.model_service.dialects import DIALECTS, Call, Dialect, vendor_at
 from rockroll.model_service.endpoint import Connection, Endpoint, refusal
-from rockroll.model_service.outlet import EventStream, whole
+from rockroll.model_service.outlet import EventStream, pass_through, whole
+from rockroll.model_service.source import Server, Source
 from rockroll.model_service.upstream import Upstream
 
 NO_BUDGET = Budget()
+OF_A_SANDBOX = Limits()
 
 _log = logging.getLogger(__name__)
 
@@ -48,11 +50,11 @@ class Gateway:
 
     def __init__(self) -> None:
         self._boxes: dict[str, Box] = {}
-        self._upstreams: dict[str, Upstream] = {}
+        self._upstreams: dict[str, Source] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._since = int(time.time())
 
-    async def attach(self, sandbox_id: str, sock: socket.socket) -> None:
+    async def attach(self, sandbox_id: str, sock: socket.socket, limits: Limits = OF_A_SANDBOX) -> None:
         """Serves `sock` (listening; owned by the gateway from now on). A second time, after a restart of the sandbox,
         it replaces the first; the route stays."""
         old = self._boxes.get(sandbox_id)
@@ -61,8 +63,8 @@ class Gateway:
         async def answer(request: web.BaseRequest) -> web.StreamResponse:
             return await self._answer(box, request)
 
-        box = self._boxes[sandbox_id] = Box(sandbox_id)
-        box.endpoint = Endpoint(sock, answer)
+        box = self._boxes[sandbox_id] = Box(sandbox_id, limits)
+        box.endpoint = Endpoint(sock, answer, connections=limits.connections, bodies=limits.bodies)
         if old is not None:
             box.upstream, box.token, box.spent = old.upstream, old.token, old.spent
             self._end(old)
@@ -93,9 +95,7 @@ class Gateway:
         made earlier are closed, so that no byte written before the change is taken for a call after it.
         budget: what all calls under this route may use up together. The same route again changes nothing of it.
         """
-        box = self._boxes.get(sandbox_id)
-        if box is None:
-            raise SandboxNotFound(f"sandbox {sandbox_id!r} has no model endpoint on this node; is it running?")
+        box = self._attached(sandbox_id)
         if upstream is not None and not upstream.startswith(("ipc://", "tcp://")):
             raise UsageError(f"a model route leads to a relay at ipc:// or tcp://, got {upstream!r}")
         now = None if box.upstream is None else box.upstream.address
@@ -104,16 +104,31 @@ class Gateway:
         box.route(None if upstream is None else self._upstream(upstream), token, budget)
         self._close_unused()
 
+    def route_to(self, sandbox_id: str, source: Source, token: str = "", budget: Budget = NO_BUDGET) -> None:
+        """As `route`, to any source of answers; it is the gateway's from now on, which closes it after its last use."""
+        box = self._attached(sandbox_id)
+        if box.upstream is source and box.token == token:
+            return
+        if self._upstreams.setdefault(source.address, source) is not source:
+            raise UsageError(f"another source of answers at {source.address} is in use; route to that one")
+        box.route(source, token, budget)
+        self._close_unused()
+
     async def close(self) -> None:
         """Detaches every sandbox and ends every connection to a relay."""
         await asyncio.gather(*(self.detach(each) for each in list(self._boxes)))
         await asyncio.gather(*self._closing)
 
+    def _attached(self, sandbox_id: str) -> Box:
+        if (box := self._boxes.get(sandbox_id)) is None:
+            raise SandboxNotFound(f"sandbox {sandbox_id!r} has no model endpoint on this node; is it running?")
+        return box
+
     def _end(self, box: Box) -> None:
         box.cancel_calls()
         box.endpoint.close()
 
-    def _upstream(self, address: str) -> Upstream:
+    def _upstream(self, address: str) -> Source:
         if address not in self._upstreams:
             self._upstreams[address] = Upstream(address)
         return self._upstreams[address]
@@ -137,6 +152,8 @@ class Gateway:
         if isinstance(request.protocol, Connection):
             request.protocol.asked()
         try:
+            if box.upstream is not None and (server := box.upstream.server(path)) is not None:
+                return await self._forward(box, request, server)
             if (dialect := DIALECTS.get(path)) is not None:
                 _allow(request, "POST")
                 return await self._complete(box, request, dialect)
@@ -156,7 +173,7 @@ class Gateway:
             return response
 
     async def _models(self, box: Box, request: web.BaseRequest, name: str) -> web.Response:
-        names = (await self._ready(box, request)).models
+        names = await (await self._ready(box, request)).names()
         vendor = vendor_at("/v1/models", request.headers)
         if not name:
             return whole(vendor.models(names, self._since), {})
@@ -169,6 +186,17 @@ class Gateway:
             code="model_not_found",
             param="model",
         )
+
+    async def _forward(self, box: Box, request: web.BaseRequest, server: Server) -> web.StreamResponse:
+        """The request and its answer as they are. A route that changes ends the connection, and with it this."""
+        with box.reading():
+            body = await box.endpoint.read_body(request)
+        self._routed(box, request)
+        try:
+            async with server.ask(request.method, request.raw_path, request.headers, body) as answer:
+                return await pass_through(request, answer)
+        except ConnectionError:
+            return _nobody()
 
     async def _complete(self, box: Box, request: web.BaseRequest, dialect: Dialect) -> web.StreamResponse:
         with box.reading():
@@ -191,10 +219,7 @@ class Gateway:
             with box.hearing(asked, request):
                 return await self._tell(box, request, dialect, asked)
         except ConnectionError:
-            # the client is gone: nobody to tell, and nothing for the host's log
-            nobody = web.Response()
-            nobody.force_close()
-            return nobody
+            return _nobody()
 
     async def _tell(self, box: Box, request: web.BaseRequest, dialect: Dialect, asked: Asked) -> web.StreamResponse:
         """The answer, from its beginning to its last byte."""
@@ -217,7 +242,7 @@ class Gateway:
         await out.end()
         return out.response
 
-    async def _counted(self, box: Box, request: web.BaseRequest, upstream: Upstream, call: Call, id: str) -> int:
+    async def _counted(self, box: Box, request: web.BaseRequest, upstream: Source, call: Call, id: str) -> int:
         counting = upstream.count(call.requests(id, box.id, box.token)[0])
         box.counting.add(counting)
         try:
@@ -232,7 +257,7 @@ class Gateway:
             counting.cancel()
             box.counting.discard(counting)
 
-    async def _ready(self, box: Box, request: web.BaseRequest) -> Upstream:
+    async def _ready(self, box: Box, request: web.BaseRequest) -> Source:
         """The relay this request goes to, when it is up. From the return on to the next await, nothing can change."""
         upstream = self._routed(box, request)
         await upstream.ready()
@@ -240,7 +265,7 @@ class Gateway:
             raise _late()
         return upstream
 
-    def _routed(self, box: Box, request: web.BaseRequest) -> Upstream:
+    def _routed(self, box: Box, request: web.BaseRequest) -> Source:
         if box.endpoint.is_late(request):
             raise _late()
         if box.upstream is None:
@@ -253,7 +278,7 @@ class Gateway:
         return box.upstream
 
     @contextmanager
-    def _explained(self, box: Box, request: web.BaseRequest, upstream: Upstream) -> Iterator[None]:
+    def _explained(self, box: Box, request: web.BaseRequest, upstream: Source) -> Iterator[None]:
         """What ends a call becomes a ModelServiceError that the client may read."""
         try:
             yield
@@ -283,6 +308,13 @@ def _allow(request: web.BaseRequest, method: str) -> None:
             type="invalid_request_error",
             code="method_not_allowed",
         )
+
+
+def _nobody() -> web.Response:
+    """The client is gone: nobody to tell, and nothing for the host's log."""
+    nobody = web.Response()
+    nobody.force_close()
+    return nobody
 
 
 def _late() -> ModelServiceError:

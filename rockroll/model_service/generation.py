@@ -10,7 +10,7 @@ import asyncio
 from functools import partial
 
 from rockroll.errors import PeerLost
-from rockroll.model_service.upstream import Upstream
+from rockroll.model_service.source import Source
 from rockroll.model_service.wire import ChatReply, ChatRequest, Delta
 
 AHEAD = 64
@@ -27,7 +27,7 @@ class Generation:
     hold nobody.
     """
 
-    def __init__(self, upstream: Upstream, requests: list[ChatRequest], *, stream: bool) -> None:
+    def __init__(self, upstream: Source, requests: list[ChatRequest], *, stream: bool) -> None:
         self.said: list[Said] = []
         self.over: asyncio.Future[list[ChatReply]] = asyncio.get_running_loop().create_future()
         """All replies, in order; or what the first call raised that failed: PeerLost where it was cancelled."""

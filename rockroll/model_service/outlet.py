@@ -11,8 +11,10 @@ from collections.abc import Awaitable
 
 from aiohttp import web
 
+from rockroll.errors import ModelServiceError
 from rockroll.model_service.dialects import Events
 from rockroll.model_service.generation import Generation
+from rockroll.model_service.source import Exchange
 from rockroll.model_service.wire import ChatReply
 
 HEADERS_AFTER_S = 0.5
@@ -25,6 +27,22 @@ STALLED_S = 60.0
 
 def whole(body: bytes, headers: dict[str, str], status: int = 200) -> web.Response:
     return web.Response(body=body, status=status, headers=headers, content_type="application/json")
+
+
+async def pass_through(request: web.BaseRequest, answer: Exchange) -> web.StreamResponse:
+    """`answer`, piece for piece as it comes. One that breaks off breaks the client's connection too: it must not pass
+    for whole. ConnectionResetError then, and where the client is gone."""
+    response = web.StreamResponse(status=answer.status, headers=answer.headers)
+    await response.prepare(request)
+    try:
+        async for piece in answer.pieces:
+            await _within(request, response.write(piece))
+    except ModelServiceError as error:
+        if request.transport is not None:
+            request.transport.abort()
+        raise ConnectionResetError(error.message) from None
+    await _within(request, response.write_eof())
+    return response
 
 
 class EventStream:
@@ -44,7 +62,7 @@ class EventStream:
         """Returns when the client keeps up. ConnectionResetError where it is gone, or was cut off."""
         if not self.begun:
             await self.response.prepare(self._request)
-        await self._within(self.response.write(data))
+        await _within(self._request, self.response.write(data))
 
     async def pass_on(self, generation: Generation, events: Events) -> None:
         """Everything that is said, as the dialect writes it, at once; and a ping where nothing is said for long.
@@ -74,13 +92,14 @@ class EventStream:
 
     async def end(self) -> None:
         """As `send`."""
-        await self._within(self.response.write_eof())
+        await _within(self._request, self.response.write_eof())
 
-    async def _within(self, writing: Awaitable[None]) -> None:
-        try:
-            async with asyncio.timeout(STALLED_S):
-                await writing
-        except TimeoutError:
-            if (transport := self._request.transport) is not None:
-                transport.abort()
-            raise ConnectionResetError("the client has stopped to read") from None
+
+async def _within(request: web.BaseRequest, writing: Awaitable[None]) -> None:
+    try:
+        async with asyncio.timeout(STALLED_S):
+            await writing
+    except TimeoutError:
+        if request.transport is not None:
+            request.transport.abort()
+        raise ConnectionResetError("the client has stopped to read") from None

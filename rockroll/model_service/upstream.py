@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 import msgspec
@@ -18,14 +18,12 @@ import zmq
 from rockroll import rpc
 from rockroll.errors import HostError, ModelServiceError, PeerLost, RockrollError
 from rockroll.model_service.budget import Over
+from rockroll.model_service.source import Say
 from rockroll.model_service.wire import CHAT, CHAT_STREAM, COUNT, MODELS, OVER, ChatReply, ChatRequest, Delta, Models
 
 _log = logging.getLogger(__name__)
 PATIENCE_S = 1.0
 """How long a call waits for a relay that is starting or coming back, before it is refused."""
-
-Say = Callable[[Delta], None]
-"""Told each delta."""
 
 _Item: Any = Delta | ChatReply
 T = TypeVar("T")
@@ -40,7 +38,7 @@ class Upstream:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self.models: list[str] = []
+        self._models: list[str] = []
         self._up = asyncio.Event()
         self._broken: Exception | None = None
         self._client: rpc.Client | None = None
@@ -58,6 +56,14 @@ class Upstream:
                 await self._up.wait()
         if not self._up.is_set():
             raise self.lost()
+
+    def server(self, path: str) -> None:
+        """A relay speaks no HTTP."""
+
+    async def names(self) -> list[str]:
+        """What the relay serves. As `ready`."""
+        await self.ready()
+        return self._models
 
     def chat(self, request: ChatRequest, say: Say | None = None) -> asyncio.Task[ChatReply]:
         """The call under way, its deltas told to `say`; cancelled where the relay is lost. Only when up."""
@@ -104,7 +110,7 @@ class Upstream:
             while True:
                 with contextlib.suppress(PeerLost):
                     async for models in client.stream(MODELS, {}, type=Models):
-                        self.models = models.names
+                        self._models = models.names
                         self._up.set()
                 self._down()
         except HostError as error:  # says paths of the host, which are no business of a sandbox
