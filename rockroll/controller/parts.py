@@ -20,6 +20,7 @@ from rockroll.controller.run_dir import RunDir
 from rockroll.engine.client import EngineClient
 from rockroll.errors import ProcessDied
 from rockroll.placement.local import Processes
+from rockroll.rollout.journal import Journal
 from rockroll.rollout.runner import Rollout
 from rockroll.rollout.sample import Event
 from rockroll.rollout.tokenizer import ChatTokenizer
@@ -78,6 +79,7 @@ async def parts(
             trainer = await TrainerClient.connect(train_config)
             stack.push_async_callback(trainer.close)
         await processes.guard(_ready(engine, trainer))
+        journal = await stack.enter_async_context(Journal(run.path / "journal", config.rollout.journal))
         rollout = Rollout(
             config.rollout,
             engine,
@@ -88,6 +90,7 @@ async def parts(
             seed=config.seed,
             address=processes.address("relay"),
             events=on_event,
+            journal=journal,
         )
         await stack.enter_async_context(rollout)
         yield Parts(

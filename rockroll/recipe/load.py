@@ -89,7 +89,13 @@ def _tree(node: yaml.Node | None, path: Path_, lines: dict[Path_, str], file: st
         return found
     if isinstance(node, yaml.SequenceNode):
         return [_tree(item, (*path, i), lines, file) for i, item in enumerate(node.value)]
-    return yaml.SafeLoader("").construct_object(node)
+    word = node.value
+    return word if _is_word(word, path) else yaml.SafeLoader("").construct_object(node)
+
+
+def _is_word(text: str, path: Path_) -> bool:
+    """`off` and `on` in a section of ours: some settings take them as words, and a switch takes the words too."""
+    return len(path) == 2 and text in ("off", "on")
 
 
 def _set(tree: dict[str, Any], setting: str, lines: dict[Path_, str]) -> None:
@@ -98,7 +104,7 @@ def _set(tree: dict[str, Any], setting: str, lines: dict[Path_, str]) -> None:
     if not equals or not all(parts):
         raise RecipeError(f"--set takes KEY=VALUE, as in train.lr=0.001; got {setting!r}")
     try:
-        value = yaml.safe_load(text)
+        value = text if _is_word(text, tuple(parts)) else yaml.safe_load(text)
     except yaml.YAMLError:
         value = text
     at = tree

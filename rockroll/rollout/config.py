@@ -76,6 +76,9 @@ class RolloutConfig:
     incomplete: float = 0.1
     """Share of a batch's model calls that may be incomplete (8 calls anyway) before the run stops: those whose client
     left in the middle of an answer, say. Nothing of them is trained (docs/transcripts.md)."""
+    journal: Literal["off", "write", "fsync"] = "write"
+    """Every answered turn goes into RUN_DIR/journal before its agent has its end. write: it survives the death of all
+    processes; fsync: also loss of power, for the price of a disk's flush a turn."""
     tool_calls: Literal["auto", "hermes", "llama", "mistral", "none"] = "auto"
     """How the model writes tool calls; `auto` is what its chat template shows."""
     reasoning: Literal["auto", "think", "none"] = "auto"

@@ -11,6 +11,7 @@ engine or the client gave up in its middle is recorded as incomplete: nothing of
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +19,10 @@ from typing import Any
 import msgspec
 
 from rockroll.engine.api import Engine, GenerateRequest, Generation, Piece
-from rockroll.errors import EngineError, ModelServiceError, UsageError
+from rockroll.errors import EngineError, HostError, ModelServiceError, UsageError
 from rockroll.model_service.wire import ChatReply, ChatRequest, Delta, Tool
 from rockroll.rollout.answering import Answering
+from rockroll.rollout.journal import Entry, Journal
 from rockroll.rollout.messages import Given
 from rockroll.rollout.sample import TurnRecord
 from rockroll.rollout.seed import derive
@@ -86,7 +88,7 @@ class Dialogue:
     """One episode's calls to the model; `close` ends the ones under way and refuses any later.
 
     id: names the episode. seed: names its random draws; the i-th call's are named by (seed, i).
-    on_turn: told the sampled tokens of each answer.
+    on_turn: told the sampled tokens of each answer. journal: has each answer before it is returned.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class Dialogue:
         sampling: Sampling,
         seed: int,
         on_turn: Callable[[int], None] = lambda _: None,
+        journal: Journal | None = None,
     ) -> None:
         self.id = id
         self.transcript = Transcript(tokenizer)
@@ -111,6 +114,9 @@ class Dialogue:
         self._gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tokenizer, self._engine, self._sampling, self._seed = tokenizer, engine, sampling, seed
         self._on_turn = on_turn
+        self._journal = journal
+        self._journalled: dict[int, int] = {}
+        """The number in the journal of each answered turn, by its identity: the transcript keeps all turns."""
         self._flying: set[asyncio.Future[Generation]] = set()
         self.record: list[TurnRecord] = []
         """Calls that reached the engine, in the order in which they ended."""
@@ -207,6 +213,8 @@ class Dialogue:
             raise _refusal(500, "engine_error", f"the engine failed: {error}", "server_error") from error
         self._note(turn, wishes, request)
         self._on_turn(turn.sampled)
+        if self._journal is not None and self._journal.mode != "off":
+            await self._write(self._journal, turn)
         return turn
 
     def killed(self) -> None:
@@ -265,6 +273,29 @@ class Dialogue:
             logprobs=wishes.logprobs,
             on_delta=on_delta,
         )
+
+    async def _write(self, journal: Journal, turn: Turn) -> None:
+        """Put the turn into the journal: what is new in it, so that a long conversation costs what it says."""
+        number = self._journalled[id(turn)] = len(self._journalled)
+        after = None if turn.parent is None else self._journalled.get(id(turn.parent))
+        begin = 0 if turn.parent is None or after is None else turn.parent.end
+        ids = turn.branch.ids
+        entry = Entry(
+            episode=self.id,
+            number=number,
+            after=after,
+            new=ids[begin : turn.start].tolist(),
+            sampled=ids[turn.start : turn.end].tolist(),
+            logprobs=list(turn.logprobs),
+            versions=list(turn.versions),
+            finish_reason=turn.finish_reason,
+            at=time.time(),
+        )
+        try:
+            await journal.put(entry)
+        except HostError as error:
+            self._end(error)
+            raise _refusal(500, "journal_failed", "the run could not keep this answer", "server_error") from error
 
     def _lose(self, prompt: Prompt, answering: Answering, wishes: Wishes, request: GenerateRequest, why: str) -> None:
         self._note(self.transcript.record(prompt, answering.result(None), why), wishes, request)

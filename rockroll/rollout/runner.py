@@ -27,6 +27,7 @@ from rockroll.rollout.config import RolloutConfig, TaskConfig
 from rockroll.rollout.dialogue import Dialogue, Sampling
 from rockroll.rollout.episode import Attempt, Boxes, Place
 from rockroll.rollout.group import Budget, GroupState, Start
+from rockroll.rollout.journal import Journal
 from rockroll.rollout.sample import Episode, Event, Group
 from rockroll.rollout.seed import derive
 from rockroll.rollout.stream import Stream
@@ -42,6 +43,7 @@ class Rollout:
 
     pool: where sandboxes come from; needed for a task that an agent works on. address: of the relay (`ipc://…`); needed
     then too. seed: the run's; with the group it names every draw. events: told what happens, on the event loop.
+    journal: has every answered turn before its agent has; its opener closes it, after this.
     Raises UsageError for a task and an agent that do not go together.
     """
 
@@ -57,6 +59,7 @@ class Rollout:
         seed: int = 0,
         address: str = "",
         events: Callable[[Event], None] = lambda _: None,
+        journal: Journal | None = None,
     ) -> None:
         self.task = resolve(task, agent)
         self._threads = ThreadPoolExecutor(config.concurrency, "env") if task.slow else None
@@ -68,6 +71,7 @@ class Rollout:
             )
         self.events = events
         self._config, self._engine, self._pool, self._tokenizer = config, engine, pool, tokenizer
+        self._journal = journal
         self._seed, self._address, self._max_turns = seed, address, task.max_turns
         self._relay = Relay(address, self.chat, [MODEL], count=self.count) if isinstance(self.task, AgentTask) else None
         self._slots = asyncio.Semaphore(config.concurrency)
@@ -241,6 +245,7 @@ class Rollout:
             sampling,
             derive(self._seed, *names),
             lambda tokens: self._tell("turn", split, tokens),
+            self._journal,
         )
         place = Place(id=id, seed=state.seed, split=split, group=state.id, index=start.index)
         attempt = Attempt(place, self.task, dialogue, self._config.episode_timeout, self._pool, self._address)

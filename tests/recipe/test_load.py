@@ -55,6 +55,15 @@ def test_a_network_is_a_word_or_a_list_of_hosts(recipe) -> None:
             load(recipe(f"{GOOD}sandbox: {{network: {wrong}}}\n"))
 
 
+def test_off_is_the_word_where_a_setting_is_named_so_and_no_for_a_switch(recipe) -> None:
+    text = GOOD.replace("size: 4", "size: off").replace("groups: 2", "groups: 2\n  journal: off")
+    config = load(recipe(text), ["task.slow=off"])
+    assert (config.rollout.journal, config.task.slow, config.task.options) == ("off", False, {"size": False})
+    assert load(recipe(dump(config))) == config
+    assert load(recipe(GOOD), ["rollout.journal=off"]).rollout.journal == "off"
+    assert load(recipe(GOOD)).rollout.journal == "write"
+
+
 def test_a_resolved_recipe_reads_back_as_itself(recipe) -> None:
     config = load(recipe(GOOD), ["agent.command=run it", "sandbox.memory=64m"])
     assert load(recipe(dump(config))) == config

@@ -1,0 +1,161 @@
+"""Every answered turn, on disk before its agent has the end of it.
+
+In: turns as they are answered. Out: RUN_DIR/journal/N.journal, and its entries again for whoever reads it. Leaves what
+is trained to transcript.py: the journal says what was sampled, whatever became of its episode afterwards.
+
+A file is MAGIC and then records: 4 bytes of length, 4 of CRC-32 (both little-endian), and an Entry as msgpack. Records
+are only ever added, and each opening begins a file, so that the one thing a death can leave is a torn last record.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal, Self
+
+import msgspec
+
+from rockroll.errors import HostError, UsageError
+
+Mode = Literal["off", "write", "fsync"]
+"""write: handed to the kernel, survives the death of every process. fsync: on the disk, survives loss of power."""
+
+MAGIC = b"rockroll journal 1\n"
+_HEAD = struct.Struct("<II")
+
+
+class Entry(msgspec.Struct, frozen=True, array_like=True):
+    """One answered turn. `new` and `sampled` are its ids beyond those of the turn it goes on from."""
+
+    episode: str
+    number: int
+    """Of the turn in its episode, from 0 on."""
+    after: int | None
+    """The number of the turn it goes on from; None: it begins a branch, and `new` is its whole prompt."""
+    new: list[int]
+    """Ids of the prompt."""
+    sampled: list[int]
+    logprobs: list[float]
+    versions: list[int]
+    """Of the weights, for each sampled token."""
+    finish_reason: str
+    at: float = 0.0
+    """Unix time."""
+
+
+class Journal:
+    """open ─► put … ─► close. Belongs to one event loop. Mode off: nothing is written anywhere.
+
+    HostError where the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, mode: Mode = "write") -> None:
+        self.mode = mode
+        self._file = -1
+        self._end = len(MAGIC)
+        self._syncing: asyncio.Task[None] | None = None
+        self._next: asyncio.Task[None] | None = None
+        if mode == "off":
+            return
+        self._thread = ThreadPoolExecutor(1, "journal")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            numbers = [int(each.stem) for each in folder.glob("*.journal") if each.stem.isdigit()]
+            self.path = folder / f"{max(numbers, default=-1) + 1:05}.journal"
+            self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+            os.write(self._file, MAGIC)
+            if mode == "fsync":
+                _sync_folder(folder)
+        except OSError as error:
+            raise HostError(f"the journal in {folder} cannot be written: {error.strerror}") from None
+
+    async def put(self, entry: Entry) -> None:
+        """Returns when the entry is as safe as the mode promises. HostError where it cannot be written."""
+        if self._file < 0:
+            return
+        body = msgspec.msgpack.encode(entry)
+        record = _HEAD.pack(len(body), zlib.crc32(body)) + body
+        try:
+            if os.write(self._file, record) < len(record):
+                raise OSError(0, "the disk is full")
+        except OSError as error:
+            os.ftruncate(self._file, self._end)  # no torn record in the middle
+            raise HostError(f"the journal {self.path} cannot be written: {error.strerror}; make room") from None
+        self._end += len(record)
+        if self.mode == "fsync":
+            await asyncio.shield(self._synced())
+
+    def _synced(self) -> asyncio.Task[None]:
+        """A sync that begins after now: one under way may have missed what was just written, so all that come during
+        it share the next."""
+        if self._next is None:
+            self._next = asyncio.get_running_loop().create_task(self._sync(self._syncing))
+        return self._next
+
+    async def _sync(self, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await asyncio.wait((before,))
+        self._syncing, self._next = self._next, None
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._thread, os.fdatasync, self._file)
+        except OSError as error:
+            raise HostError(f"the journal {self.path} cannot be synced: {error.strerror}") from None
+
+    async def close(self) -> None:
+        """A second time it does nothing."""
+        if self._file < 0:
+            return
+        syncs = [each for each in (self._syncing, self._next) if each is not None]
+        await asyncio.gather(*syncs, return_exceptions=True)
+        os.close(self._file)
+        self._file = -1
+        self._thread.shutdown(wait=False)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+def read(path: Path) -> Iterator[Entry]:
+    """The entries of one file, or of all in a folder, in their order. What a death left torn at the end is left out.
+
+    UsageError for what is no journal, HostError for one that was damaged before its end.
+    """
+    if path.is_dir():
+        for each in sorted(path.glob("*.journal")):
+            yield from read(each)
+        return
+    data = path.read_bytes()
+    if not data.startswith(MAGIC):
+        if MAGIC.startswith(data):
+            return  # it died before it had written anything
+        raise UsageError(f"{path} is no journal of rockroll's: it begins with {data[: len(MAGIC)]!r}")
+    at, decode = len(MAGIC), msgspec.msgpack.Decoder(Entry).decode
+    while at + _HEAD.size <= len(data):
+        length, checksum = _HEAD.unpack_from(data, at)
+        begin, end = at + _HEAD.size, at + _HEAD.size + length
+        body = data[begin:end]
+        if end > len(data) or not any(data[at:]):
+            return  # torn: or the zeros of a file whose size reached the disk before its content
+        if zlib.crc32(body) != checksum:
+            if end == len(data) or not any(data[end:]):
+                return
+            raise HostError(f"{path} is damaged at byte {at}: a record there does not have its checksum")
+        yield decode(body)
+        at = end
+
+
+def _sync_folder(folder: Path) -> None:
+    """A new file's name is on the disk when its folder is."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
