@@ -17,7 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import msgspec
@@ -26,13 +26,17 @@ from aiohttp import web
 
 from rockroll import home
 from rockroll.agent.command import route
-from rockroll.errors import ProcessDied, SandboxError
+from rockroll.bench import relay_load
+from rockroll.bench.relay_load import CALLS_OF_MANY, CALLS_OF_ONE, Load
+from rockroll.errors import ProcessDied, SandboxError, UsageError
 from rockroll.model_service.dialects.openai_chat_answer import completion
 from rockroll.model_service.relay import OnDelta, Relay
 from rockroll.model_service.wire import ChatReply, ChatRequest, Delta
 from rockroll.sandbox.client import Sandbox
 
 CALLS = 2000
+MOST_SESSIONS = 4096
+"""Each has a socket and a connection in one process, whose descriptors they are."""
 BOXES, CONNECTIONS, CALLS_EACH = 4, 8, 250
 """32 calls at once, as several agents make them: a sandbox may have 16 under way."""
 
@@ -89,12 +93,15 @@ class _Ran(msgspec.Struct):
     took: list[float]
 
 
-async def run() -> dict[str, Any]:
-    """Figures: calls one after the other, and 32 at once from four sandboxes; how long a streamed word is on its way.
+async def run(sessions: int = 256) -> dict[str, Any]:
+    """Figures: calls one after the other, and 32 at once from four sandboxes; how long a streamed word is on its way;
+    then one sandbox and `sessions` together with transcripts and the journal (relay_load.py).
 
-    Baseline: the same client on the host against a plain HTTP server in a process of its own, which answers the same
+    Baseline: the same clients on the host against a plain HTTP server in a process of its own, which answers the same
     bytes: no sandbox, no gateway, no relay.
     """
+    if not 1 <= sessions <= MOST_SESSIONS:
+        raise UsageError(f"--sessions: 1 to {MOST_SESSIONS} sandboxes call together; got {sessions}")
     with tempfile.TemporaryDirectory(prefix="bench-", dir=home.runtime_dir()) as folder:
         address = f"ipc://{folder}/relay"
         async with _process(address), contextlib.AsyncExitStack() as stack:
@@ -107,6 +114,10 @@ async def run() -> dict[str, Any]:
     async with _process("plain") as port:
         plain = await _on_host(port, 1, CALLS)
         plain_many = await _on_host(port, BOXES * CONNECTIONS, CALLS_EACH)
+    kept = {mode: await relay_load.load(1, CALLS_OF_ONE, mode) for mode in ("off", "write", "fsync")}
+    together = {mode: await relay_load.load(sessions, CALLS_OF_MANY, mode) for mode in ("off", "write", "fsync")}
+    one_straight = await relay_load.straight(1, CALLS_OF_ONE)
+    straight = await relay_load.straight(sessions, CALLS_OF_MANY)
     return {
         "figures": {
             "relay_p50_ms": _percentile([one], 50),
@@ -117,21 +128,43 @@ async def run() -> dict[str, Any]:
             "relay_calls_per_s": _rate(many),
             "relay_first_token_p50_ms": _percentile([words], 50),
             "relay_first_token_p99_ms": _percentile([words], 99),
+            **{
+                name: value
+                for mode in kept
+                for name, value in {
+                    f"transcript_p50_ms_journal_{mode}": _percentile([kept[mode]], 50),
+                    f"transcript_p99_ms_journal_{mode}": _percentile([kept[mode]], 99),
+                    f"sessions_calls_per_s_journal_{mode}": _rate([together[mode]]),
+                    f"sessions_p50_ms_journal_{mode}": _percentile([together[mode]], 50),
+                    f"sessions_p99_ms_journal_{mode}": _percentile([together[mode]], 99),
+                }.items()
+            },
+            "sessions": sessions,
+            "sessions_load_process_cpu": _busy(together["write"]),
         },
         "baselines": {
             "plain_http_p50_ms": _percentile([plain], 50),
             "plain_http_p99_ms": _percentile([plain], 99),
             "plain_http_calls_per_s": _rate([plain_many]),
+            "straight_p50_ms": _percentile([one_straight], 50),
+            "sessions_straight_calls_per_s": _rate([straight]),
+            "sessions_straight_p50_ms": _percentile([straight], 50),
+            "sessions_straight_p99_ms": _percentile([straight], 99),
         },
     }
 
 
-def _percentile(ran: list[_Ran], percent: int) -> float:
+def _busy(ran: Load) -> float:
+    """Cores that the load process itself used: those are not the relay's."""
+    return ran.cpu_s / (ran.ended - ran.begun)
+
+
+def _percentile(ran: Sequence[_Ran | Load], percent: int) -> float:
     took = [seconds * 1000 for each in ran for seconds in each.took]
     return statistics.quantiles(took, n=100, method="inclusive")[percent - 1]
 
 
-def _rate(ran: list[_Ran]) -> float:
+def _rate(ran: Sequence[_Ran | Load]) -> float:
     seconds = max(each.ended for each in ran) - min(each.begun for each in ran)
     return sum(len(each.took) for each in ran) / seconds
 

@@ -48,11 +48,21 @@ def neighbours(as_json: AsJson = False) -> None:
 
 
 @app.command()
-def relay(as_json: AsJson = False) -> None:
-    """An agent's model call from inside a sandbox to an engine that answers at once. About 20 s."""
+def relay(
+    sessions: Annotated[int, typer.Option(help="How many sandboxes call together, by one load process.")] = 256,
+    as_json: AsJson = False,
+) -> None:
+    """An agent's model call, from inside a sandbox to an engine that answers at once. About two minutes.
+
+    First from real sandboxes without transcripts; then, transcript_* (one) and sessions_* (together), with transcripts
+    and each mode of the journal, from loopback sockets that stand for sandboxes; beside them the same load sent
+    straight to a plain server. It needs the tiny model of scripts/setup, whose tokenizer makes the transcripts.
+
+    Example: rockroll bench relay --json --sessions 256
+    """
     from rockroll.bench import relay as bench
 
-    _show(bench.run, as_json)
+    _show(lambda: bench.run(sessions), as_json)
 
 
 @app.command()
