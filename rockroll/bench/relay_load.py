@@ -55,15 +55,22 @@ class Load(msgspec.Struct):
     cpu_s: float
 
 
-async def load(sessions: int, calls: int, mode: str) -> Load:
-    """`calls` of all `sessions` together, each one after the other, through gateway and relay; mode: the journal's."""
+async def load(sessions: int, calls: int, mode: str, model: Path | None = None) -> Load:
+    """`calls` of all `sessions` together, each one after the other, through gateway and relay.
+
+    mode: the journal's. model: a folder whose tokenizer makes the transcripts; the tiny model's where None.
+    """
     with (
         tempfile.TemporaryDirectory(prefix="bench-", dir=home.runtime_dir()) as folder,
         # where runs lie: what a flush costs is their disk's
         tempfile.TemporaryDirectory(prefix="bench-", dir=home.made(home.runs_dir())) as journal,
     ):
         address = f"ipc://{folder}/relay"
-        async with process("serve", address, journal, mode), process("gateway", address, str(sessions)) as ports:
+        tokens = str(model or resolve("tiny"))
+        async with (
+            process("serve", address, journal, mode, tokens),
+            process("gateway", address, str(sessions)) as ports,
+        ):
             return await _drive(ports, calls)
 
 
@@ -116,8 +123,8 @@ class _AtOnce:
         raise NotImplementedError(f"the benchmark's engine only generates; {name} was asked for")
 
 
-async def _serve(address: str, folder: str, mode: Any) -> None:
-    tokenizer = ChatTokenizer(str(resolve("tiny")))
+async def _serve(address: str, folder: str, mode: Any, model: str) -> None:
+    tokenizer = ChatTokenizer(model)
     engine: Any = _AtOnce([*tokenizer.encode("ls -la"), tokenizer.stop_ids[0]])
     sampling = Sampling(temperature=1.0, top_p=1.0, max_tokens=64, max_turns=TURNS, context_length=2**20)
     dialogues: dict[str, Dialogue] = {}
