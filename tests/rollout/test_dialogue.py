@@ -299,7 +299,7 @@ async def test_an_answer_that_is_not_whole_is_never_trained(how: str) -> None:
 def test_too_many_incomplete_turns_stop_the_run_with_the_reason() -> None:
     def episode(incomplete: int, calls: int = 10) -> Episode:
         record = [TurnRecord(1, 1, incomplete="a piece was lost" if i < incomplete else None) for i in range(calls)]
-        return Episode("e", "t", 7, 0, 0, "ok", None, 1.0, [], calls, 0.1, "", record)
+        return Episode("e", "t", 7, 0, 0, "ok", None, 1.0, [], calls, 0.1, record=record)
 
     complete = Completeness(0.1, window=20)
     for _ in range(100):
