@@ -432,7 +432,7 @@ async def test_a_lease_outlives_the_node(api: Api, end_process: Any) -> None:
         assert lost.value.fields["cause"] == "node_lost"
         assert (await sandbox.arun("echo $x")).stdout == b"1\n"
         await close_node()  # the SDK's lease of this event loop with it
-    assert await cause_of(api, sandbox.id) == "owner_gone"
+        assert await cause_of(api, sandbox.id) == "owner_gone"
     with pytest.raises(SandboxNotFound):
         await sandbox.refresh()
 
