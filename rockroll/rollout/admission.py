@@ -116,16 +116,18 @@ class Admission:
         if self._training or not self.ready:
             return None
         chosen: list[int] = []
+        slack = {id: self._slack(admitted) for id, admitted in self._done.items()}
         for j in range(self._bound + 1):
-            within = [id for id in self._done if self._slack(id) <= j]
+            within = [id for id in self._done if slack[id] <= j]
             wanted = self._need(j) if self._on_stale == "wait" or j else len(within)
             for id in within:
-                if len(chosen) < self._batch and sum(self._slack(each) <= j for each in chosen) < wanted:
+                if len(chosen) < self._batch and sum(slack[each] <= j for each in chosen) < wanted:
                     chosen += [id] if id not in chosen else []
         chosen += [id for id in self._done if id not in chosen][: self._batch - len(chosen)]
         for id in chosen:
             del self._done[id]
-        late = [id for held in (self._running, self._done) for id in held if self._slack(id, held) <= 0]
+        held = [*self._running.items(), *self._done.items()]
+        late = [id for id, admitted in held if self._slack(admitted) <= 0]
         for id in late:
             self.discard(id)
         self._training = sorted(chosen)
@@ -140,7 +142,7 @@ class Admission:
             return False
         if self._on_stale == "drop":
             return True
-        done = [self._slack(id) for id in self._done]
+        done = [self._slack(admitted) for admitted in self._done.values()]
         return all(sum(slack <= j for slack in done) >= self._need(j) for j in range(self._bound + 1))
 
     def stepped(self, version: int) -> None:
@@ -155,15 +157,11 @@ class Admission:
         """As if the batch in training had been trained."""
         return Position(self._next, sorted([*self._again, *self._running, *self._done]))
 
-    def _slack(self, id: int, held: dict[int, int] | None = None) -> int:
-        """How many later batches could still take this group."""
-        admitted = (held or {}).get(id)
-        if admitted is None:
-            admitted = self._done.get(id, self._running.get(id))
-        assert admitted is not None
+    def _slack(self, admitted: int) -> int:
+        """How many later batches could still take a group of that version."""
         return admitted + self._bound - self.version
 
     def _need(self, j: int) -> int:
         """How many groups of slack up to j this batch must take, so that the rest can be trained in time."""
-        waiting = sum(self._slack(id) <= j for held in (self._running, self._done) for id in held)
+        waiting = sum(self._slack(admitted) <= j for held in (self._running, self._done) for admitted in held.values())
         return min(self._batch, max(0, waiting - j * self._batch - self._extra))

@@ -50,8 +50,6 @@ class Row:
     """What each of its tokens weighs in the loss of the update under way."""
     old: Tensor | None = None
     """[n] float32: the trainer's own log-probs at the step's start, where they are needed before the loss."""
-    reference: Tensor | None = None
-    """[n] float32: the reference model's log-probs, where the reward needs them."""
     kept: Tensor | None = None
     """[n] bool: what a filter left; None: all."""
 

@@ -53,6 +53,31 @@ class Shaping(msgspec.Struct):
 _RAW = tuple(name for name in Shaping.__struct_fields__ if getattr(Shaping(), name) is NOTHING)
 
 
+class Part(msgspec.Struct):
+    """One piece of a message's content."""
+
+    type: str
+    text: str | None = None
+    refusal: str | None = None
+
+
+def joined(at: str, said: str | list[Part] | None, kinds: tuple[str, ...]) -> str:
+    """The text of a content: a string, or parts of these kinds and refusals. ModelServiceError (400) for any other."""
+    if isinstance(said, str):
+        return said
+    if said is None:
+        raise bad_request(f"{at}: a string is needed, or a list of text parts", at)
+    texts: list[str] = []
+    for i, part in enumerate(said):
+        text = part.refusal if part.type == "refusal" else part.text
+        if part.type != "refusal" and part.type not in kinds:
+            raise bad_request(f"{at}[{i}]: {part.type[:64]!r} is not supported, this model reads text only", at)
+        if text is None:
+            raise bad_request(f"{at}[{i}].text: a text part needs its text, a string", at)
+        texts.append(text)
+    return "".join(texts)
+
+
 def error_status(error: ModelServiceError) -> int:
     """The HTTP status that `error` asks for; 500 where it asks for none that an error can have."""
     status = error.fields.get("status")

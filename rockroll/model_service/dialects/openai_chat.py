@@ -14,7 +14,7 @@ import msgspec
 from rockroll.model_service.dialects import checks
 from rockroll.model_service.dialects.call import DEFAULT_MODEL, Call, Dialect, Events
 from rockroll.model_service.dialects.checks import NOTHING, bad_request
-from rockroll.model_service.dialects.openai import OPENAI, Shaping
+from rockroll.model_service.dialects.openai import OPENAI, Part, Shaping, joined
 from rockroll.model_service.dialects.openai_chat_answer import ChatEvents, completion
 from rockroll.model_service.wire import ChatReply, Message, Tool, ToolCall
 
@@ -32,12 +32,6 @@ class Chat(Call, frozen=True, kw_only=True):
         return ChatEvents(id, created, self.model, self.n, include_usage=self.include_usage)
 
 
-class _Part(msgspec.Struct):
-    type: str
-    text: str | None = None
-    refusal: str | None = None
-
-
 class _Function(msgspec.Struct):
     name: str
     arguments: str = ""
@@ -51,7 +45,7 @@ class _Called(msgspec.Struct):
 
 class _Message(msgspec.Struct):
     role: str
-    content: str | list[_Part] | None = None
+    content: str | list[Part] | None = None
     reasoning_content: str | None = None
     tool_calls: list[_Called] | None = None
     tool_call_id: str | None = None
@@ -185,7 +179,7 @@ def _message(at: str, said: _Message) -> Message:
         role=role,  # pyright: ignore[reportArgumentType]
         content=""
         if said.content is None and (calls or said.reasoning_content)
-        else _content(f"{at}.content", said.content),
+        else joined(f"{at}.content", said.content, _TEXT_PARTS),
         reasoning=(said.reasoning_content or "") if role == "assistant" else "",
         tool_calls=calls,
         tool_call_id=(said.tool_call_id or "") if role == "tool" else "",
@@ -197,22 +191,6 @@ def _call(at: str, said: _Called) -> ToolCall:
     if said.type != "function" or said.function is None:
         raise bad_request(f"{at}: only calls of type function are known, got {said.type[:64]!r}", at)
     return ToolCall(id=said.id, name=said.function.name, arguments=said.function.arguments)
-
-
-def _content(at: str, said: str | list[_Part] | None) -> str:
-    if isinstance(said, str):
-        return said
-    if said is None:
-        raise bad_request(f"{at}: a string is needed, or a list of text parts", at)
-    texts: list[str] = []
-    for i, part in enumerate(said):
-        text = part.refusal if part.type == "refusal" else part.text
-        if part.type != "refusal" and part.type not in _TEXT_PARTS:
-            raise bad_request(f"{at}[{i}]: {part.type[:64]!r} is not supported, this model reads text only", at)
-        if text is None:
-            raise bad_request(f"{at}[{i}].text: a text part needs its text, a string", at)
-        texts.append(text)
-    return "".join(texts)
 
 
 def _tool(at: str, said: _Tool) -> Tool:

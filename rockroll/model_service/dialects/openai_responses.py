@@ -17,7 +17,7 @@ from rockroll.model_service.dialects import checks
 from rockroll.model_service.dialects import openai_responses_tools as its_tools
 from rockroll.model_service.dialects.call import DEFAULT_MODEL, Call, Dialect, Events, encode
 from rockroll.model_service.dialects.checks import NOTHING, bad_request
-from rockroll.model_service.dialects.openai import OPENAI
+from rockroll.model_service.dialects.openai import OPENAI, Part, joined
 from rockroll.model_service.dialects.openai_responses_answer import Frame, ResponseEvents, response
 from rockroll.model_service.dialects.openai_responses_tools import Kind
 from rockroll.model_service.wire import ChatReply, Message, ToolCall
@@ -40,17 +40,11 @@ class Asked(Call, frozen=True, kw_only=True):
         return ResponseEvents(id, created, self.frame)
 
 
-class _Part(msgspec.Struct):
-    type: str
-    text: str | None = None
-    refusal: str | None = None
-
-
 class _Item(msgspec.Struct):
     type: str = "message"
     role: str | None = None
-    content: str | list[_Part] | None = None
-    summary: list[_Part] | None = None
+    content: str | list[Part] | None = None
+    summary: list[Part] | None = None
     encrypted_content: str | None = None
     call_id: str | None = None
     id: str | None = None
@@ -58,7 +52,7 @@ class _Item(msgspec.Struct):
     namespace: str | None = None
     arguments: str | None = None
     input: str | None = None
-    output: str | list[_Part] | None = None
+    output: str | list[Part] | None = None
     action: dict[str, Any] | None = None
 
 
@@ -199,7 +193,7 @@ class _History:
             id = item.call_id or (item.id if item.type == "local_shell_call_output" else None)
             if not id:
                 raise bad_request(f"{at}.call_id: the id of the call that it answers is needed", f"{at}.call_id")
-            self._messages.append(Message("tool", _text(f"{at}.output", item.output), tool_call_id=id))
+            self._messages.append(Message("tool", joined(f"{at}.output", item.output, _TEXT_PARTS), tool_call_id=id))
         else:
             raise bad_request(f"{at}.type: {item.type[:64]!r} is not supported", f"{at}.type")
 
@@ -209,7 +203,7 @@ class _History:
             known = ", ".join(_ROLES)
             got = (item.role or "nothing")[:64]
             raise bad_request(f"{at}.role: {got!r} is not a known role; use one of {known}", f"{at}.role")
-        text = _text(f"{at}.content", item.content)
+        text = joined(f"{at}.content", item.content, _TEXT_PARTS)
         if role != "assistant" or self._text is not None:
             self._close()
         if role == "assistant":
@@ -224,26 +218,10 @@ class _History:
         self._thought, self._text, self._calls = [], None, []
 
 
-def _text(at: str, said: str | list[_Part] | None) -> str:
-    if isinstance(said, str):
-        return said
-    if said is None:
-        raise bad_request(f"{at}: a string is needed, or a list of text parts", at)
-    texts: list[str] = []
-    for i, part in enumerate(said):
-        text = part.refusal if part.type == "refusal" else part.text
-        if part.type != "refusal" and part.type not in _TEXT_PARTS:
-            raise bad_request(f"{at}[{i}]: {part.type[:64]!r} is not supported, this model reads text only", at)
-        if text is None:
-            raise bad_request(f"{at}[{i}].text: a text part needs its text, a string", at)
-        texts.append(text)
-    return "".join(texts)
-
-
 def _thought(at: str, item: _Item) -> str:
     """What was given as encrypted comes back so; else the plain text of it; a summary was never the model's own."""
     if item.content:
-        return _text(f"{at}.content", item.content)
+        return joined(f"{at}.content", item.content, _TEXT_PARTS)
     try:
         return base64.b64decode(item.encrypted_content or "", validate=True).decode()
     except (binascii.Error, UnicodeError):
