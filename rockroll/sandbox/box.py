@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 
 from rockroll.errors import SandboxLost, SessionError
-from rockroll.sandbox import cgroup, egress, processes, quotas, recycle, terminal
+from rockroll.sandbox import cgroup, egress, grant, processes, recycle, terminal
 from rockroll.sandbox.calls import Calls
 from rockroll.sandbox.commands import Commands
 from rockroll.sandbox.config import SandboxConfig
@@ -80,7 +80,7 @@ class Box:
         self.id, self.name, self.config, self.created = id, name, config, created
         self.owner: Owner = owner
         self.account = account
-        self.granted = quotas.of(config)
+        self.granted = grant.of(config)
         self.image: str | None = None
         """Of a box that was made for a warm pool: the id of the image that it stands on."""
         self.calls = Calls()

@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 from rockroll import units
 from rockroll.sandbox import locks
+from rockroll.sandbox.grant import Granted
 from rockroll.sandbox.kept import KEPT
 from rockroll.sandbox.node_config import Limits
-from rockroll.sandbox.quotas import Granted
 
 FILES = 9
 """Descriptors of the node for a box with one session: pidfds of init, conmon and the shell, the model endpoint's

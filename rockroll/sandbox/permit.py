@@ -15,12 +15,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from rockroll.errors import HostError, QuotaExceeded
-from rockroll.sandbox import limits, node_config, quotas
+from rockroll.sandbox import grant, limits, node_config, quotas
 from rockroll.sandbox.box import Box
 from rockroll.sandbox.config import SandboxConfig
+from rockroll.sandbox.grant import Granted
 from rockroll.sandbox.limits import Facts, Room
 from rockroll.sandbox.node_config import NodeConfig
-from rockroll.sandbox.quotas import Granted
 from rockroll.sandbox.warm import Warm
 
 FRESH_S = 0.5
@@ -74,11 +74,11 @@ class Permit:
         while (error := self._refusal(policy, config, account)) is not None:
             if not await self._warm.give_up():
                 raise error
-        return Ticket(account, quotas.of(config), self._tickets)
+        return Ticket(account, grant.of(config), self._tickets)
 
     def ask_warm(self, config: SandboxConfig, account: str) -> Ticket:
         """For a box that stands ready: the host has it already. Raises QuotaExceeded."""
-        more = quotas.of(config)
+        more = grant.of(config)
         mine, others = self._granted(account)
         if said := quotas.refusal(self.config.quotas, account, mine, others, more):
             raise QuotaExceeded(said)
@@ -93,7 +93,7 @@ class Permit:
         return self._rooms(self.config, config, self._granted("", warm=True)[1])
 
     def _refusal(self, policy: NodeConfig, config: SandboxConfig, account: str) -> Exception | None:
-        more = quotas.of(config)
+        more = grant.of(config)
         mine, everything = self._granted(account, warm=True)
         if said := quotas.refusal(policy.quotas, account, mine, everything, more):
             return QuotaExceeded(said)
@@ -104,7 +104,7 @@ class Permit:
         facts = self._facts()
         unseen = sum(box.id not in self._seen for box in (*self._boxes.values(), *self._warm.boxes))
         making = len(self._tickets) + unseen + self._warm.making
-        return limits.rooms(facts, everything, quotas.of(config), policy.limits, everything.boxes, making)
+        return limits.rooms(facts, everything, grant.of(config), policy.limits, everything.boxes, making)
 
     def _facts(self) -> Facts:
         now = time.monotonic()
@@ -117,8 +117,8 @@ class Permit:
         """What this account has, and all together, promises included."""
         held = [(box.account, box.granted) for box in self._boxes.values()]
         held += [(ticket.account, ticket.granted) for ticket in self._tickets]
-        mine = quotas.add(granted for owner, granted in held if owner == account)
-        everything = quotas.add(
+        mine = grant.add(granted for owner, granted in held if owner == account)
+        everything = grant.add(
             [granted for _, granted in held] + ([box.granted for box in self._warm.boxes] if warm else [])
         )
         return mine, everything

@@ -8,37 +8,13 @@ What counts is what a box may use at most, running or stopped: a stopped box can
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
-
 from rockroll import units
 from rockroll.sandbox.config import SandboxConfig
+from rockroll.sandbox.grant import Granted
 from rockroll.sandbox.node_config import Quota, Quotas
 
 OWNER_LABEL = "owner"
 """The label that says whose a box is, when that is not the process that made it."""
-
-
-class Granted(NamedTuple):
-    """What boxes may use at most."""
-
-    boxes: int = 0
-    cpus: float = 0.0
-    memory: int = 0
-    pids: int = 0
-
-
-def of(config: SandboxConfig) -> Granted:
-    """One box."""
-    return Granted(1, config.cpus, config.memory_bytes, config.pids)
-
-
-def add(several: Iterable[Granted]) -> Granted:
-    """Together."""
-    boxes = cpus = memory = pids = 0
-    for one in several:
-        boxes, cpus, memory, pids = boxes + one.boxes, cpus + one.cpus, memory + one.memory, pids + one.pids
-    return Granted(boxes, cpus, memory, pids)
 
 
 def owner_of(config: SandboxConfig, detached: bool, pid: int | None) -> str:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from rockroll.sandbox import limits, locks, quotas
+from rockroll.sandbox import grant, limits, locks
 from rockroll.sandbox.config import SandboxConfig
+from rockroll.sandbox.grant import Granted
 from rockroll.sandbox.limits import Facts
 from rockroll.sandbox.locks import Locks
 from rockroll.sandbox.node_config import Limits
-from rockroll.sandbox.quotas import Granted
 
 GIB = 2**30
 ROOMY = Facts(
@@ -32,7 +32,7 @@ ROOMY = Facts(
     inodes_free=10**8,
     disk_at="/var/lib/containers",
 )
-BOX = quotas.of(SandboxConfig())
+BOX = grant.of(SandboxConfig())
 
 
 NONE, USUAL = Granted(), Limits()
