@@ -23,9 +23,12 @@ import msgspec
 
 from rockroll import home, units
 from rockroll.errors import HostError, RockrollError
-from rockroll.sandbox import disk, grant, limits, netns, node_config, profile, runtime
+from rockroll.sandbox.boxes import grant
 from rockroll.sandbox.config import DEFAULT_IMAGE, SandboxConfig
-from rockroll.sandbox.podman import Podman, PodmanService
+from rockroll.sandbox.container import disk, profile, runtime
+from rockroll.sandbox.container.podman import Podman, PodmanService
+from rockroll.sandbox.linux import netns
+from rockroll.sandbox.node import limits, node_config
 
 PROGRAMS = {"podman": "podman", "conmon": "conmon", "catatonit": "catatonit", "setpriv": "util-linux"}
 PACKAGES = ("aiohttp", "msgspec", "pyzmq", "typer", "rich", "pydantic", "torch", "transformers", "deepspeed")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from rockroll import home
-from rockroll.sandbox import runtime
+from rockroll.sandbox.container import runtime
 
 
 def doctor(*options: str, path: str | None = None) -> subprocess.CompletedProcess[str]:

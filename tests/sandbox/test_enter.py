@@ -12,9 +12,9 @@ import sys
 import pytest
 
 from rockroll.errors import SandboxLost
-from rockroll.sandbox import enter
-from rockroll.sandbox.host import SandboxHost
-from rockroll.sandbox.process import Process
+from rockroll.sandbox.container import enter
+from rockroll.sandbox.linux.process import Process
+from rockroll.sandbox.node.host import SandboxHost
 from tests.sandbox.conftest import Lab
 
 pytestmark = [

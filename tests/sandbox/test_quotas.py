@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from rockroll.errors import UsageError
-from rockroll.sandbox import grant, node_config, quotas
+from rockroll.sandbox.boxes import grant
+from rockroll.sandbox.boxes.grant import Granted
 from rockroll.sandbox.config import SandboxConfig
-from rockroll.sandbox.grant import Granted
-from rockroll.sandbox.node_config import NodeConfig, Quota, Quotas
+from rockroll.sandbox.node import node_config, quotas
+from rockroll.sandbox.node.node_config import NodeConfig, Quota, Quotas
 
 BOX = SandboxConfig(cpus=0.5, memory="64m", pids=32)
 

@@ -27,7 +27,7 @@ from rockroll.errors import (
 )
 from rockroll.errors import RockrollError as Error
 from rockroll.sandbox import wire
-from rockroll.sandbox.tree import Copied
+from rockroll.sandbox.fs.tree import Copied
 
 Shape = Literal["call", "stream", "read", "write", "get", "put", "duplex"]
 PREFIX = "/v1"
