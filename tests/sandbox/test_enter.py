@@ -134,6 +134,19 @@ async def test_the_helper_is_started_again_when_it_dies(host: SandboxHost, lab: 
     assert host._spawner._process is not helper
 
 
+async def test_every_one_of_more_orders_than_its_socket_holds_is_answered(host: SandboxHost, lab: Lab) -> None:
+    await lab.execute("true")
+    helper = host._spawner._process
+    assert helper is not None
+    helper.send(signal.SIGSTOP)
+    padding = {"PADDING": "x" * 100_000}  # a dozen fill the socket, and the rest must wait for room
+    starts = [asyncio.create_task(lab.execute("true", env=padding)) for _ in range(40)]
+    await asyncio.sleep(0.5)
+    helper.send(signal.SIGCONT)
+    async with asyncio.timeout(60):
+        assert {done.exit_code for done in await asyncio.gather(*starts)} == {0}
+
+
 async def test_a_box_that_dies_meanwhile_is_lost(lab: Lab) -> None:
     os.kill(lab.box.init, signal.SIGKILL)
     for _ in range(20):

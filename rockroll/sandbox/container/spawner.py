@@ -70,6 +70,8 @@ class Spawner:
     def __init__(self) -> None:
         self._orders: socket.socket | None = None
         self._process: Process | None = None
+        self._sending = asyncio.Lock()
+        """An event loop tells one waiter that a socket takes more, not several."""
         self.programs: dict[bytes, list[str]] = {}
 
     def _running(self) -> socket.socket:
@@ -116,25 +118,26 @@ class Spawner:
         loop = asyncio.get_running_loop()
         if len(data) > enter.MAX_ORDER:
             raise EnterFailed("order", errno.EMSGSIZE)
-        while True:
-            orders = self._running()
-            try:
-                socket.send_fds(orders, [data], fds)
-                return
-            except BlockingIOError:
-                writable = asyncio.Event()
-                loop.add_writer(orders, writable.set)
+        async with self._sending:
+            while True:
+                orders = self._running()
                 try:
-                    await writable.wait()
-                finally:
-                    loop.remove_writer(orders)
-            except OSError as error:
-                if error.errno in (errno.EMSGSIZE, errno.ENOBUFS):  # net.core.wmem_max caps what the socket takes
-                    raise EnterFailed("order", error.errno) from None
-                if not isinstance(error, BrokenPipeError | ConnectionResetError):
-                    raise
-                if self._process is not None:
-                    await asyncio.shield(self._process.ended)  # then a new one is started
+                    socket.send_fds(orders, [data], fds)
+                    return
+                except BlockingIOError:
+                    writable = asyncio.Event()
+                    loop.add_writer(orders, writable.set)
+                    try:
+                        await writable.wait()
+                    finally:
+                        loop.remove_writer(orders)
+                except OSError as error:
+                    if error.errno in (errno.EMSGSIZE, errno.ENOBUFS):  # net.core.wmem_max caps what the socket takes
+                        raise EnterFailed("order", error.errno) from None
+                    if not isinstance(error, BrokenPipeError | ConnectionResetError):
+                        raise
+                    if self._process is not None:
+                        await asyncio.shield(self._process.ended)  # then a new one is started
 
     def close(self) -> None:
         """The helper ends at the end of its orders."""
