@@ -37,6 +37,7 @@ def train(
 
     Example: rockroll train recipes/quickstart.yaml --set steps=5 --run-dir /tmp/first
     """
+    from rockroll.append import write_whole
     from rockroll.cli.loop import run as run_loop
     from rockroll.controller import loop
     from rockroll.controller.run_dir import RunDir, default_path
@@ -48,7 +49,7 @@ def train(
     config = _load(recipe, settings)
     with RunDir(run_dir or default_path(config.name), resume=resume) as run:
         _log_to(run.path / "rockroll.log")
-        (run.path / "recipe.yaml").write_text(dump(config))
+        write_whole(run.path / "recipe.yaml", dump(config).encode())
         display = Display(Status(config.name, config.steps))
         try:
             with display:

@@ -74,6 +74,9 @@ class RunConfig:
     """What is to be learnt."""
     seed: int = 0
     """Every random draw of the run comes from this one."""
+    deterministic: bool = False
+    """Two runs of the same recipe on one machine are equal bit for bit, but for `time/*`, at the price of speed
+    (docs/training.md, "Reproducing a run")."""
     model: str = "tiny"
     """A Hugging Face folder, or `tiny`: the model that `scripts/setup` made."""
     agent: AgentConfig | None = None

@@ -55,7 +55,8 @@ class Evaluation:
 
 
 async def train(config: RunConfig, run: RunDir, display: Display) -> Summary:
-    """Trains to `config.steps`, from the last checkpoint where `run.resume` and one exists."""
+    """Trains to `config.steps`. Where `run.resume`: from the last checkpoint, over the batches that the run had taken
+    since (trained again as they were), and on with what it had begun."""
     async with parts(config, run, status_events(display.status), train=True) as made:
         return await made.processes.guard(_train(config, run, display, made))
 
@@ -63,31 +64,33 @@ async def train(config: RunConfig, run: RunDir, display: Display) -> Summary:
 async def _train(config: RunConfig, run: RunDir, display: Display, made: Parts) -> Summary:
     status, trainer, engine = display.status, made.trainer, made.engine
     assert trainer is not None
-    first_step = (run.steps() or [0])[-1] if run.resume else 0
-    metrics = MetricsLog(run.path, resume_from=first_step if run.resume else None)
+    first_step, ledger = run.last_step, made.ledger
+    assert ledger is not None
+    metrics = MetricsLog(run.path, resume_from=ledger.past.last_step if run.resume else None)
     records = EpisodeLog(run.path)
     status.curve = [row["reward/mean"] for row in metrics.rows if "reward/mean" in row]
     status.evals = [(int(row["step"]), row["eval/pass_rate"]) for row in metrics.rows if "eval/pass_rate" in row]
-    evaluation: Evaluation | None = None
     trained_episodes = 0
 
     if first_step:
         status.enter("loading the checkpoint")
         await trainer.load(str(run.checkpoint(first_step)))
         display.line(f"continuing after step {first_step} from {run.checkpoint(first_step)}")
+    for step, groups in ledger.past.trained():
+        status.enter(f"training step {step} again")
+        await trainer.step(to_batch(step, groups, config.rollout.temperature))
+        first_step = step
     status.enter("delivering weights")
     version = await deliver(trainer, engine, run.weights)
     drift = await canary(trainer, engine, made.canary_ids, config.canary)
     if not metrics.rows:
         row: Row = {"step": 0, "version": version, "canary/max_abs_dlogp": drift}
-        evaluation = await _evaluate_into(row, config, made, status, records, 0)
+        await _evaluate_into(row, config, made, status, records, 0)
         metrics.write(row)
         display.line(_line(row))
 
     ahead = made.rollout.stream(
-        version=version,
-        start=run.position(first_step) if first_step else None,
-        batches=config.steps - first_step,
+        version=version, batches=config.steps - first_step, ledger=ledger, in_order=config.deterministic
     )
     async with ahead as stream:
         for step in range(first_step + 1, config.steps + 1):
@@ -99,34 +102,40 @@ async def _train(config: RunConfig, run: RunDir, display: Display, made: Parts) 
             with timed("train"):
                 report = await trainer.step(to_batch(step, groups, config.rollout.temperature))
             with timed("sync"):
+                if config.deterministic:
+                    await stream.quiet()  # or it would depend on the clock which tokens the new weights sample
                 version = await deliver(trainer, engine, run.weights)
                 drift = await canary(trainer, engine, made.canary_ids, config.canary)
             trained_episodes += sum(len(group.episodes) for group in groups)
             row |= {"version": version, "canary/max_abs_dlogp": drift, **report.metrics, **timed.row()}
             last = step == config.steps
-            if last or (config.eval.every and step % config.eval.every == 0):
-                evaluation = await _evaluate_into(row, config, made, status, records, step)
-            records.write("train", step, [episode for group in groups for episode in group.episodes])
-            metrics.write(row)
-            status.curve.append(row["reward/mean"])
-            display.line(_line(row))
+            if step > metrics.last_step:  # else it was written before the run was killed, and stays as it was
+                if last or (config.eval.every and step % config.eval.every == 0):
+                    await _evaluate_into(row, config, made, status, records, step)
+                records.write("train", step, [episode for group in groups for episode in group.episodes])
+                metrics.write(row)
+                status.curve.append(row["reward/mean"])
+                display.line(_line(row))
             if last or (config.checkpoint.every and step % config.checkpoint.every == 0):
-                status.enter("saving")  # last: a resumed run drops the rows after its checkpoint
-                run.put_position(step, stream.position)
+                status.enter("saving")
+                metrics.sync()
                 await trainer.save(str(run.checkpoint(step)))
+                ledger.rotate(step)
                 run.prune(config.checkpoint.keep)
+                ledger.prune(run.steps()[0])
             stream.stepped(version)
 
     status.enter("ending")
     metrics.close()
     steps = run.steps()
     rates = [rate for _, rate in status.evals]
+    evaluated = [row for row in metrics.rows if "eval/pass_rate" in row]
     return Summary(
         run_dir=run.path,
         steps=config.steps,
         first=rates[0] if rates else None,
         last=rates[-1] if rates else None,
-        ci95=evaluation.ci95 if evaluation else None,
+        ci95=(evaluated[-1]["eval/ci95_low"], evaluated[-1]["eval/ci95_high"]) if evaluated else None,
         checkpoint=run.checkpoint(steps[-1]) if steps else None,
         episodes=trained_episodes,
         seconds=time.monotonic() - status.started,
@@ -152,9 +161,9 @@ async def _evaluate(config: RunConfig, made: Parts, status: Status, records: Epi
 
 async def _evaluate_into(
     row: Row, config: RunConfig, made: Parts, status: Status, records: EpisodeLog, step: int
-) -> Evaluation | None:
+) -> None:
     if not config.eval.episodes:
-        return None
+        return
     begun = time.monotonic()
     result = await _evaluate(config, made, status, records, step)
     row |= {
@@ -165,7 +174,6 @@ async def _evaluate_into(
         "time/eval_s": time.monotonic() - begun,
     }
     status.evals.append((step, result.pass_rate))
-    return result
 
 
 def to_batch(step: int, groups: list[Group], temperature: float) -> TrainBatch:

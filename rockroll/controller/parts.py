@@ -21,6 +21,7 @@ from rockroll.engine.client import EngineClient
 from rockroll.errors import ProcessDied
 from rockroll.placement.local import Processes
 from rockroll.rollout.journal import Journal
+from rockroll.rollout.ledger import Ledger
 from rockroll.rollout.runner import Rollout
 from rockroll.rollout.sample import Event
 from rockroll.rollout.tokenizer import ChatTokenizer
@@ -37,6 +38,8 @@ class Parts:
     engine: EngineClient
     trainer: TrainerClient | None
     rollout: Rollout
+    ledger: Ledger | None
+    """Where there is a trainer: what was begun since its checkpoint."""
     canary_ids: list[int]
 
 
@@ -52,6 +55,7 @@ async def parts(
     style = config.rollout
     tokenizer = ChatTokenizer(model, calls=style.tool_calls, reasoning=style.reasoning, options=style.template)
     async with AsyncExitStack() as stack:
+        ledger = stack.enter_context(Ledger(run.ledger, run.last_step)) if train else None
         processes = await stack.enter_async_context(Processes(run.logs))
         engine_config = dataclasses.replace(
             config.engine, model=model, address=processes.address("engine-0"), seed=config.seed
@@ -98,6 +102,7 @@ async def parts(
             engine=engine,
             trainer=trainer,
             rollout=rollout,
+            ledger=ledger,
             canary_ids=tokenizer.encode(config.canary.prompt),
         )
 

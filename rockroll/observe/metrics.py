@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rockroll.append import Appended, write_whole
+
 Row = dict[str, float | int]
 
 
@@ -26,18 +28,25 @@ class MetricsLog:
         self.rows: list[Row] = []
         if resume_from is not None and self.path.exists():
             self.rows = [row for row in read_rows(self.path) if row["step"] <= resume_from]
-            aside = self.path.with_suffix(".tmp")
-            aside.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
-            aside.replace(self.path)
-        self._file = self.path.open("a", buffering=1)
+            write_whole(self.path, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
+        self._file = Appended(self.path)
         self._board = _Board(run_dir / "tensorboard")
 
+    @property
+    def last_step(self) -> int:
+        """Of the last row; -1 where there is none."""
+        return int(self.rows[-1]["step"]) if self.rows else -1
+
     def write(self, row: Row) -> None:
-        """One step's row. It must have "step"."""
+        """One step's row. It must have "step". HostError where it cannot be written: then nothing of it is there."""
         rounded: dict[str, Any] = {k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()}
-        self._file.write(json.dumps(rounded) + "\n")
+        self._file.add(f"{json.dumps(rounded)}\n".encode())
         self.rows.append(row)
         self._board.write(row)
+
+    def sync(self) -> None:
+        """The rows are on the disk: they survive loss of power."""
+        self._file.sync()
 
     def close(self) -> None:
         self._file.close()

@@ -11,6 +11,8 @@ from typing import Any
 
 import msgspec
 
+from rockroll.append import write_whole
+
 
 class EpisodeLog:
     """Appends episode records; a step's file is begun anew when the step is done again after a resume."""
@@ -20,11 +22,9 @@ class EpisodeLog:
         self.folder.mkdir(exist_ok=True)
 
     def write(self, split: str, step: int, records: list[Any]) -> None:
-        """All records of one step, replaced as a whole."""
+        """All records of one step, replaced as a whole. HostError where they cannot be written."""
         path = self.folder / f"{split}-{step:06d}.jsonl"
-        aside = path.with_suffix(".tmp")
-        aside.write_bytes(b"".join(msgspec.json.encode(record) + b"\n" for record in records))
-        aside.replace(path)
+        write_whole(path, b"".join(msgspec.json.encode(record) + b"\n" for record in records))
 
     def read(self, split: str, step: int) -> list[dict[str, Any]]:
         """The records of one step; empty where there are none."""

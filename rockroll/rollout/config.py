@@ -70,7 +70,8 @@ class RolloutConfig:
     concurrency: int = 32
     """Episodes at once; where they work in sandboxes, also the number of warm ones."""
     episode_timeout: float = 300.0
-    """Seconds of one episode, waiting for a sandbox apart; beyond it the machinery is at fault and it is replaced."""
+    """Seconds of one episode, waiting for a sandbox apart; beyond it the machinery is at fault and it is replaced.
+    0: no limit."""
     replacements: float = 0.5
     """What env, agent or infrastructure may spoil before the run stops, as a share of the batch (8 episodes anyway)."""
     incomplete: float = 0.1
@@ -103,5 +104,7 @@ class RolloutConfig:
             raise ValueError(f"rollout temperature is above 0 (evaluation alone may be greedy); got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"rollout top_p is above 0 and at most 1; got {self.top_p}")
-        if self.episode_timeout <= 0:
-            raise ValueError(f"rollout episode_timeout is a number of seconds above 0; got {self.episode_timeout}")
+        if self.episode_timeout < 0:
+            raise ValueError(
+                f"rollout episode_timeout is a number of seconds, or 0 for none; got {self.episode_timeout}"
+            )

@@ -111,7 +111,7 @@ class Attempt:
         loop = asyncio.get_running_loop()
         self._began = loop.time()
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(self._timeout or None):
                 return await play
         except TimeoutError:
             waited = self.dialogue.waited_s

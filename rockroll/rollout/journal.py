@@ -3,16 +3,15 @@
 In: turns as they are answered. Out: RUN_DIR/journal/N.journal, and its entries again for whoever reads it. Leaves what
 is trained to transcript.py: the journal says what was sampled, whatever became of its episode afterwards.
 
-A file is MAGIC and then records: 4 bytes of length, 4 of CRC-32 (both little-endian), and an Entry as msgpack. Records
-are only ever added, and each opening begins a file, so that the one thing a death can leave is a torn last record.
+A file is MAGIC and then records (frames.py), each an Entry as msgpack. Records are only ever added, and each opening
+begins a file, so that the one thing a death can leave is a torn last record.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
-import struct
-import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,13 +19,14 @@ from typing import Literal, Self
 
 import msgspec
 
-from rockroll.errors import HostError, UsageError
+from rockroll.append import cause
+from rockroll.errors import HostError
+from rockroll.rollout import frames
 
 Mode = Literal["off", "write", "fsync"]
 """write: handed to the kernel, survives the death of every process. fsync: on the disk, survives loss of power."""
 
 MAGIC = b"rockroll journal 1\n"
-_HEAD = struct.Struct("<II")
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):
@@ -56,6 +56,8 @@ class Journal:
 
     def __init__(self, folder: Path, mode: Mode = "write") -> None:
         self.mode = mode
+        self.number = 0
+        """Of the file: as many runs wrote here before."""
         self._file = -1
         self._end = len(MAGIC)
         self._syncing: asyncio.Task[None] | None = None
@@ -66,7 +68,8 @@ class Journal:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             numbers = [int(each.stem) for each in folder.glob("*.journal") if each.stem.isdigit()]
-            self.path = folder / f"{max(numbers, default=-1) + 1:05}.journal"
+            self.number = max(numbers, default=-1) + 1
+            self.path = folder / f"{self.number:05}.journal"
             self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
             os.write(self._file, MAGIC)
             if mode == "fsync":
@@ -78,14 +81,13 @@ class Journal:
         """Returns when the entry is as safe as the mode promises. HostError where it cannot be written."""
         if self._file < 0:
             return
-        body = msgspec.msgpack.encode(entry)
-        record = _HEAD.pack(len(body), zlib.crc32(body)) + body
+        record = frames.pack(msgspec.msgpack.encode(entry))
         try:
             if os.write(self._file, record) < len(record):
-                raise OSError(0, "the disk is full")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             os.ftruncate(self._file, self._end)  # no torn record in the middle
-            raise HostError(f"the journal {self.path} cannot be written: {error.strerror}; make room") from None
+            raise HostError(f"the journal {self.path} cannot be written: {cause(self.path, error)}") from None
         self._end += len(record)
         if self.mode == "fsync":
             await asyncio.shield(self._synced())
@@ -132,24 +134,9 @@ def read(path: Path) -> Iterator[Entry]:
         for each in sorted(path.glob("*.journal")):
             yield from read(each)
         return
-    data = path.read_bytes()
-    if not data.startswith(MAGIC):
-        if MAGIC.startswith(data):
-            return  # it died before it had written anything
-        raise UsageError(f"{path} is no journal of rockroll's: it begins with {data[: len(MAGIC)]!r}")
-    at, decode = len(MAGIC), msgspec.msgpack.Decoder(Entry).decode
-    while at + _HEAD.size <= len(data):
-        length, checksum = _HEAD.unpack_from(data, at)
-        begin, end = at + _HEAD.size, at + _HEAD.size + length
-        body = data[begin:end]
-        if end > len(data) or not any(data[at:]):
-            return  # torn: or the zeros of a file whose size reached the disk before its content
-        if zlib.crc32(body) != checksum:
-            if end == len(data) or not any(data[end:]):
-                return
-            raise HostError(f"{path} is damaged at byte {at}: a record there does not have its checksum")
+    decode = msgspec.msgpack.Decoder(Entry).decode
+    for body in frames.unpack(path, MAGIC, "journal"):
         yield decode(body)
-        at = end
 
 
 def _sync_folder(folder: Path) -> None:

@@ -28,6 +28,8 @@ from rockroll.rollout.dialogue import Dialogue, Sampling
 from rockroll.rollout.episode import Attempt, Boxes, Place
 from rockroll.rollout.group import Budget, GroupState, Start
 from rockroll.rollout.journal import Journal
+from rockroll.rollout.ledger import Ledger
+from rockroll.rollout.opened import Ended
 from rockroll.rollout.sample import Episode, Event, Group
 from rockroll.rollout.seed import derive
 from rockroll.rollout.stream import Stream
@@ -78,7 +80,7 @@ class Rollout:
         self._dialogues: dict[str, Dialogue] = {}
         """The episodes under way, by the token that their sandbox's route carries."""
         self._running = 0
-        self._serial = 0
+        self._serial = journal.number * 1_000_000 if journal else 0  # no id stands twice in the journal
         self._context_length = 0
 
     async def start(self) -> Self:
@@ -109,12 +111,15 @@ class Rollout:
         version: int = 0,
         start: Position | None = None,
         batches: int | None = None,
+        ledger: Ledger | None = None,
+        in_order: bool = False,
     ) -> Stream:
         """Batches of complete groups, sampled ahead as far as the configuration's max_staleness allows.
 
         groups, episodes: of a batch and of a group; those of the configuration where None. version: of the weights the
         engine has. start: where to go on; a group's number names its task and every draw. batches: how many will be
-        taken; None: no end.
+        taken; None: no end. ledger: goes on with what it kept, in place of `start`, and is told what happens. in_order:
+        as Admission takes it.
         It raises EnvError, AgentError or RockrollError when more episodes were spoiled than `replacements` allows, and
         at once what would meet every episode alike (a dead engine, a host that cannot run sandboxes).
         """
@@ -128,8 +133,12 @@ class Rollout:
             seed = derive(self._seed, "train", number, bits=SEED_BITS)
             return GroupState(number, self.task.name, seed, episodes, config.redundancy.episodes)
 
+        def ended(episode: Episode) -> None:
+            if ledger is not None:
+                ledger.put(Ended(episode))
+
         async def collect(state: GroupState) -> Group:
-            group = await self._group(state, "train", sampling, budget, complete)
+            group = await self._group(state, "train", sampling, budget, complete, ended)
             budget.earn(episodes)
             return group
 
@@ -139,10 +148,18 @@ class Rollout:
             extra=config.redundancy.groups,
             on_stale=config.on_stale,
             version=version,
-            start=start,
+            start=ledger.past.position if ledger else start,
             batches=batches,
+            in_order=in_order,
         )
-        return Stream(admission, state, collect, varied if config.keep == "varied" else lambda _: True)
+        return Stream(
+            admission,
+            state,
+            collect,
+            varied if config.keep == "varied" else lambda _: True,
+            past=ledger.past if ledger else None,
+            note=ledger.put if ledger else lambda _: None,
+        )
 
     async def batch(self, step: int, groups: int | None = None, episodes: int | None = None) -> list[Group]:
         """One batch and no more: the groups of one training step. Cancelling it cancels every episode."""
@@ -201,8 +218,10 @@ class Rollout:
         sampling: Sampling,
         budget: Budget,
         complete: Completeness | None = None,
+        ended: Callable[[Episode], None] = lambda _: None,
     ) -> Group:
-        """Runs one group to its end; whatever of it still runs then is cancelled."""
+        """Runs one group to its end; whatever of it still runs then is cancelled. ended: told of each episode that
+        ended by itself, before it counts."""
         attempts: dict[int, Attempt] = {}
 
         async def run(start: Start) -> Episode:
@@ -216,6 +235,7 @@ class Rollout:
                 while not state.complete:
                     for episode in await owned.next():
                         attempts.pop(episode.index)
+                        ended(episode)
                         if not episode.valid:
                             budget.spend(episode)
                         elif complete:
@@ -223,8 +243,7 @@ class Rollout:
                         if again := state.end(episode):
                             owned.start(run(again))
             finally:
-                ended = await owned.cancel()
-                for episode in ended:
+                for episode in await owned.cancel():
                     state.end(episode)
                 for index in state.running:
                     attempt = attempts.get(index)
