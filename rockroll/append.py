@@ -1,7 +1,7 @@
-"""Files that only grow, and folders that must not be half written: what a full disk may not break.
+"""Files that a full disk may not break: bytes are added or written as a whole, or not at all.
 
-In: bytes to add. Out: all of them in the file, or none and a HostError that says what to free. Leaves the form of a
-record to the callers.
+In: bytes. Out: all of them in the file, or none and a HostError that says what to free. Leaves the form of a record to
+the callers.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Self
 from rockroll.errors import HostError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_LITTLE = 2**20
+"""Bytes. What a library that says no number leaves of a disk that it has filled."""
 
 
 class Appended:
@@ -75,17 +77,25 @@ def unwritable(path: Path, error: BaseException) -> HostError:
 
 
 def cause(path: Path, error: BaseException) -> str:
-    """Why, and what to do about it. Of a full disk also how much room it has: libraries that write do not say."""
+    """Why, and what to do about it; of a full disk also how much room it has."""
     code = error.errno if isinstance(error, OSError) else None
     said = os.strerror(code) if code else str(error).partition("\n")[0]
-    left = _left(path)
-    if code not in _FULL and not (code is None and left is not None and left < 2**24):
+    if not is_full(path, error):
         return f"{said}; is the folder there, and may this user write to it?"
+    left = _left(path)
     room = "" if left is None else f", {left / 2**20:.1f} MiB left"
     return (
         f"its disk is full ({said}{room}); what was there before is intact: free some space (old runs and their "
-        "checkpoints are the largest, checkpoint.keep bounds them), then continue with --resume"
+        "checkpoints are the largest; checkpoint.keep bounds them), then continue with --resume"
     )
+
+
+def is_full(path: Path, error: BaseException) -> bool:
+    """Whether it is for want of room on the disk. torch and safetensors raise errors of their own, without a number."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _FULL
+    left = _left(path)
+    return "os error 28" in str(error) or (left is not None and left < _LITTLE)
 
 
 def _left(path: Path) -> int | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rockroll.errors import UsageError
+from rockroll.errors import RockrollError, UsageError
 
 if TYPE_CHECKING:
     from rockroll.controller.config import RunConfig
@@ -31,11 +31,20 @@ def train(
     run_dir: Annotated[
         Path | None, typer.Option(help="Where the run is kept. Default: $ROCKROLL_HOME/runs/NAME-TIME.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --run-dir.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Continue the run in --run-dir, however it ended: kill -9, a full disk, Ctrl-C."),
+    ] = False,
 ) -> None:
     """Train a model by the recipe.
 
     Example: rockroll train recipes/quickstart.yaml --set steps=5 --run-dir /tmp/first
+
+    A run that was stopped, by whatever means, loses nothing that had ended; --resume trains every task once and has
+    every step once in metrics.jsonl:
+    rockroll train /tmp/first/recipe.yaml --run-dir /tmp/first --resume
+
+    With --set deterministic=true two runs are equal to the last bit, but for time/* (docs/training.md).
     """
     from rockroll.append import write_whole
     from rockroll.cli.loop import run as run_loop
@@ -55,8 +64,10 @@ def train(
             with display:
                 display.line(f"run directory: {run.path}")
                 done = run_loop(loop.train(config, run, display))
-        except KeyboardInterrupt:
-            display.line(f"stopped; continue with: rockroll train {recipe} --run-dir {run.path} --resume")
+        except (KeyboardInterrupt, RockrollError) as error:
+            if not isinstance(error, UsageError):
+                again = f"rockroll train {run.path / 'recipe.yaml'} --run-dir {run.path} --resume"
+                display.line(f"stopped; continue with: {again}")
             raise
     rows = []
     if done.first is not None and done.last is not None:

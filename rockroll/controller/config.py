@@ -101,3 +101,27 @@ class RunConfig:
             raise ValueError(f"name is a folder's name, without / and no dot first; got {self.name!r}")
         if self.steps < 0:
             raise ValueError(f"steps is at least 0; got {self.steps}")
+        if self.deterministic:
+            self._check_deterministic()
+
+    def _check_deterministic(self) -> None:
+        """Nothing may depend on the clock, or on which of two threads is first."""
+        rollout = self.rollout
+        wrong = [
+            (self.agent is not None, "a task with reset and step, without an agent: what a program in a sandbox asks, "
+             "and when, depends on the clock; leave out the section agent"),
+            (rollout.redundancy.episodes or rollout.redundancy.groups, "no redundancy: which episodes end first "
+             f"depends on the clock; got redundancy episodes {rollout.redundancy.episodes}, groups "
+             f"{rollout.redundancy.groups}"),
+            (rollout.on_stale == "drop", "rollout on_stale: wait: which are late depends on the clock; got drop"),
+            (rollout.episode_timeout, "no outcome that depends on the clock: set rollout episode_timeout: 0 (no "
+             f"limit); got {rollout.episode_timeout}"),
+            (self.train.ranks != 1, f"train ranks: 1: the order of a sum over ranks may vary; got {self.train.ranks}"),
+            (self.engine.kind != "transformers", "engine kind: transformers, the one whose results do not depend on "
+             f"what else it computes; got {self.engine.kind}"),
+            (self.engine.threads != 1, "engine threads: 1: more of them divide sums by what else runs; got "
+             f"{self.engine.threads}"),
+        ]  # fmt: skip
+        for is_wrong, rule in wrong:
+            if is_wrong:
+                raise ValueError(f"deterministic: true needs {rule}")

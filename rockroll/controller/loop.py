@@ -76,6 +76,8 @@ async def _train(config: RunConfig, run: RunDir, display: Display, made: Parts) 
         status.enter("loading the checkpoint")
         await trainer.load(str(run.checkpoint(first_step)))
         display.line(f"continuing after step {first_step} from {run.checkpoint(first_step)}")
+    if run.resume:
+        display.line(str(ledger.past))
     for step, groups in ledger.past.trained():
         status.enter(f"training step {step} again")
         await trainer.step(to_batch(step, groups, config.rollout.temperature))

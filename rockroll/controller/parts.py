@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from rockroll.append import write_whole
 from rockroll.controller.config import RunConfig
 from rockroll.controller.model_path import resolve
 from rockroll.controller.run_dir import RunDir
@@ -58,7 +59,11 @@ async def parts(
         ledger = stack.enter_context(Ledger(run.ledger, run.last_step)) if train else None
         processes = await stack.enter_async_context(Processes(run.logs))
         engine_config = dataclasses.replace(
-            config.engine, model=model, address=processes.address("engine-0"), seed=config.seed
+            config.engine,
+            model=model,
+            address=processes.address("engine-0"),
+            seed=config.seed,
+            deterministic=config.deterministic,
         )
         await processes.start("engine", "rockroll.engine.server", "--config", _written(run, "engine", engine_config))
         train_config = dataclasses.replace(
@@ -67,6 +72,8 @@ async def parts(
             address=processes.address("trainer-{rank}"),
             rendezvous=f"file://{processes.runtime / 'rendezvous'}",
             seed=config.seed,
+            deterministic=config.deterministic,
+            threads=config.train.threads or int(config.deterministic),
             schedule_updates=config.train.schedule_updates
             or config.steps * config.train.epochs * config.train.minibatches,
         )
@@ -138,5 +145,5 @@ async def _boxes(config: RunConfig, processes: Processes) -> AsyncIterator[Pool]
 def _written(run: RunDir, name: str, config: Any) -> str:
     """A process's configuration as a JSON file in the run directory; its path."""
     path = run.logs / f"{name}.json"
-    path.write_text(json.dumps(dataclasses.asdict(config), indent=1))
+    write_whole(path, json.dumps(dataclasses.asdict(config), indent=1).encode())
     return str(path)

@@ -40,6 +40,8 @@ class EngineConfig:
     """Seeds the requests that bring no seed of their own."""
     version: int = 0
     """The version of the weights found at start."""
+    deterministic: bool = False
+    """What a request gets depends on no other request, to the last bit: slower, and nothing is shared between them."""
 
     def __post_init__(self) -> None:
         units.size(self.prefix_cache_memory)
@@ -47,5 +49,10 @@ class EngineConfig:
         for name, at_least in least.items():
             if getattr(self, name) < at_least:
                 raise ValueError(f"engine {name} must be at least {at_least}; got {getattr(self, name)}")
+        if self.deterministic and self.threads != 1:
+            raise ValueError(
+                f"engine threads must be 1 where the run is deterministic: more of them divide sums by how many there "
+                f"are and what else runs; got {self.threads}"
+            )
         if self.device != "auto" and self.device.split(":")[0] not in ("cpu", "cuda"):
             raise ValueError(f"engine device is auto, cpu, cuda or cuda:N; got {self.device!r}")

@@ -32,6 +32,7 @@ from rockroll.engine.api import EngineInfo, GenerateRequest, Generation, Loaded,
 from rockroll.engine.batch import Batch, Sequence
 from rockroll.engine.config import EngineConfig
 from rockroll.engine.slots import Slots
+from rockroll.engine.steady import SteadyBatch, SteadySlots
 from rockroll.errors import EngineError
 
 T = TypeVar("T")
@@ -50,18 +51,8 @@ class TransformersEngine:
         self._context_length = weights.context_length(self._model, config.context_length)
         self._vocab_size = int(self._model.config.get_text_config().vocab_size)
         self._stop_ids = weights.stop_ids(self._model)
-        slots = Slots()
         self._own = f"rockroll_{next(_engines)}"
-        self._register(slots)
-        self._batch = Batch(
-            self._model,
-            slots,
-            max_batch=config.max_batch,
-            context_length=self._context_length,
-            prefill_tokens=config.prefill_tokens,
-            prefix_cache=config.prefix_cache,
-            prefix_cache_bytes=units.size(config.prefix_cache_memory),
-        )
+        self._batch = self._steady(config) if config.deterministic else self._quick(config)
         self._batch.version = config.version
         self._seeds = itertools.count(config.seed << 32)
         self._waiting: dict[Sequence, asyncio.Future[Generation]] = {}  # the decode thread's alone
@@ -254,7 +245,26 @@ class TransformersEngine:
             self._model.set_attn_implementation(self._own)
         return torch.log_softmax(logits, -1).gather(1, tensor[0, 1:, None]).squeeze(1).tolist()
 
-    def _register(self, slots: Slots) -> None:
+    def _quick(self, config: EngineConfig) -> Batch:
+        slots = Slots()
+        self._register(slots)
+        return Batch(
+            self._model,
+            slots,
+            max_batch=config.max_batch,
+            context_length=self._context_length,
+            prefill_tokens=config.prefill_tokens,
+            prefix_cache=config.prefix_cache,
+            prefix_cache_bytes=units.size(config.prefix_cache_memory),
+        )
+
+    def _steady(self, config: EngineConfig) -> SteadyBatch:
+        torch.use_deterministic_algorithms(True)
+        slots = SteadySlots(config.max_batch, self._context_length)
+        self._register(slots)
+        return SteadyBatch(self._model, slots)
+
+    def _register(self, slots: Slots | SteadySlots) -> None:
         from transformers import AttentionInterface
 
         AttentionInterface.register(self._own, slots.attend)

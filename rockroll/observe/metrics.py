@@ -6,12 +6,15 @@ Leaves what the numbers mean to those who measured them.
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import socket
 import time
 from pathlib import Path
 from typing import Any
 
-from rockroll.append import Appended, write_whole
+from rockroll.append import Appended, unwritable, write_whole
 
 Row = dict[str, float | int]
 
@@ -65,27 +68,41 @@ def read_rows(path: Path) -> list[Row]:
 
 
 class _Board:
-    """TensorBoard's event file, written without TensorFlow or torch. Absent where tensorboard is not installed."""
+    """TensorBoard's event file, written without TensorFlow or torch. Absent where tensorboard is not installed.
+
+    Its own writer has a thread, whose errors nobody hears.
+    """
 
     def __init__(self, folder: Path) -> None:
         try:
             from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
             from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
-            from tensorboard.summary.writer.event_file_writer import EventFileWriter
+            from tensorboard.summary.writer.record_writer import RecordWriter
         except ImportError:
-            self._writer = None
+            self._file = None
             return
-        self._event, self._summary = Event, Summary
-        self._writer = EventFileWriter(str(folder))
+        self._event, self._summary, self._record = Event, Summary, RecordWriter
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritable(folder, error) from None
+        name = f"events.out.tfevents.{int(time.time()):010}.{socket.gethostname()}.{os.getpid()}"
+        self._file = Appended(folder / name)
+        self._put(Event(wall_time=time.time(), file_version="brain.Event:2"))
 
     def write(self, row: Row) -> None:
-        if self._writer is None:
+        if self._file is None:
             return
         values = [self._summary.Value(tag=k, simple_value=float(v)) for k, v in row.items() if k != "step"]
         summary = self._summary(value=values)
-        self._writer.add_event(self._event(wall_time=time.time(), step=int(row["step"]), summary=summary))
-        self._writer.flush()
+        self._put(self._event(wall_time=time.time(), step=int(row["step"]), summary=summary))
+
+    def _put(self, event: Any) -> None:
+        assert self._file is not None
+        framed = io.BytesIO()
+        self._record(framed).write(event.SerializeToString())
+        self._file.add(framed.getvalue())
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        if self._file is not None:
+            self._file.close()

@@ -195,12 +195,6 @@ class Admission:
         self.version = version
         self._training = []
 
-    @property
-    def position(self) -> Position:
-        """As if the batch in training had been trained."""
-        pending = [id for ids in self._pending for id in ids]
-        return Position(self._next, sorted([*self._again, *self._running, *self._done, *pending]))
-
     def _slack(self, admitted: int) -> int:
         """How many later batches could still take a group of that version."""
         return admitted + self._bound - self.version

@@ -177,6 +177,11 @@ class Opened:
         other.open = {id: Kept(kept.version, list(kept.episodes), kept.whole) for id, kept in self.open.items()}
         return other
 
+    def __str__(self) -> str:
+        again = f"{len(self.batches)} batches taken since then are trained as they were"
+        ended = sum(len(kept.episodes) for kept in self.open.values())
+        return f"{again}, {ended} ended episodes of {len(self.open)} open groups are kept"
+
     @property
     def position(self) -> Position:
         """Where the tasks stand, once the batches of `trained` are."""

@@ -19,7 +19,7 @@ import msgspec
 
 from rockroll.errors import RockrollError
 from rockroll.rollout import opened
-from rockroll.rollout.admission import Admission, Position, Taken
+from rockroll.rollout.admission import Admission, Taken
 from rockroll.rollout.group import GroupState
 from rockroll.rollout.opened import Kept, Opened
 from rockroll.rollout.sample import Group
@@ -114,11 +114,6 @@ class Stream:
         self._admission.stepped(version)
         self._begin()
         self._changed.set()
-
-    @property
-    def position(self) -> Position:
-        """Where to go on after the batch that was taken last."""
-        return self._admission.position
 
     def _begin(self) -> None:
         if self._over or self._failure is not None:

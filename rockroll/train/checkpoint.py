@@ -12,12 +12,15 @@ of the run needs to go on, to the controller.
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 import torch
+from safetensors import SafetensorError
 
+from rockroll.append import cause, is_full
 from rockroll.errors import TrainError
 from rockroll.train import export, folder
 from rockroll.train.ranks import barrier
@@ -69,8 +72,13 @@ def save(trainer: RankTrainer, path: Path) -> None:
             (partial / "trainer.json").write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=1))
             folder.put(partial, path, durable=True)
         barrier(trainer.config)
-    except OSError as error:
-        raise TrainError(f"cannot save a checkpoint to {path}: {error.strerror or error}; is there space?") from error
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, RuntimeError) and not is_full(path, error):
+            raise
+        why = cause(path, error)
+        if trainer.rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)  # or it would keep the disk full
+        raise TrainError(f"cannot save a checkpoint to {path}: {why}") from error
 
 
 def load(trainer: RankTrainer, path: Path) -> None:

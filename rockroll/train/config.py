@@ -112,6 +112,8 @@ class TrainConfig:
     """Where ranks meet: file://PATH (one machine; not yet there) or tcp://HOST:PORT. The controller fills it in."""
     version: int = 0
     """The version of the weights found at start."""
+    deterministic: bool = False
+    """Equal batches make equal weights, to the last bit, on one machine with one number of threads."""
 
     def __post_init__(self) -> None:
         for name, value in PRESETS[self.algorithm].items():

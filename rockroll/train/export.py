@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from rockroll.append import cause
 from rockroll.digest import digest
 from rockroll.errors import TrainError
 from rockroll.train import folder
@@ -56,10 +57,14 @@ def write(path: Path, model: Any, tensors: dict[str, Tensor], source: Path) -> N
 def export(path: str, model: Any, tensors: dict[str, Tensor], source: Path, version: int) -> Exported:
     """The whole folder at `path`, replaced in one step. Raises TrainError where it cannot be written."""
     target = Path(path).absolute()
+    from safetensors import SafetensorError
+
     try:
         partial = folder.aside(target)
         write(partial, model, tensors, source)
         folder.put(partial, target)
-    except OSError as error:
-        raise TrainError(f"cannot export weights to {target}: {error.strerror or error}; is there space?") from error
+    except (OSError, SafetensorError) as error:
+        why = cause(target, error)
+        shutil.rmtree(target.with_name(target.name + ".partial"), ignore_errors=True)  # or it would keep the disk full
+        raise TrainError(f"cannot export weights to {target}: {why}") from error
     return Exported(version=version, tensors=len(tensors), digest=digest(tensors))

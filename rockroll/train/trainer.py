@@ -80,6 +80,9 @@ class RankTrainer:
     def __init__(self, config: TrainConfig, rank: int = 0) -> None:
         """Load the model and join the other ranks. Raises TrainError for a model or device that is not there."""
         self.config, self.rank = config, rank
+        if config.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS refuses
+            torch.use_deterministic_algorithms(True)
         self.source = check_folder(config.model)
         self.device = ranks.join(config, rank)
         model = load_model(config.model, dtype=config.dtype)

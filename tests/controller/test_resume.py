@@ -5,7 +5,12 @@ The moments are the records of the ledger and the rows: what is on disk does not
 
 from __future__ import annotations
 
+import json
+import random
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -148,3 +153,41 @@ async def test_short_episodes_are_not_favoured(
     unbent = [await length(tmp_path / f"unbent-{path.name}", anew=True) for path in kept]
     anew = [await length(path, anew=True) for path in copies]
     assert sum(anew) < 0.95 * sum(unbent)
+
+
+@pytest.mark.parametrize("times", [pytest.param(30, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("mode", [{}, {"max_staleness": 1, "deterministic": True}], ids=["sync", "ahead"])
+def test_processes_killed_at_random_moments(mode: dict[str, Any], times: int, tmp_path: Path) -> None:
+    """SIGKILL, wherever the process is. A run that ends before it is killed so often is followed by another."""
+    options = mode | {"pause": 0.002, "steps": 12, "model": str(write_model_folder(tmp_path / "model"))}
+    draw = random.Random(times)
+
+    def begin(path: Path) -> subprocess.Popen[str]:
+        line = [sys.executable, "-m", "tests.controller.toy", str(path), json.dumps(options)]
+        process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None and process.stdout.readline() == "begun\n"
+        return process
+
+    began = time.monotonic()
+    whole = begin(tmp_path / "whole")
+    assert whole.communicate(timeout=100) and whole.returncode == 0
+    lasts = min(time.monotonic() - began, 10.0)
+    killed = runs = 0
+    while killed < times:
+        path = tmp_path / f"{runs}"
+        runs += 1
+        for left in range(times - killed, -1, -1):
+            process = begin(path)
+            try:
+                process.communicate(timeout=draw.uniform(0, lasts / 3) if left else 100)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
+                killed += 1
+                continue
+            assert process.returncode == 0
+            break
+        assert rows(path) == rows(tmp_path / "whole")
+        assert trained(path) == trained(tmp_path / "whole")
+        weights = [each / "checkpoints" / "step_12" / "weights" for each in (path, tmp_path / "whole")]
+        assert weights[0].read_text() == weights[1].read_text()

@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from rockroll.append import unwritable
 from rockroll.controller import loop
 from rockroll.controller.config import CheckpointConfig, EvalConfig, RunConfig
 from rockroll.controller.parts import Parts
@@ -114,12 +115,15 @@ class Trainer:
         return [number(self.weights, each) / 2**32 for each in ids[1:]]
 
     def _write(self, path: Path) -> None:
-        partial = folder.aside(path)
-        (partial / "model").mkdir()
-        (partial / "model" / "config.json").write_text("{}")
-        (partial / "weights").write_text(self.weights)
-        (partial / "version").write_text(str(self.version))
-        folder.put(partial, path)
+        try:
+            partial = folder.aside(path)
+            (partial / "model").mkdir()
+            (partial / "model" / "config.json").write_text("{}")
+            (partial / "weights").write_text(self.weights)
+            (partial / "version").write_text(str(self.version))
+            folder.put(partial, path)
+        except OSError as error:
+            raise unwritable(path, error) from None
 
 
 class Guarded:

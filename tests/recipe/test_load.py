@@ -110,3 +110,22 @@ def test_settings_overrule_the_file_and_are_named_in_errors(recipe) -> None:
 @pytest.mark.parametrize("path", sorted(Path("recipes").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_recipe_here_is_right(path: Path) -> None:
     assert load(path).name
+
+
+@pytest.mark.parametrize(
+    ("setting", "rule"),
+    [
+        ("agent={command: python3 a.py}", "without an agent: what a program in a sandbox asks"),
+        ("rollout.redundancy.episodes=1", "no redundancy: which episodes end first .* got redundancy episodes 1"),
+        ("rollout.on_stale=drop", "on_stale: wait: .*; got drop"),
+        ("rollout.episode_timeout=30", r"set rollout episode_timeout: 0 \(no limit\); got 30"),
+        ("train={ranks: 2, zero_stage: 1}", "train ranks: 1: .* got 2"),
+        ("engine.threads=2", "engine threads: 1: .* got 2"),
+        ("engine.deterministic=true", "engine.deterministic is not for recipes: set 'deterministic' at the top level"),
+    ],
+)
+def test_what_depends_on_the_clock_is_refused_where_a_run_is_to_be_repeated(recipe, setting: str, rule: str) -> None:
+    path, settings = recipe(GOOD), ["deterministic=true", "rollout.episode_timeout=0"]
+    assert load(path, settings).deterministic
+    with pytest.raises(RecipeError, match=rule):
+        load(path, [*settings, setting])

@@ -100,14 +100,45 @@ def test_a_discarded_group_gives_its_slot_back_at_once():
 
 
 def test_a_run_goes_on_with_what_was_admitted_and_not_trained():
-    admission = Admission(2, 1)
-    admission.admit()
-    finish(admission, 3, 1)
-    take(admission)
-    finish(admission, 0)
-    assert admission.position == Position(4, [0, 2])
-    again = Admission(2, 1, version=1, start=admission.position)
+    again = Admission(2, 1, version=1, start=Position(4, [0, 2]))
     assert again.admit() == [0, 2, 4, 5]
+
+
+def test_what_is_kept_goes_on_with_its_version_and_comes_in_time():
+    again = Admission(2, 1, version=3, start=Position(9, held={5: 2, 6: 3, 7: 3}))
+    assert again.running == [5, 6, 7] and again.admit() == [9]
+    finish(again, 6, 7)
+    assert again.take() is None, "5 is of version 2 and must be in this batch"
+    finish(again, 5)
+    assert take(again) == Taken([5, 6], [])
+
+
+def test_what_is_kept_and_could_not_be_trained_in_time_is_begun_anew():
+    again = Admission(1, 1, version=3, start=Position(9, held={4: 1, 5: 2, 6: 2, 7: 3}))
+    assert again.running == [5, 7], "4 is too old, and there is one batch for 5 and 6"
+    assert again.admit() == []
+    finish(again, 5)
+    take(again)
+    again.stepped(4)
+    assert again.admit() == [4]
+
+
+def test_a_batch_that_was_taken_is_the_next_one_and_holds_its_slots_until_then():
+    again = Admission(2, version=3, batches=2, start=Position(9, taken=[[6, 5]]))
+    assert again.admit() == []
+    taken = take(again)
+    assert taken.groups == [5, 6] and taken.again
+    again.stepped(4)
+    assert again.admit() == [9, 10]
+
+
+def test_in_order_a_batch_is_the_lowest_groups_whichever_are_done_first():
+    admission = Admission(2, 1, in_order=True)
+    admission.admit()
+    finish(admission, 3, 1, 2)
+    assert admission.take() is None
+    finish(admission, 0)
+    assert take(admission) == Taken([0, 1], [])
 
 
 def test_the_last_batches_start_no_more_than_they_need():

@@ -10,10 +10,13 @@ import torch
 
 from rockroll.digest import digest, digest_file
 from rockroll.errors import TrainError
-from rockroll.train import folder
+from rockroll.train import checkpoint, folder
 from rockroll.train.api import TrainBatch
 from rockroll.train.config import TrainConfig
 from rockroll.train.trainer import RankTrainer
+from tests.small_disk import SmallDisk, small_disk
+
+__all__ = ["small_disk"]
 
 Batch = Callable[..., TrainBatch]
 IDS = [5, 9, 33, 2, 2, 61]
@@ -173,3 +176,29 @@ def test_replacing_works_where_names_cannot_be_swapped(tmp_path: Path, monkeypat
         (partial / "x").write_text(text)
         folder.put(partial, tmp_path / "a")
     assert [p.name for p in tmp_path.iterdir()] == ["a"] and (tmp_path / "a" / "x").read_text() == "2"
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_a_full_disk_leaves_the_checkpoint_before_it_and_says_what_to_free(
+    config: TrainConfig, batch: Batch, small_disk: SmallDisk, stage: int
+):
+    trainer = RankTrainer(replace(config, zero_stage=stage))  # pyright: ignore[reportArgumentType]
+    first, second, weights = (small_disk.path / name for name in ("step_1", "step_2", "weights"))
+    trainer.save(str(first))
+    trainer.export(str(weights))
+    size = sum(file.stat().st_size for file in first.rglob("*"))
+    trainer.step(batch())
+    for room in (0, 4096, size // 3, size - 2 * 4096):
+        small_disk.leave(room)
+        with pytest.raises(
+            TrainError, match=r"cannot save a checkpoint to .*step_2: its disk is full .* free some space"
+        ):
+            trainer.save(str(second))
+        assert {each.name for each in small_disk.path.iterdir()} == {"step_1", "weights", "filler"}
+    small_disk.leave(0)
+    with pytest.raises(TrainError, match=r"cannot export weights to .*: its disk is full"):
+        trainer.export(str(weights))
+    checkpoint.read(first)
+    small_disk.room()
+    trainer.save(str(second))
+    checkpoint.read(second)
