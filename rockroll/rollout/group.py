@@ -68,7 +68,7 @@ class GroupState:
                 self.end(episode)
         if self.complete:
             self._running = {}
-        return [Start(index, attempt) for index, attempt in self._running.items()]
+        return [Start(index, attempt) for index, attempt in sorted(self._running.items())]
 
     def end(self, episode: Episode) -> Start | None:
         """An episode ended; the one to start in its place, if it is needed."""

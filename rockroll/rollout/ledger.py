@@ -13,7 +13,6 @@ does not matter at which moment between the two the run was killed.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Self
 
@@ -93,19 +92,17 @@ class Ledger:
         self.close()
 
     def _begin(self, after: int | None) -> Appended:
-        """The next file, on the disk under its name when this returns. after: None goes on from the one before."""
+        """The next file. after: None goes on from the one before; else it is on the disk before it has its name."""
         path = self._folder / f"{self._number:05}{'' if after is None else f'-after-{after}'}.ledger"
         aside = path.with_suffix(".partial")
         aside.unlink(missing_ok=True)
         file = Appended(aside)
         try:
             file.add(MAGIC + (b"" if after is None else b"".join(frames.pack(_encode(each)) for each in self._open())))
-            file.sync()
+            if after is not None:
+                file.sync()
             aside.rename(path)
             file.path = path
-            folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
-            os.fsync(folder)
-            os.close(folder)
         except (OSError, HostError) as error:
             file.close()
             aside.unlink(missing_ok=True)

@@ -134,7 +134,7 @@ class Guarded:
 
 
 def config(**changes: Any) -> RunConfig:
-    every = changes.pop("every", 3)
+    every, keep = changes.pop("every", 3), changes.pop("checkpoints", 2)
     steps, deterministic = changes.pop("steps", 7), changes.pop("deterministic", False)
     wanted = {"groups": 2, "episodes": 2, "max_tokens": 12, "episode_timeout": 0} | changes
     return RunConfig(
@@ -144,7 +144,7 @@ def config(**changes: Any) -> RunConfig:
         task=TaskConfig(env=f"{__name__ if __name__ != '__main__' else 'tests.controller.toy'}:Walk"),
         rollout=RolloutConfig(**wanted),
         eval=EvalConfig(episodes=3, every=4),
-        checkpoint=CheckpointConfig(every=every),
+        checkpoint=CheckpointConfig(every=every, keep=keep),
     )
 
 
