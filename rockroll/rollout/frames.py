@@ -32,15 +32,15 @@ def unpack(path: Path, magic: bytes, kind: str) -> Iterator[bytes]:
         if magic.startswith(data):
             return  # it died before it had written anything
         raise UsageError(f"{path} is no {kind} of rockroll's: it begins with {data[: len(magic)]!r}")
-    at = len(magic)
+    at, view = len(magic), memoryview(data)
     while at + _HEAD.size <= len(data):
         length, checksum = _HEAD.unpack_from(data, at)
         begin, end = at + _HEAD.size, at + _HEAD.size + length
         body = data[begin:end]
-        if end > len(data) or not any(data[at:]):
+        if end > len(data) or not any(view[at:]):
             return  # torn: or the zeros of a file whose size reached the disk before its content
         if zlib.crc32(body) != checksum:
-            if end == len(data) or not any(data[end:]):
+            if end == len(data) or not any(view[end:]):
                 return
             raise HostError(f"{path} is damaged at byte {at}: a record there does not have its checksum")
         yield body

@@ -54,9 +54,8 @@ class GroupState:
         return list(self._running)
 
     def keep(self, episodes: Sequence[Episode]) -> None:
-        """Before it begins: episodes of this group that ended before the run was stopped, in that order. Those of
-        another task or seed are none of it."""
-        self._kept = [e for e in episodes if (e.task, e.seed) == (self.task, self.seed)]
+        """Before it begins: episodes of this group that ended before the run was stopped, in that order."""
+        self._kept = list(episodes)
 
     def begin(self) -> list[Start]:
         """The first n + extra episodes, but for those that were kept; others in place of kept ones without a reward."""

@@ -130,8 +130,12 @@ class Stream:
     def _go_on(self, id: int, kept: Kept) -> None:
         """A group that an earlier run had begun: what of it had ended is not sampled again."""
         state = self._state(id)
-        if kept.whole is not None and (group := kept.group).seed == state.seed and group.task == state.task:
-            self._complete[id] = group
+        if any((each.task, each.seed) != (state.task, state.seed) for each in kept.episodes):
+            self._note(opened.Began(id, kept.version))  # the recipe has another seed or task now
+            self._books.void(id, kept.episodes)
+            self._run(id, state)
+        elif kept.whole is not None:
+            self._complete[id] = kept.group
             self._admission.finish(id)
         else:
             state.keep(kept.episodes)
