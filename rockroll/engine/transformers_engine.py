@@ -259,7 +259,8 @@ class TransformersEngine:
         )
 
     def _steady(self, config: EngineConfig) -> SteadyBatch:
-        torch.use_deterministic_algorithms(True)
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS refuses
+        torch.use_deterministic_algorithms(True, warn_only=self._model.device.type != "cpu")
         slots = SteadySlots(config.max_batch, self._context_length)
         self._register(slots)
         return SteadyBatch(self._model, slots)

@@ -59,6 +59,14 @@ class Stream:
         self._over = False
 
     async def __aenter__(self) -> Self:
+        try:
+            self._start()
+        except RockrollError:  # what happens cannot be noted
+            await self.__aexit__()
+            raise
+        return self
+
+    def _start(self) -> None:
         for groups in self._past.batches.values():
             self._complete |= {group.id: group for group in groups}
         going = set(self._admission.running)
@@ -68,7 +76,6 @@ class Stream:
             else:  # it could not be trained in time any more, and is begun anew when there is a slot
                 self._books.void(id, kept.episodes)
         self._begin()
-        return self
 
     async def __aexit__(self, *_: object) -> None:
         self._over = True

@@ -82,7 +82,7 @@ class RankTrainer:
         self.config, self.rank = config, rank
         if config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS refuses
-            torch.use_deterministic_algorithms(True)
+            torch.use_deterministic_algorithms(True, warn_only=config.device != "cpu" and torch.cuda.is_available())
         self.source = check_folder(config.model)
         self.device = ranks.join(config, rank)
         model = load_model(config.model, dtype=config.dtype)

@@ -198,14 +198,17 @@ async def test_an_end_gives_nothing_up() -> None:
     assert sorted(bench.cancelled) == [0, 1] and noted == [Began(0, 0), Began(1, 0)]
 
 
-async def test_what_cannot_be_noted_ends_the_stream() -> None:
-    bench = Bench()
+@pytest.mark.parametrize("kind", [Whole, Began])
+async def test_what_cannot_be_noted_ends_the_stream(kind: type) -> None:
+    bench, noted = Bench(), []
 
     def full(record: Any) -> None:
-        if isinstance(record, Whole):
+        noted.append(record)
+        if isinstance(record, kind) and len(noted) > 1:
             raise HostError("its disk is full")
 
     with pytest.raises(HostError, match="full"):
-        async with Stream(Admission(1), lambda id: GroupState(id, "t", id, 2), bench._collect, note=full) as stream:
+        async with Stream(Admission(2), lambda id: GroupState(id, "t", id, 2), bench._collect, note=full) as stream:
             await bench.end(0)
             await soon(stream.take())
+    assert asyncio.all_tasks() == {asyncio.current_task()}
