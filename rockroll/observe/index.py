@@ -35,6 +35,7 @@ CREATE TABLE episodes (
 );
 CREATE UNIQUE INDEX by_place ON episodes (file, line);
 CREATE INDEX by_step ON episodes (split, step, grp, place, reward);
+CREATE INDEX by_age ON episodes (step);
 CREATE INDEX by_outcome ON episodes (outcome, split, step, grp, place);
 CREATE INDEX by_id ON episodes (id);
 """

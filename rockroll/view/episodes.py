@@ -113,17 +113,26 @@ class Episodes:
         """How many episodes there are by split, outcome, cause or task, all else as in `asked`."""
         assert field in ("split", "outcome", "cause", "task")
         where, values = (asked or Filter()).where(without=field)
-        with self._run.index.read() as database:
+
+        def count(database: sqlite3.Connection) -> dict[str, int]:
             rows = database.execute(
                 f"SELECT {field}, count(*) FROM episodes WHERE {where} AND {field} IS NOT NULL GROUP BY {field}", values
             )
             return {str(name): n for name, n in rows if name}
 
+        if where == "1":
+            return self._run.remembered(("counts", field), count)
+        with self._run.index.read() as database:
+            return count(database)
+
     def steps(self) -> list[int]:
         """Those that have records of trained episodes."""
-        with self._run.index.read() as database:
+
+        def find(database: sqlite3.Connection) -> list[int]:
             rows = database.execute("SELECT DISTINCT step FROM episodes WHERE split = 'train' ORDER BY step")
             return [step for (step,) in rows]
+
+        return self._run.remembered("steps", find)
 
     def groups(self, step: int) -> list[Group]:
         """Of one training step."""
@@ -146,19 +155,7 @@ class Episodes:
 
     def spread(self) -> list[tuple[int, float, float]]:
         """(step, mean standard deviation of its groups, share of groups whose episodes all earned the same)."""
-        with self._run.index.read() as database:
-            rows = database.execute(
-                "SELECT step, avg(reward * reward) - avg(reward) * avg(reward), max(reward) = min(reward)"
-                " FROM episodes WHERE split = 'train' GROUP BY step, grp"
-            ).fetchall()
-        by: dict[int, list[tuple[float, int]]] = {}
-        for step, variance, same in rows:
-            if variance is not None:
-                by.setdefault(step, []).append((max(0.0, variance) ** 0.5, same))
-        return [
-            (step, sum(d for d, _ in groups) / len(groups), sum(s for _, s in groups) / len(groups))
-            for step, groups in sorted(by.items())
-        ]
+        return self._run.remembered("spread", _spread)
 
     def failures(self, most: int = 100) -> Sequence[sqlite3.Row]:
         """What broke, the most frequent first: outcome, cause, detail, how often, and the last episode's place."""
@@ -197,3 +194,18 @@ class Episodes:
         except DecodeError:
             return None
         return found if isinstance(found, dict) and found.get("id") == row["id"] else None
+
+
+def _spread(database: sqlite3.Connection) -> list[tuple[int, float, float]]:
+    rows = database.execute(
+        "SELECT step, avg(reward * reward) - avg(reward) * avg(reward), max(reward) = min(reward)"
+        " FROM episodes WHERE split = 'train' GROUP BY step, grp"
+    )
+    by: dict[int, list[tuple[float, int]]] = {}
+    for step, variance, same in rows:
+        if variance is not None:
+            by.setdefault(step, []).append((max(0.0, variance) ** 0.5, same))
+    return [
+        (step, sum(d for d, _ in groups) / len(groups), sum(s for _, s in groups) / len(groups))
+        for step, groups in sorted(by.items())
+    ]

@@ -8,17 +8,20 @@ but its index.
 from __future__ import annotations
 
 import os
+import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from rockroll.errors import UsageError
 from rockroll.observe.index import EpisodeIndex
 from rockroll.observe.metrics import Row, read_rows
+
+T = TypeVar("T")
 
 
 class Run:
@@ -30,6 +33,7 @@ class Run:
         self.indexing: tuple[int, int] | None = None
         """(files done, files to do) while the index is being brought up to date."""
         self._lock = threading.Lock()
+        self._known: tuple[tuple[Any, ...], dict[Any, Any]] = ((), {})
         self._rows: tuple[tuple[int, int], list[Row]] = ((0, 0), [])
 
     @property
@@ -81,6 +85,17 @@ class Run:
             return False
         mine = f"{os.major(stat.st_dev):02x}:{os.minor(stat.st_dev):02x}:{stat.st_ino}"
         return any(line.split()[1] == "FLOCK" and line.split()[5] == mine for line in locks.splitlines())
+
+    def remembered(self, question: Any, answer: Callable[[sqlite3.Connection], T]) -> T:
+        """The answer of the index, found once for as long as the index stays as it is."""
+        with self.index.read() as database:
+            state = tuple(database.execute("SELECT count(*), sum(size), max(mtime) FROM files").fetchone())
+            known = self._known
+            if known[0] != state:
+                known = self._known = (state, {})
+            if question not in known[1]:
+                known[1][question] = answer(database)
+            return known[1][question]
 
     def refreshing(self) -> Iterator[tuple[int, int]]:
         """Bring the index up to date: (files done, files to do). One at a time."""
