@@ -23,8 +23,8 @@ class Running:
         for left in self.folder.iterdir():  # of a run that was killed
             left.unlink()
 
-    def began(self, id: str, what: msgspec.Struct) -> None:
-        """what: at least `sandbox` and `node`."""
+    def began(self, id: str, what: Any) -> None:
+        """what: a Struct or dict with at least `sandbox` and `node`."""
         (self.folder / f"{id}.json").write_bytes(msgspec.json.encode(what))
 
     def ended(self, id: str) -> None:

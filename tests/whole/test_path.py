@@ -7,10 +7,13 @@ import json
 from pathlib import Path
 
 import pytest
+from starlette.testclient import TestClient
 
 from rockroll.engine.client import EngineClient
 from rockroll.engine.config import EngineConfig
 from rockroll.placement.local import Processes
+from rockroll.view.pages import create_app
+from rockroll.view.runs import Runs
 from tests.whole.conftest import Command, rows
 
 
@@ -64,6 +67,23 @@ async def test_trained_ids_are_the_engines(finished: Path, tiny_model: Path, tmp
 
 async def _logprobs(engine: EngineClient, samples: list[dict[str, list[int]]]) -> list[list[float]]:
     return [await engine.logprobs(sample["ids"]) for sample in samples]
+
+
+def test_a_run_can_be_looked_at(finished: Path) -> None:
+    """Every trained token has the advantage that the trainer gave it; the page of an episode has the words."""
+    lines = (finished / "episodes" / "train-000001.jsonl").read_text().splitlines()
+    for record in map(json.loads, lines):
+        for sample, spans in zip(record["samples"], record["advantages"], strict=True):
+            told = [i for start, end, _ in spans for i in range(start, end)]
+            assert told == [i for i, sampled in enumerate(sample["mask"]) if sampled]
+        assert len(record["sandbox"]) == 12 and record["node"] and record["began_at"] > 1.7e9
+    assert list((finished / "running").iterdir()) == []
+    with TestClient(create_app(Runs([finished]), token=None, hosts={"testserver"})) as pages:
+        page = pages.get(f"/r/r/e/train-000001/{len(lines) - 1}").text
+        assert "command 1" in page and "weights 0" in page and "advantage" in page
+        assert (
+            "reward/mean" in pages.get("/").text and "12 episodes" in pages.get("/r/r/episodes?step=2&split=train").text
+        )
 
 
 def test_a_run_continues_where_it_was(finished: Path, rockroll: Command) -> None:
