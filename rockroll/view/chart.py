@@ -30,7 +30,7 @@ class Series:
 
 def chart(series: Sequence[Series], *, label: str, big: bool = False, smooth: float = 0.0) -> Markup:
     """label: for who cannot see it. smooth: 0 draws a line through the points; up to 0.99 the line is their
-    exponential average with that weight of the past."""
+    exponential average with that weight of the past, but for series with intervals."""
     width, height = (760, 320) if big else (360, 190)
     most = 1500 if big else 240
     every = [_finite(one.points) for one in series]
@@ -67,7 +67,9 @@ def chart(series: Sequence[Series], *, label: str, big: bool = False, smooth: fl
     for one, raw in zip(series, every, strict=True):
         shown = thin(raw, most)
         thinned = thinned or len(shown) < len(raw)
-        line = thin(smoothed(raw, smooth), most) if smooth else shown
+        # Points with intervals are few and far apart: an average of them would only lag.
+        soft = smooth if not one.intervals else 0.0
+        line = thin(smoothed(raw, soft), most) if soft else shown
         data = " ".join(f"{x:g}:{y:.6g}" for x, y in shown)
         out.append(f'<g class="r{one.colour % 8}" data-name="{escape(one.name)}" data-points="{data}">')
         if one.intervals:
@@ -75,7 +77,7 @@ def chart(series: Sequence[Series], *, label: str, big: bool = False, smooth: fl
             out.append(f'<path class="interval" d="{bars}"/>')
         out.append(f'<path class="line" d="{_line([at(*point) for point in line])}"/>')
         dots = "".join("M{} {}h0".format(*at(*point)) for point in shown)
-        out.append(f'<path class="dots{" faint" if smooth else ""}" d="{dots}"/></g>')
+        out.append(f'<path class="dots{" faint" if soft else ""}" d="{dots}"/></g>')
     out.append('<path class="cursor" d=""/></svg>')
     if thinned:
         out.append(f'<p class="note">Of each stretch the lowest and the highest point are drawn, {most} at most.</p>')

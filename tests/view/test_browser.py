@@ -1,6 +1,6 @@
 """The pages in a browser: headless Chromium, the real command, runs that were made up.
 
-`pytest tests/view/test_browser.py --screenshots` writes the pictures of docs/view.md.
+`scripts/test --slow tests/view/test_browser.py -k pictures --screenshots` writes those of docs/view.md.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,15 +61,21 @@ def browser() -> Iterator[Browser]:
         made.close()
 
 
-@pytest.fixture(scope="module")
-def address(made_runs: Path) -> Iterator[str]:
-    """`rockroll view` of the made-up runs; the URL that it prints."""
-    argv = [sys.executable, "-m", "rockroll", "view", str(made_runs), "--port", "0"]
+@contextmanager
+def viewing(*runs: Path) -> Iterator[str]:
+    """`rockroll view`; the URL that it prints."""
+    argv = [sys.executable, "-m", "rockroll", "view", *map(str, runs), "--port", "0"]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout
         yield process.stdout.readline().split()[1]
         process.terminate()
         assert process.wait(20) == 0, "the command did not end well"
+
+
+@pytest.fixture(scope="module")
+def address(made_runs: Path) -> Iterator[str]:
+    with viewing(made_runs) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -267,24 +274,32 @@ def test_a_page_follows_its_run_as_it_trains(look: Look, made_runs: Path, made_m
     page.wait_for_selector("#running .empty")
 
 
-def test_the_pictures_of_the_docs(look: Look, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_the_pictures_of_the_docs(
+    browser: Browser, made_runs: Path, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     folder = IMAGES if request.config.getoption("--screenshots") else tmp_path
     folder.mkdir(exist_ok=True)
-    page = look.page
-    chosen = "run=shell-a&run=shell-b"
+    page = browser.new_page()
 
-    def shoot(name: str, path: str, scheme: Any, size: dict[str, int], at: str = "") -> None:
+    def shoot(name: str, path: str, scheme: Any, width: int, height: int, at: str = "") -> None:
         page.emulate_media(color_scheme=scheme)
-        page.set_viewport_size(size)  # type: ignore[arg-type]
-        look.go(path)
+        page.set_viewport_size({"width": width, "height": height})
+        page.goto(base + path)
+        if path != EPISODE:
+            page.wait_for_selector("#live:not([hidden])")
         if at:
             page.get_by_label("advantage", exact=True).check()
             page.evaluate("(at) => document.querySelector(at).scrollIntoView()", at)
         page.screenshot(path=folder / f"view-{name}.png")
 
-    shoot("curves", f"/?{chosen}&smooth=0.6", "light", {"width": 1000, "height": 640})
-    shoot("groups", "/r/shell-a/groups?step=12", "light", {"width": 1000, "height": 520})
-    shoot("episode-dark", EPISODE, "dark", {"width": 1000, "height": 700}, "#conversation")
-    shoot("phone", f"/?{chosen}&smooth=0.6", "dark", {"width": 390, "height": 700})
+    with viewing(made_runs / "shell-a", made_runs / "shell-b") as url:
+        base = url.partition("/?")[0]
+        page.goto(url)
+        shoot("curves", "/?smooth=0.6", "light", 1000, 620)
+        shoot("groups", "/r/shell-a/groups?step=12", "light", 1000, 560)
+        shoot("episode-dark", EPISODE, "dark", 1000, 700, "#conversation")
+        shoot("phone", "/?smooth=0.6", "dark", 390, 720)
+        page.close()
     for path in folder.glob("view-*.png"):
         assert 5_000 < path.stat().st_size < 200_000
