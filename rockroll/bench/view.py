@@ -1,7 +1,7 @@
 """`rockroll view` of a run with very many episodes.
 
-In: how many. Out: milliseconds until pages are there, from a run whose records were made up: as long as the quick
-start's, written as a run writes them. Leaves what the pages show to view/.
+In: how many. Out: milliseconds until pages are there, and of the processor for them, from a run whose records were made
+up: as long as the quick start's, written as a run writes them. Leaves what the pages show to view/.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import os
 import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -112,14 +114,16 @@ def _pages(path: Path, steps: int) -> dict[str, float]:
         cold = (time.perf_counter() - begun) * 1000
         draw = random.Random(3)
         base = "/r/made_up"
-        return {
-            "command_to_first_page_ms": cold,
-            "view_open_ms": viewer.ms(lambda: "/"),
-            "episodes_page_ms": viewer.ms(lambda: f"{base}/episodes"),
-            "filtered_page_ms": viewer.ms(lambda: f"{base}/episodes?outcome=truncated&order=worst&text=train"),
-            "groups_page_ms": viewer.ms(lambda: f"{base}/groups?step={draw.randint(1, steps)}"),
-            "trajectory_ms": viewer.ms(lambda: f"{base}/e/train-{draw.randint(1, steps):06d}/0"),
-        }
+        figures = {"command_to_first_page_ms": cold, "command_to_first_page_cpu_ms": viewer.cpu_s * 1000}
+        for name, address in (
+            ("view_open", lambda: "/"),
+            ("episodes_page", lambda: f"{base}/episodes"),
+            ("filtered_page", lambda: f"{base}/episodes?outcome=truncated&order=worst&text=train"),
+            ("groups_page", lambda: f"{base}/groups?step={draw.randint(1, steps)}"),
+            ("trajectory", lambda: f"{base}/e/train-{draw.randint(1, steps):06d}/0"),
+        ):
+            figures[f"{name}_ms"], figures[f"{name}_cpu_ms"] = viewer.visits(address)
+        return figures
 
 
 def _anew(path: Path, episodes: int) -> dict[str, float]:
@@ -136,6 +140,7 @@ def _anew(path: Path, episodes: int) -> dict[str, float]:
         return {
             "unindexed_command_to_first_page_ms": first * 1000,
             "index_anew_s": time.perf_counter() - begun,
+            "index_anew_cpu_s": viewer.cpu_s,
         }
 
 
@@ -164,11 +169,18 @@ class _Viewer:
         assert answer.status == 200, f"{address}: {answer.status}"
         return text
 
-    def ms(self, address: Any) -> float:
-        """The median of some visits, after one that is not counted."""
-        took = []
-        for _ in range(RUNS + 1):
+    @property
+    def cpu_s(self) -> float:
+        """Seconds of the processor that it has taken: what a busy machine does not change."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def visits(self, address: Callable[[], str]) -> tuple[float, float]:
+        """(median milliseconds of some visits, milliseconds of the processor of one), after one that is not counted."""
+        self.get(address())
+        took, before = [], self.cpu_s
+        for _ in range(RUNS):
             begun = time.perf_counter()
             self.get(address())
             took.append((time.perf_counter() - begun) * 1000)
-        return statistics.median(took[1:])
+        return statistics.median(took), (self.cpu_s - before) / RUNS * 1000
