@@ -85,14 +85,19 @@ class EpisodeIndex:
         """folder: RUN_DIR/episodes; it may be missing still."""
         self.folder = folder
         self._aside: tempfile.TemporaryDirectory[str] | None = None
-        self._path = folder / NAME
-        if folder.exists() and not os.access(folder, os.W_OK):
-            self._aside = tempfile.TemporaryDirectory(prefix="rockroll-index-")
-            self._path = Path(self._aside.name) / NAME
 
     def close(self) -> None:
         if self._aside:
             self._aside.cleanup()
+
+    @property
+    def _path(self) -> Path:
+        """Beside the records; aside for as long as that cannot be."""
+        if os.access(self.folder, os.W_OK):
+            return self.folder / NAME
+        if self._aside is None:
+            self._aside = tempfile.TemporaryDirectory(prefix="rockroll-index-")
+        return Path(self._aside.name) / NAME
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
@@ -141,29 +146,30 @@ class EpisodeIndex:
             database.execute("INSERT INTO files VALUES (?, ?, ?)", (name, stat.st_size, stat.st_mtime_ns))
 
     def _open(self) -> sqlite3.Connection:
+        path = self._path
         try:
-            return self._opened()
+            return _opened(path)
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):  # busy, or no room: not damaged
                 raise
             for end in ("", "-wal", "-shm"):
-                self._path.with_name(self._path.name + end).unlink(missing_ok=True)
-            return self._opened()
+                path.with_name(path.name + end).unlink(missing_ok=True)
+            return _opened(path)
 
-    def _opened(self) -> sqlite3.Connection:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        database = sqlite3.connect(self._path, timeout=_WAIT_S, check_same_thread=False)
-        try:
-            database.row_factory = sqlite3.Row
-            # A crash may lose the last rows; they are read from the records again.
-            database.execute("PRAGMA synchronous = OFF")
-            if database.execute("PRAGMA user_version").fetchone()[0] != _MAKE:
-                database.execute("PRAGMA journal_mode = WAL")
-                _make(database)
-        except BaseException:
-            database.close()
-            raise
-        return database
+
+def _opened(path: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(path, timeout=_WAIT_S, check_same_thread=False)
+    try:
+        database.row_factory = sqlite3.Row
+        # A crash may lose the last rows; they are read from the records again.
+        database.execute("PRAGMA synchronous = OFF")
+        if database.execute("PRAGMA user_version").fetchone()[0] != _MAKE:
+            database.execute("PRAGMA journal_mode = WAL")
+            _make(database)
+    except BaseException:
+        database.close()
+        raise
+    return database
 
 
 def _make(database: sqlite3.Connection) -> None:

@@ -92,6 +92,14 @@ def test_a_run_that_may_not_be_written_to_is_indexed_aside(tmp_path: Path, monke
     index.close()
 
 
+def test_a_run_without_records_has_an_empty_index_and_nothing_is_made_in_it(tmp_path: Path) -> None:
+    index, todo = refreshed(tmp_path / "episodes")
+    assert todo == 0 and ids(index) == [] and list(tmp_path.iterdir()) == []
+    EpisodeLog(tmp_path).write("train", 1, records(1))
+    assert ids(index) == ["e0"], "it is looked for beside the records as soon as there are some"
+    index.close()
+
+
 def test_the_episodes_at_work_are_known_until_they_end_and_no_longer(tmp_path: Path) -> None:
     at_work = Running(tmp_path)
     at_work.began("e1", {"id": "e1", "sandbox": "b1", "node": "n", "began_at": 2.0})
