@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -208,6 +209,15 @@ def test_an_export_needs_nothing_else(pages: TestClient) -> None:
         assert not attributes.keys() & {"src", "action"} and not (attributes.get("href") or "#").startswith("/")
     (policy,) = [a["content"] for t, a in marks.tags if t == "meta" and "http-equiv" in a]
     assert policy and policy.startswith("default-src 'none'; style-src 'sha256-")
+
+
+def test_a_run_that_somebody_writes_to_is_said_to_train(tmp_path: Path) -> None:
+    run = Run(tmp_path, "r")
+    assert not run.going_on
+    with (tmp_path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert run.going_on
+    assert not run.going_on
 
 
 def test_a_folder_without_runs_is_wrong_usage(tmp_path: Path) -> None:
