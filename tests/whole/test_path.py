@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from starlette.testclient import TestClient
 
 from rockroll.engine.client import EngineClient
 from rockroll.engine.config import EngineConfig
+from rockroll.observe.running import running
 from rockroll.placement.local import Processes
 from rockroll.view.pages import create_app
 from rockroll.view.runs import Runs
@@ -116,6 +118,29 @@ def test_a_run_that_samples_ahead_stays_within_its_bound(rockroll: Command, tmp_
     assert [row["version"] for row in steps] == [1, 2, 3]
     assert max(row["staleness/max"] for row in steps) == 1
     assert steps[0]["staleness/max"] == 0 and all(row["canary/max_abs_dlogp"] < 1e-3 for row in steps)
+
+
+@pytest.mark.slow
+def test_an_episode_at_work_is_found_by_rockroll_debug_until_it_ends(rockroll: Command, tmp_path: Path) -> None:
+    run_dir = tmp_path / "r"
+    slow = ("--set", "steps=1", "--set", "eval.episodes=0", "--set", "agent.command=sleep 60")
+    process = rockroll.start(*rockroll.train(run_dir, *slow))
+    try:
+        deadline = time.monotonic() + 100
+        while not (at_work := running(run_dir)):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.1)
+        episode, sandbox = at_work[0]["id"], at_work[0]["sandbox"]
+        said = rockroll("debug", f"{run_dir}/{episode}")  # without a terminal it names the other way in
+        assert said.returncode == 2 and f"rockroll sandbox exec {sandbox} --session debug" in said.stderr
+        done = rockroll("sandbox", "exec", sandbox, "--session", "debug", "--", "cat /proc/[0-9]*/cmdline")
+        assert "sleep" in done.stdout
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+    assert running(run_dir) == []
+    ended = rockroll("debug", f"{run_dir}/{episode}")
+    assert ended.returncode == 1 and f"rockroll view {run_dir} --export {episode}" in ended.stderr
 
 
 def test_nothing_is_left_of_a_run(finished: Path, gone_within) -> None:
