@@ -102,6 +102,20 @@ def engine(
     _show(lambda: bench.run(path), as_json)
 
 
+@app.command()
+def view(
+    episodes: Annotated[int, typer.Option(help="How many episodes the run has.")] = 100_000,
+    as_json: AsJson = False,
+) -> None:
+    """`rockroll view` of a run with very many episodes: how long each kind of page takes. About a minute and a half.
+
+    Example: rockroll bench view --episodes 10000
+    """
+    from rockroll.bench import view as bench
+
+    _show(lambda: bench.run(episodes), as_json)
+
+
 def _show(measure: Callable[[], Awaitable[dict[str, Any]]], as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table

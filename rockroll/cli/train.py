@@ -79,6 +79,7 @@ def train(
     if done.checkpoint is not None:
         rows.append(("model", str(done.checkpoint / "model")))
         rows.append(("next", f"rockroll eval {recipe} --model {done.checkpoint / 'model'}"))
+        rows.append(("", f"rockroll view {done.run_dir}"))
         rows.append(("", f"tensorboard --logdir {done.run_dir / 'tensorboard'}"))
     summary(rows, f"rockroll · {config.name}")(display.console)
 

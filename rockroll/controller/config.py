@@ -63,6 +63,22 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RecordsConfig:
+    """What the run directory keeps of single episodes, for `rockroll view`."""
+
+    advantages: int = 512
+    """The advantages of each branch, in so many spans of equal ones at most; 0: none. An algorithm with one advantage
+    an episode takes a span for each answer, one with a critic a span for each token."""
+    discarded: int = 64
+    """So many of a step's broken episodes, and so many of its cancelled ones; 0: none."""
+
+    def __post_init__(self) -> None:
+        for name in ("advantages", "discarded"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"records {name} is at least 0; got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """A recipe, resolved. Section by section it is what the rooms take."""
 
@@ -95,6 +111,8 @@ class RunConfig:
     """How a broken delivery of weights is found."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """What is kept."""
+    records: RecordsConfig = field(default_factory=RecordsConfig)
+    """What is kept of single episodes."""
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name or self.name.startswith("."):

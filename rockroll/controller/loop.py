@@ -20,10 +20,10 @@ from rockroll.controller import statistics
 from rockroll.controller.config import RunConfig
 from rockroll.controller.delivery import canary, deliver
 from rockroll.controller.parts import Parts, parts
+from rockroll.controller.records import Records
 from rockroll.controller.run_dir import RunDir
 from rockroll.observe.display import Display, Status
 from rockroll.observe.metrics import MetricsLog, Row
-from rockroll.observe.record import EpisodeLog
 from rockroll.rollout.sample import Episode, Event, Group
 from rockroll.train.api import TrainBatch, TrainSample, Turn
 
@@ -57,17 +57,18 @@ class Evaluation:
 async def train(config: RunConfig, run: RunDir, display: Display) -> Summary:
     """Trains to `config.steps`. Where `run.resume`: from the last checkpoint, over the batches that the run had taken
     since (trained again as they were), and on with what it had begun."""
-    async with parts(config, run, status_events(display.status), train=True) as made:
-        return await made.processes.guard(_train(config, run, display, made))
+    records = Records(run.path, config.records)
+    async with parts(config, run, records.beside(status_events(display.status)), train=True) as made:
+        return await made.processes.guard(_train(config, run, display, made, records))
 
 
-async def _train(config: RunConfig, run: RunDir, display: Display, made: Parts) -> Summary:
+async def _train(config: RunConfig, run: RunDir, display: Display, made: Parts, records: Records) -> Summary:
     status, trainer, engine = display.status, made.trainer, made.engine
     assert trainer is not None
     first_step, ledger = run.last_step, made.ledger
     assert ledger is not None
     metrics = MetricsLog(run.path, resume_from=ledger.past.last_step if run.resume else None)
-    records = EpisodeLog(run.path)
+    records.step = first_step
     status.curve = [row["reward/mean"] for row in metrics.rows if "reward/mean" in row]
     status.evals = [(int(row["step"]), row["eval/pass_rate"]) for row in metrics.rows if "eval/pass_rate" in row]
     trained_episodes = 0
@@ -96,13 +97,15 @@ async def _train(config: RunConfig, run: RunDir, display: Display, made: Parts) 
     )
     async with ahead as stream:
         for step in range(first_step + 1, config.steps + 1):
-            status.step = step
+            status.step = records.step = step
             timed = _Phases(status)
             with timed("rollout", config.rollout.groups * config.rollout.episodes):
                 groups = await stream.take()
             row = {"step": step, **statistics.batch_row(groups, version)}
             with timed("train"):
-                report = await trainer.step(to_batch(step, groups, config.rollout.temperature))
+                report = await trainer.step(
+                    to_batch(step, groups, config.rollout.temperature, config.records.advantages)
+                )
             with timed("sync"):
                 if config.deterministic:
                     await stream.quiet()  # or it would depend on the clock which tokens the new weights sample
@@ -114,7 +117,7 @@ async def _train(config: RunConfig, run: RunDir, display: Display, made: Parts) 
             if step > metrics.last_step:  # else it was written before the run was killed, and stays as it was
                 if last or (config.eval.every and step % config.eval.every == 0):
                     await _evaluate_into(row, config, made, status, records, step)
-                records.write("train", step, [episode for group in groups for episode in group.episodes])
+                records.trained(step, groups, report.advantages)
                 metrics.write(row)
                 status.curve.append(row["reward/mean"])
                 display.line(_line(row))
@@ -146,14 +149,15 @@ async def _train(config: RunConfig, run: RunDir, display: Display, made: Parts) 
 
 async def evaluate(config: RunConfig, run: RunDir, display: Display) -> Evaluation:
     """The pass rate of `config.model` on held-out tasks; starts no trainer."""
-    async with parts(config, run, status_events(display.status), train=False) as made:
-        return await made.processes.guard(_evaluate(config, made, display.status, EpisodeLog(run.path), 0))
+    records = Records(run.path, config.records)
+    async with parts(config, run, records.beside(status_events(display.status)), train=False) as made:
+        return await made.processes.guard(_evaluate(config, made, display.status, records, 0))
 
 
-async def _evaluate(config: RunConfig, made: Parts, status: Status, records: EpisodeLog, step: int) -> Evaluation:
+async def _evaluate(config: RunConfig, made: Parts, status: Status, records: Records, step: int) -> Evaluation:
     status.enter("evaluation", config.eval.episodes)
     episodes = await made.rollout.evaluate(range(config.eval.episodes), config.eval.temperature)
-    records.write("eval", step, episodes)
+    records.evaluated(step, episodes)
     valid = [episode for episode in episodes if episode.valid]
     passed = sum((episode.reward or 0) >= statistics.PASS for episode in valid)
     return Evaluation(
@@ -161,9 +165,7 @@ async def _evaluate(config: RunConfig, made: Parts, status: Status, records: Epi
     )
 
 
-async def _evaluate_into(
-    row: Row, config: RunConfig, made: Parts, status: Status, records: EpisodeLog, step: int
-) -> None:
+async def _evaluate_into(row: Row, config: RunConfig, made: Parts, status: Status, records: Records, step: int) -> None:
     if not config.eval.episodes:
         return
     begun = time.monotonic()
@@ -178,8 +180,11 @@ async def _evaluate_into(
     status.evals.append((step, result.pass_rate))
 
 
-def to_batch(step: int, groups: list[Group], temperature: float) -> TrainBatch:
-    """The groups as the trainer takes them: every branch of an episode is a sample with that episode's reward."""
+def to_batch(step: int, groups: list[Group], temperature: float, spans: int = 0) -> TrainBatch:
+    """The groups as the trainer takes them: every branch of an episode is a sample with that episode's reward.
+
+    spans: how many spans of equal advantages of each sample the trainer is to tell.
+    """
     samples: list[TrainSample] = []
     number = 0
     for index, group in enumerate(groups):
@@ -209,7 +214,7 @@ def to_batch(step: int, groups: list[Group], temperature: float) -> TrainBatch:
                     )
                 )
             number += 1
-    return TrainBatch(step=step, samples=samples, temperature=temperature)
+    return TrainBatch(step=step, samples=samples, temperature=temperature, spans=spans)
 
 
 def _turn_rewards(episode: Episode) -> dict[int, float]:

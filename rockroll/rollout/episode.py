@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Coroutine
+import time
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -38,7 +39,7 @@ from rockroll.errors import (
     SandboxLost,
 )
 from rockroll.rollout.dialogue import Dialogue
-from rockroll.rollout.sample import Cause, Episode, Outcome
+from rockroll.rollout.sample import Cause, Episode, Outcome, Placed
 from rockroll.rollout.tasks import AgentTask, EnvTask, Task
 from rockroll.sandbox.wire import Observation
 
@@ -82,12 +83,21 @@ class Attempt:
     """One episode under way. `run` once; `sampled` and `cancelled` are there for an episode that was cancelled."""
 
     def __init__(
-        self, place: Place, task: Task, dialogue: Dialogue, timeout: float, boxes: Boxes | None, upstream: str
+        self,
+        place: Place,
+        task: Task,
+        dialogue: Dialogue,
+        timeout: float,
+        boxes: Boxes | None,
+        upstream: str,
+        placed: Callable[[Placed], None] = lambda _: None,
     ) -> None:
         self.place = place
         self.dialogue = dialogue
         self._task, self._timeout, self._boxes, self._upstream = task, timeout, boxes, upstream
         self._began: float | None = None
+        self._placed = placed
+        self._at: Placed | None = None
         self._turn_rewards: list[float] = []
 
     async def run(self) -> Episode:
@@ -163,6 +173,9 @@ class Attempt:
         if self._boxes is None:
             raise HostError(f"{task.name} is worked on in sandboxes, and this rollout was given no pool of them")
         async with self._boxes.lease() as sandbox:
+            info = sandbox.info
+            self._at = Placed(self.place.id, task.name, info.id, info.node, time.time())
+            self._placed(self._at)
             return await self._within_time(self._work(task, sandbox))
 
     async def _work(self, task: AgentTask, sandbox: Sandbox) -> Ending:
@@ -247,7 +260,8 @@ class Attempt:
         return RockrollError(f"the engine failed: {type(error).__name__}: {error}")
 
     def _episode(self, ending: Ending) -> Episode:
-        began, place = self._began, self.place
+        began, place, at = self._began, self.place, self._at
+        took = 0.0 if began is None else asyncio.get_running_loop().time() - began
         if ending.outcome not in ("ok", "truncated"):
             self.dialogue.killed()
         return Episode(
@@ -261,10 +275,13 @@ class Attempt:
             reward=ending.reward,
             samples=self.dialogue.transcript.samples(),
             turns=self.dialogue.turns,
-            duration_s=0.0 if began is None else asyncio.get_running_loop().time() - began,
+            duration_s=took,
             detail=ending.detail,
             turn_rewards=self._turn_rewards,
             record=self.dialogue.record,
+            began_at=time.time() - took,
+            sandbox=at.sandbox if at else "",
+            node=at.node if at else "",
         )
 
 

@@ -267,7 +267,15 @@ class Rollout:
             self._journal,
         )
         place = Place(id=id, seed=state.seed, split=split, group=state.id, index=start.index)
-        attempt = Attempt(place, self.task, dialogue, self._config.episode_timeout, self._pool, self._address)
+        attempt = Attempt(
+            place,
+            self.task,
+            dialogue,
+            self._config.episode_timeout,
+            self._pool,
+            self._address,
+            lambda placed: self.events(Event("placed", split, self._running, placed=placed)),
+        )
         attempts[start.index] = attempt
         self._dialogues[id] = dialogue
         self._running += 1

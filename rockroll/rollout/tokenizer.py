@@ -89,6 +89,11 @@ class ChatTokenizer:
         """Number of ids, added tokens included."""
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
+    @property
+    def marks(self) -> dict[int, str]:
+        """Special tokens by id: what a template sets between messages, and no message is made of."""
+        return {id: token.content for id, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
+
     def render(
         self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None, add_generation_prompt: bool = True
     ) -> list[int]:

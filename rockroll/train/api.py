@@ -53,6 +53,8 @@ class TrainBatch(Struct, frozen=True, kw_only=True):
     samples: list[TrainSample]
     temperature: float = 1.0
     """The sampling temperature, > 0: the trainer divides its logits by it, so that log-probs compare."""
+    spans: int = 0
+    """The report is to say so many spans of equal advantages of each sample, at most."""
 
 
 class StepReport(Struct, frozen=True, kw_only=True):
@@ -61,6 +63,8 @@ class StepReport(Struct, frozen=True, kw_only=True):
     version: int
     metrics: dict[str, float]
     """loss/*, advantage/*, logp_diff/*, tokens/trained, tokens/padding_fraction, time/train_s."""
+    advantages: list[list[tuple[int, int, float]]] = []
+    """By sample: (start, end, advantage of ids[start:end]), as far as the batch asked for them."""
 
 
 class Exported(Struct, frozen=True, kw_only=True):

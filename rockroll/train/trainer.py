@@ -32,6 +32,7 @@ from rockroll.train.credit import assign, episodes_of
 from rockroll.train.export import export, gather
 from rockroll.train.loss import KL, KLCoefficient, correction, k3, log_ratios, surrogate, token_logprobs
 from rockroll.train.policy import Policy, check_folder, load_model, parameter_groups
+from rockroll.train.spans import spans
 
 _SUMS = (
     "tokens",
@@ -165,7 +166,8 @@ class RankTrainer:
             )
             metrics["loss/kl"] = metrics["loss/kl"] if observed is None else observed
             self.kl.update(metrics["loss/kl"])
-        return StepReport(version=self.version, metrics=metrics)
+        told = spans(rows, len(batch.samples), batch.spans) if batch.spans and self.rank == 0 else []
+        return StepReport(version=self.version, metrics=metrics, advantages=told)
 
     def _rows(self, batch: TrainBatch) -> list[Row]:
         """The rows that have something to train, checked; their advantages are yet to come."""
