@@ -23,6 +23,7 @@ from rockroll.model_service.calls import HOLD_S, Calls
 from rockroll.model_service.dialects import Call
 from rockroll.model_service.endpoint import MAX_BODIES, MAX_CONNECTIONS, Connection, Endpoint, too_much
 from rockroll.model_service.generation import Generation
+from rockroll.model_service.history import History
 from rockroll.model_service.source import Source
 from rockroll.model_service.wire import ChatReply
 
@@ -84,6 +85,7 @@ class Box:
         self._told_over = False
         self.counting: set[asyncio.Task[Any]] = set()
         """Calls of which only the prompt's tokens are wanted."""
+        self.history = History()
         self._calls = Calls()
         self._asked: dict[int, Asked] = {}
         self._reading = self._running = 0
@@ -108,6 +110,7 @@ class Box:
         """From now on calls go there. What was asked before ends, and what it used up is forgotten."""
         self.endpoint.next_turn()
         self.upstream, self.token = upstream, token
+        self.history.clear()
         self.spent, self._told_over = Spent(budget, asyncio.get_running_loop().time()), False
         self.cancel_calls()
 

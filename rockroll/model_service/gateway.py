@@ -204,7 +204,7 @@ class Gateway:
             key = digest(request.path, request.headers, body)
             self._routed(box, request)
             if (asked := box.again(key, request.headers)) is None:
-                call = dialect.parse(body)
+                call = box.history.parse(dialect, body)
                 size = len(body)
                 del body
                 if dialect.count is None:

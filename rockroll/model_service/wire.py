@@ -86,6 +86,10 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     """None: not wanted. k: the log-prob of each sampled token, and of the k likeliest where the engine has them."""
     index: int = 0
     """Which of the `n` completions of one HTTP request this is."""
+    number: int = 0
+    """Names this request among those of its token on its link, for later ones to go on from; 0: none will."""
+    after: int | None = None
+    """The number of an earlier request with the same token on the same link, whose messages stand before `messages`."""
 
 
 class TokenLogprob(msgspec.Struct, frozen=True):
