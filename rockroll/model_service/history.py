@@ -16,6 +16,7 @@ Whatever is not plainly so (an edit, an array that is there twice, a refusal) is
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 import msgspec
@@ -28,6 +29,7 @@ from rockroll.model_service.wire import Message
 MOST, MOST_BYTES = 8, 2 * 2**20
 """Conversations that are remembered of one sandbox, the latest, and bytes of all of them; a longer one is not."""
 _SPACE = b" \t\r\n"
+_COMMA = re.compile(rb"[ \t\r\n]*,")
 
 
 class _Messages(msgspec.Struct):
@@ -78,14 +80,16 @@ class History:
         return call
 
     def _before(self, dialect: Dialect, body: bytes) -> _Heard | None:
-        fit = [each for each in self._heard if each.dialect is dialect and body.startswith(each.prefix)]
+        fit = [
+            each
+            for each in self._heard
+            if each.dialect is dialect and body.startswith(each.prefix) and _COMMA.match(body, len(each.prefix))
+        ]
         return max(fit, key=lambda each: len(each.prefix), default=None)
 
     def _continued(self, before: _Heard, body: bytes) -> Call | None:
         dialect, begin, old = before.dialect, before.begin, before.messages
         rest = body[len(before.prefix) :].lstrip(_SPACE)
-        if not rest.startswith(b","):
-            return None
         short = body[:begin] + rest[1:]
         try:
             new = dialect.parse(short)
@@ -105,7 +109,7 @@ class History:
         messages = call.messages[call.elsewhere :]
         if not messages or messages[-1].role == "assistant":
             return  # what comes next may belong to the same answer
-        self._heard = self._heard[1 - MOST :]
+        self._heard = [each for each in self._heard if each.prefix != prefix][1 - MOST :]
         while self._heard and sum(len(each.prefix) for each in self._heard) + len(prefix) > MOST_BYTES:
             del self._heard[0]
         self._heard.append(_Heard(dialect, prefix, begin, count, messages))
