@@ -30,6 +30,9 @@ from rockroll.model_service.wire import ChatReply
 MAX_CALLS = 16
 """Completions one sandbox may have under way, and bodies it may be sending; a further one gets 429."""
 
+STUBBORN = 8
+"""After so many refusals for want of budget the rollout side is told again: this agent is not going to stop."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -82,7 +85,8 @@ class Box:
         self.upstream: Source | None = None
         self.token = ""
         self.spent = Spent(Budget(), 0.0)
-        self._told_over = False
+        self._refused, self.over = 0, None
+        """Calls refused for want of budget under this route, and why the first was."""
         self.counting: set[asyncio.Task[Any]] = set()
         """Calls of which only the prompt's tokens are wanted."""
         self.history = History()
@@ -111,7 +115,8 @@ class Box:
         self.endpoint.next_turn()
         self.upstream, self.token = upstream, token
         self.history.clear()
-        self.spent, self._told_over = Spent(budget, asyncio.get_running_loop().time()), False
+        self.spent = Spent(budget, asyncio.get_running_loop().time())
+        self._refused, self.over = 0, None
         self.cancel_calls()
 
     def room(self, n: int, body: int) -> None:
@@ -124,8 +129,9 @@ class Box:
         try:
             self.spent.check(n, body, asyncio.get_running_loop().time())
         except ModelServiceError as error:
-            if self.upstream is not None and not self._told_over:
-                self._told_over = True
+            self._refused += 1
+            self.over = self.over or error.message
+            if self.upstream is not None and self._refused in (1, STUBBORN):
                 limit = error.fields["limit"]
                 self.upstream.over(Over(sandbox=self.id, token=self.token, limit=limit, message=error.message))
             raise

@@ -66,7 +66,7 @@ class Gateway:
         box = self._boxes[sandbox_id] = Box(sandbox_id, limits)
         box.endpoint = Endpoint(sock, answer, connections=limits.connections, bodies=limits.bodies)
         if old is not None:
-            box.upstream, box.token, box.spent = old.upstream, old.token, old.spent
+            box.upstream, box.token, box.spent, box.over = old.upstream, old.token, old.spent, old.over
             self._end(old)
 
     def shut(self, sandbox_id: str) -> None:
@@ -88,21 +88,24 @@ class Gateway:
         if box is not None:
             await box.endpoint.wait_closed()
 
-    def route(self, sandbox_id: str, upstream: str | None, token: str, budget: Budget = NO_BUDGET) -> None:
+    def route(self, sandbox_id: str, upstream: str | None, token: str, budget: Budget = NO_BUDGET) -> str | None:
         """From now on the sandbox's calls go to the relay at `upstream`, under `token`; None: they are refused.
 
         A change ends what came before it: calls under way are cancelled up to the relay's handler, and connections
         made earlier are closed, so that no byte written before the change is taken for a call after it.
         budget: what all calls under this route may use up together. The same route again changes nothing of it.
+        Returns why calls under the route before were refused for want of its budget; None where none was.
         """
         box = self._attached(sandbox_id)
         if upstream is not None and not upstream.startswith(("ipc://", "tcp://")):
             raise UsageError(f"a model route leads to a relay at ipc:// or tcp://, got {upstream!r}")
         now = None if box.upstream is None else box.upstream.address
+        over = box.over
         if (now, box.token) == (upstream, token):
-            return
+            return over
         box.route(None if upstream is None else self._upstream(upstream), token, budget)
         self._close_unused()
+        return over
 
     def route_to(self, sandbox_id: str, source: Source, token: str = "", budget: Budget = NO_BUDGET) -> None:
         """As `route`, to any source of answers; it is the gateway's from now on, which closes it after its last use."""

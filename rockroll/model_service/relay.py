@@ -28,7 +28,7 @@ class Relay:
 
     handler: raises ModelServiceError to refuse a call. It is cancelled when the client in the sandbox hung up and
     when the sandbox's route changed, so a late call of one episode never outlives it.
-    on_over: told, once for each route, that a sandbox was refused a call for want of the budget of its route.
+    on_over: told that a sandbox was refused a call for want of the budget of its route: at the first and the eighth.
     count: answers Anthropic's count_tokens; without it those calls are refused.
     """
 

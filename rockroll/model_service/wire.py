@@ -21,7 +21,8 @@ COUNT = "count"
 Nothing is sampled and nothing noted. ModelServiceError where the relay has no such handler."""
 
 OVER = "over"
-"""Over → nothing: a sandbox was refused a call for want of the budget of its route. Said once for each route."""
+"""Over → nothing: a sandbox was refused a call for want of the budget of its route. Said at
+the first such refusal of a route, and again at its eighth: that agent is not going to stop."""
 
 MODELS = "models"
 """{} → a stream of Models: the names served now, then again at every change, without end. While it is open the relay

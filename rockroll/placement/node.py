@@ -120,8 +120,8 @@ class Node:
         _log.info("ending: %s", why)
         self._over.set()
 
-    async def _route(self, body: Route, _peer: rpc.Peer) -> None:
-        self._gateway.route(self._host.resolve(body.id), body.upstream, body.token, body.budget)
+    async def _route(self, body: Route, _peer: rpc.Peer) -> str | None:
+        return self._gateway.route(self._host.resolve(body.id), body.upstream, body.token, body.budget)
 
     def _client_gone(self, peer: rpc.Peer) -> None:
         """Its boxes go, in a task of the node's own: the server cancels its tasks when it closes, and a removal that is

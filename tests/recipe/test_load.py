@@ -110,3 +110,13 @@ def test_settings_overrule_the_file_and_are_named_in_errors(recipe) -> None:
 @pytest.mark.parametrize("path", sorted(Path("recipes").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_recipe_here_is_right(path: Path) -> None:
     assert load(path).name
+
+
+def test_a_budget_of_the_agents_calls_is_read_and_checked(recipe) -> None:
+    text = "name: a\nsteps: 1\ntask: {env: rockroll:shell}\nagent:\n  command: x\n  budget: {calls: 20, seconds: 2.5}\n"
+    agent = load(recipe(text)).agent
+    assert agent is not None and agent.budget.bounds() == {"calls": 20, "seconds": 2.5}
+    with pytest.raises(RecipeError, match=r"6: agent.budget.*agent budget calls is above 0; got 0"):
+        load(recipe(text.replace("20", "0")))
+    with pytest.raises(RecipeError, match="unknown key 'call' in agent.budget; did you mean 'calls'"):
+        load(recipe(text.replace("calls", "call")))
