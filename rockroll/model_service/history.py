@@ -51,7 +51,7 @@ class _Heard(NamedTuple):
     prefix: bytes
     begin: int
     """Where the messages begin in it, behind the bracket."""
-    count: int
+    elements: int
     """How many there are."""
     messages: list[Message]
     """What they mean, without those that stand elsewhere in the body."""
@@ -96,13 +96,13 @@ class History:
         except ModelServiceError:
             return None  # parsed whole, it says which message is wrong by its place
         array = _array(dialect, short)
-        if array is None or array[0] != begin or before.count + array[2] > MAX_MESSAGES:
+        if array is None or array[0] != begin or before.elements + array[2] > MAX_MESSAGES:
             return None
         messages = [*new.messages[: new.elsewhere], *old, *new.messages[new.elsewhere :]]
         call = msgspec.structs.replace(new, messages=messages)
         self._heard.remove(before)
         end = array[1] + len(body) - len(short)
-        self._keep(dialect, body[:end], begin, before.count + array[2], call)
+        self._keep(dialect, body[:end], begin, before.elements + array[2], call)
         return call
 
     def _keep(self, dialect: Dialect, prefix: bytes, begin: int, count: int, call: Call) -> None:

@@ -79,7 +79,7 @@ class RolloutConfig:
     journal: Literal["off", "write", "fsync"] = "write"
     """Every answered turn goes into RUN_DIR/journal before its agent has its end. write: it survives the death of all
     processes; fsync: also loss of power, for the price of a disk's flush a turn."""
-    tool_calls: Literal["auto", "hermes", "llama", "mistral", "none"] = "auto"
+    tool_calls: Literal["auto", "hermes", "xml", "llama", "mistral", "none"] = "auto"
     """How the model writes tool calls; `auto` is what its chat template shows."""
     reasoning: Literal["auto", "think", "none"] = "auto"
     """Whether what it says between <think> and </think> is its reasoning; `auto` is what its chat template shows."""

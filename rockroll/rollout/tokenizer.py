@@ -40,7 +40,7 @@ class ChatTokenizer:
         self,
         path: str | Path,
         *,
-        calls: Literal["auto", "hermes", "llama", "mistral", "none"] = "auto",
+        calls: Literal["auto", "hermes", "xml", "llama", "mistral", "none"] = "auto",
         reasoning: Literal["auto", "think", "none"] = "auto",
         options: Mapping[str, Any] | None = None,
     ) -> None:

@@ -118,5 +118,5 @@ def test_a_budget_of_the_agents_calls_is_read_and_checked(recipe) -> None:
     assert agent is not None and agent.budget.bounds() == {"calls": 20, "seconds": 2.5}
     with pytest.raises(RecipeError, match=r"6: agent.budget.*agent budget calls is above 0; got 0"):
         load(recipe(text.replace("20", "0")))
-    with pytest.raises(RecipeError, match="unknown key 'call' in agent.budget; did you mean 'calls'"):
+    with pytest.raises(RecipeError, match=r"unknown key 'call' in agent\.budget; did you mean 'calls'"):
         load(recipe(text.replace("calls", "call")))

@@ -87,7 +87,8 @@ class Talk:
         calls = []
         if self.tools and draw(st.booleans(), label="calls"):
             for i in range(draw(st.integers(1, self.family.calls_at_once))):
-                arguments = draw(st.dictionaries(st.sampled_from(["path", "x"]), values, max_size=2))
+                value = words if style.calls == "xml" else values  # there, all is text that no definition says more of
+                arguments = draw(st.dictionaries(st.sampled_from(["path", "x"]), value, max_size=2))
                 # Spaced as the template's tojson does.
                 calls.append(
                     ToolCall(
@@ -97,7 +98,7 @@ class Talk:
                     )
                 )
         reasoning = draw(words) if style.reasoning and (self.name == "qwq" or draw(st.booleans())) else ""
-        content = draw(words) if not calls or (style.calls == "hermes" and draw(st.booleans())) else ""
+        content = draw(words) if not calls or (style.calls in ("hermes", "xml") and draw(st.booleans())) else ""
         text = written(self.name, reasoning, content, calls)
         ids = self.tokenizer.encode(text)
         assume(self.tokenizer.encode(self.tokenizer.plain(prompt.ids) + text) == prompt.ids + ids)
