@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -83,6 +83,8 @@ class Box:
         self._limits = limits
         self.endpoint: Endpoint
         self.upstream: Source | None = None
+        self.place = ""
+        """Names the upstream among all that the gateway has."""
         self.token = ""
         self.spent = Spent(Budget(), 0.0)
         self._refused, self.over = 0, None
@@ -135,6 +137,29 @@ class Box:
                 limit = error.fields["limit"]
                 self.upstream.over(Over(sandbox=self.id, token=self.token, limit=limit, message=error.message))
             raise
+
+    @contextmanager
+    def forwarding(self, body: int | None) -> Iterator[Callable[[int], None]]:
+        """While a request of so many bytes is forwarded as it is, and one call of the budget; None: it is none, and
+        costs nothing. Yields what is to be told the answer's status. ModelServiceError where it is over a bound."""
+        if body is None:
+            yield lambda _: None
+            return
+        self.room(1, body)
+        spent, status = self.spent, 0
+
+        def told(said: int) -> None:
+            nonlocal status
+            status = said
+
+        spent.begin(1, body)
+        self._running += 1
+        try:
+            yield told
+        finally:
+            self._running -= 1
+            if status != 200:
+                spent.failed(1)
 
     def begin(self, key: bytes, body: int, id: str, created: int, call: Call, upstream: Source) -> Asked:
         """Asks the model. ModelServiceError where that cannot be."""

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Protocol
 
 import msgspec
 
-from rockroll import __version__
+from rockroll.release import VERSION
 
 MAX_MESSAGE = 256 * 2**20
 """Bytes of one frame, at most."""
@@ -113,7 +113,7 @@ def frame(kind: int, call_id: int, method: str = "", body: Any = None) -> bytes:
 
 
 def hello() -> bytes:
-    return frame(HELLO, WIRE, __version__)
+    return frame(HELLO, WIRE, VERSION)
 
 
 def misfit(version: int, release: str) -> str | None:
@@ -122,7 +122,7 @@ def misfit(version: int, release: str) -> str | None:
         return None
     told = f"wire version {version} (rockroll {release})" if version else "no wire version that it would tell"
     return (
-        f"this process speaks wire version {WIRE} (rockroll {__version__}) and the other {told}; both need the same "
+        f"this process speaks wire version {WIRE} (rockroll {VERSION}) and the other {told}; both need the same "
         "rockroll: install it on both sides and start both again"
     )
 
