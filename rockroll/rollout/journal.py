@@ -5,6 +5,9 @@ is trained to transcript.py: the journal says what was sampled, whatever became 
 
 A file is MAGIC and then records: 4 bytes of length, 4 of CRC-32 (both little-endian), and an Entry as msgpack. Records
 are only ever added, and each opening begins a file, so that the one thing a death can leave is a torn last record.
+
+All files of a folder together are bounded, if that is wanted: one that has grown to an eighth of the bound is closed
+and the next is begun, and the oldest are deleted, whichever run wrote them.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ Mode = Literal["off", "write", "fsync"]
 """write: handed to the kernel, survives the death of every process. fsync: on the disk, survives loss of power."""
 
 MAGIC = b"rockroll journal 1\n"
+FILES = 8
+"""How many files a bounded journal is in, about."""
 _HEAD = struct.Struct("<II")
 
 
@@ -51,11 +56,15 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
 class Journal:
     """open ─► put … ─► close. Belongs to one event loop. Mode off: nothing is written anywhere.
 
+    most: bytes of all files in the folder, a little more while it is written; None: no bound. 0: as None, and what
+    this journal wrote is deleted when its block ends without an exception.
     HostError where the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, mode: Mode = "write") -> None:
+    def __init__(self, folder: Path, mode: Mode = "write", most: int | None = None) -> None:
         self.mode = mode
+        self._folder, self._most = folder, most
+        self._written: list[Path] = []
         self._file = -1
         self._end = len(MAGIC)
         self._syncing: asyncio.Task[None] | None = None
@@ -65,14 +74,41 @@ class Journal:
         self._thread = ThreadPoolExecutor(1, "journal")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            numbers = [int(each.stem) for each in folder.glob("*.journal") if each.stem.isdigit()]
-            self.path = folder / f"{max(numbers, default=-1) + 1:05}.journal"
-            self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
-            os.write(self._file, MAGIC)
-            if mode == "fsync":
-                _sync_folder(folder)
+            self._begin()
         except OSError as error:
             raise HostError(f"the journal in {folder} cannot be written: {error.strerror}") from None
+
+    def _begin(self) -> None:
+        """The next file; the oldest go that are over the bound."""
+        files = _files(self._folder)
+        path = self._folder / f"{max(files, default=-1) + 1:05}.journal"
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+        try:
+            os.write(file, MAGIC)
+        except OSError:
+            os.close(file)
+            path.unlink()
+            raise
+        self.path, self._file, self._end = path, file, len(MAGIC)
+        self._written.append(path)
+        if self.mode == "fsync":
+            _sync_folder(self._folder)
+        if self._most:
+            size = {number: path.stat().st_size for number, path in files.items()}
+            for number in sorted(files):
+                if sum(size.values()) <= self._most - self._most // FILES:
+                    break
+                files[number].unlink()
+                del size[number]
+
+    def _roll(self) -> None:
+        """What is in this file is as safe as its mode promises before the next one is begun: a sync that is still to
+        come will be of that."""
+        before = self._file
+        if self.mode == "fsync":
+            os.fdatasync(before)
+        self._begin()
+        os.close(before)
 
     async def put(self, entry: Entry) -> None:
         """Returns when the entry is as safe as the mode promises. HostError where it cannot be written."""
@@ -81,6 +117,8 @@ class Journal:
         body = msgspec.msgpack.encode(entry)
         record = _HEAD.pack(len(body), zlib.crc32(body)) + body
         try:
+            if self._most and self._end > self._most // FILES:
+                self._roll()
             if os.write(self._file, record) < len(record):
                 raise OSError(0, "the disk is full")
         except OSError as error:
@@ -101,10 +139,13 @@ class Journal:
         if before is not None:
             await asyncio.wait((before,))
         self._syncing, self._next = self._next, None
+        file = os.dup(self._file)  # this file, whatever is begun meanwhile
         try:
-            await asyncio.get_running_loop().run_in_executor(self._thread, os.fdatasync, self._file)
+            await asyncio.get_running_loop().run_in_executor(self._thread, os.fdatasync, file)
         except OSError as error:
             raise HostError(f"the journal {self.path} cannot be synced: {error.strerror}") from None
+        finally:
+            os.close(file)
 
     async def close(self) -> None:
         """A second time it does nothing."""
@@ -119,8 +160,11 @@ class Journal:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, kind: object, *_: object) -> None:
         await self.close()
+        if self._most == 0 and kind is None:
+            for each in self._written:
+                each.unlink(missing_ok=True)
 
 
 def read(path: Path) -> Iterator[Entry]:
@@ -129,7 +173,7 @@ def read(path: Path) -> Iterator[Entry]:
     UsageError for what is no journal, HostError for one that was damaged before its end.
     """
     if path.is_dir():
-        for each in sorted(path.glob("*.journal")):
+        for _, each in sorted(_files(path).items()):
             yield from read(each)
         return
     data = path.read_bytes()
@@ -150,6 +194,10 @@ def read(path: Path) -> Iterator[Entry]:
             raise HostError(f"{path} is damaged at byte {at}: a record there does not have its checksum")
         yield decode(body)
         at = end
+
+
+def _files(folder: Path) -> dict[int, Path]:
+    return {int(each.stem): each for each in folder.glob("*.journal") if each.stem.isdigit()}
 
 
 def _sync_folder(folder: Path) -> None:
