@@ -1,4 +1,4 @@
-"""Two hundred turns of one agent over real HTTP and ZeroMQ: exact to the last token, each at the cost of what is new."""
+"""Two hundred turns over real HTTP and ZeroMQ: exact to the last token, each at the cost of what is new."""
 
 from __future__ import annotations
 
