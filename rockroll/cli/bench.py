@@ -52,11 +52,12 @@ def relay(
     sessions: Annotated[int, typer.Option(help="How many sandboxes call together, by one load process.")] = 256,
     as_json: AsJson = False,
 ) -> None:
-    """An agent's model call, from inside a sandbox to an engine that answers at once. About two minutes.
+    """An agent's model call, from inside a sandbox to an engine that answers at once. About 45 seconds.
 
-    First from real sandboxes without transcripts; then, transcript_* (one) and sessions_* (together), with transcripts
-    and each mode of the journal, from loopback sockets that stand for sandboxes; beside them the same load sent
-    straight to a plain server. It needs the tiny model of scripts/setup, whose tokenizer makes the transcripts.
+    relay_* is from real sandboxes, with transcripts and the journal; transcript_* (one) and sessions_* (together) with
+    each mode of the journal, from loopback sockets that stand for sandboxes; turn_* what the second and the 200th turn
+    of a conversation take of the processor; *straight* the same load sent to a plain server. It needs the tiny model of
+    scripts/setup, whose tokenizer makes the transcripts.
 
     Example: rockroll bench relay --json --sessions 256
     """

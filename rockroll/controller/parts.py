@@ -90,7 +90,9 @@ async def parts(
             trainer = await TrainerClient.connect(train_config)
             stack.push_async_callback(trainer.close)
         await processes.guard(_ready(engine, trainer))
-        journal = await stack.enter_async_context(Journal(run.path / "journal", config.rollout.journal))
+        journal = await stack.enter_async_context(
+            Journal(run.path / "journal", config.rollout.journal, config.rollout.journal_most())
+        )
         rollout = Rollout(
             config.rollout,
             engine,

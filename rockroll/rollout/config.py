@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from rockroll.units import size
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig:
@@ -80,7 +82,10 @@ class RolloutConfig:
     journal: Literal["off", "write", "fsync"] = "write"
     """Every answered turn goes into RUN_DIR/journal before its agent has its end. write: it survives the death of all
     processes; fsync: also loss of power, for the price of a disk's flush a turn."""
-    tool_calls: Literal["auto", "hermes", "llama", "mistral", "none"] = "auto"
+    journal_keep: str = "8g"
+    """How much of RUN_DIR/journal stays: a size, of which the oldest turns go first; `all`; or `none`: what a run wrote
+    goes when it has ended well. Nothing is read from there by a run: it is for whoever wants to know what was said."""
+    tool_calls: Literal["auto", "hermes", "xml", "llama", "mistral", "none"] = "auto"
     """How the model writes tool calls; `auto` is what its chat template shows."""
     reasoning: Literal["auto", "think", "none"] = "auto"
     """Whether what it says between <think> and </think> is its reasoning; `auto` is what its chat template shows."""
@@ -98,6 +103,7 @@ class RolloutConfig:
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"rollout {name} is at least {least}; got {getattr(self, name)}")
+        self.journal_most()
         if not 0 <= self.incomplete <= 1:
             raise ValueError(f"rollout incomplete is a share, 0 to 1; got {self.incomplete}")
         if self.temperature <= 0:
@@ -108,3 +114,15 @@ class RolloutConfig:
             raise ValueError(
                 f"rollout episode_timeout is a number of seconds, or 0 for none; got {self.episode_timeout}"
             )
+
+    def journal_most(self) -> int | None:
+        """Bytes of `journal_keep`, as a Journal takes them."""
+        if self.journal_keep in ("all", "none"):
+            return None if self.journal_keep == "all" else 0
+        try:
+            most = size(self.journal_keep)
+        except ValueError:
+            most = 0
+        if most < 2**20:
+            raise ValueError(f"rollout journal_keep is all, none, or a size from 1m on; got {self.journal_keep!r}")
+        return most

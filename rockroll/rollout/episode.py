@@ -184,7 +184,7 @@ class Attempt:
         except Exception as error:
             raise EnvError(f"{task.name}: situation raised {type(error).__name__}: {error}") from error
         try:
-            await route(sandbox, self._upstream, self.dialogue.id)
+            await route(sandbox, self._upstream, self.dialogue.id, task.agent.config.budget.bounds())
             await task.agent.put(sandbox, {situation.path(name): data for name, data in situation.files.items()})
             observation = await self._run_agent(task, sandbox, situation)
             await task.agent.end(sandbox)
@@ -194,6 +194,12 @@ class Attempt:
         if observation is None or observation.outcome != "ok":
             self.dialogue.killed()
         await self.dialogue.close()
+        try:
+            # The relay may not have been told yet why the agent's last call was refused; the node knows.
+            if why := await route(sandbox, None, ""):
+                self.dialogue.spent(why)
+        except PeerLost as error:
+            raise SandboxLost(str(error)) from error
         if fault := self._fault():
             raise fault
         if observation is not None:
@@ -201,7 +207,7 @@ class Attempt:
                 raise SandboxLost(f"sandbox {sandbox.id} died under its agent; cause: {observation.cause}")
             if observation.outcome == "killed" and (await sandbox.refresh()).state != "running":
                 raise SandboxLost(f"sandbox {sandbox.id} was killed under its agent")
-            if not self.dialogue.asked:
+            if not self.dialogue.asked and not self.dialogue.truncated:
                 return Ending("env_error", None, "agent", _unasked(task, observation))
             if observation.outcome == "timeout" and 2 * self.dialogue.waited_s > task.agent.config.timeout:
                 waited = (

@@ -19,6 +19,7 @@ from rockroll.agent.config import AgentConfig
 from rockroll.engine.api import Engine
 from rockroll.env.api import Split
 from rockroll.errors import ModelServiceError, UsageError
+from rockroll.model_service.budget import Over
 from rockroll.model_service.relay import OnDelta, Relay
 from rockroll.model_service.wire import ChatReply, ChatRequest
 from rockroll.rollout.admission import Admission, Position
@@ -75,7 +76,9 @@ class Rollout:
         self._config, self._engine, self._pool, self._tokenizer = config, engine, pool, tokenizer
         self._journal = journal
         self._seed, self._address, self._max_turns = seed, address, task.max_turns
-        self._relay = Relay(address, self.chat, [MODEL], count=self.count) if isinstance(self.task, AgentTask) else None
+        self._relay = None
+        if isinstance(self.task, AgentTask):
+            self._relay = Relay(address, self.chat, [MODEL], count=self.count, on_over=self._over)
         self._slots = asyncio.Semaphore(config.concurrency)
         self._dialogues: dict[str, Dialogue] = {}
         """The episodes under way, by the token that their sandbox's route carries."""
@@ -187,6 +190,10 @@ class Rollout:
     def count(self, request: ChatRequest) -> int:
         """Tokens that the prompt of this request would have, for the episode that its token names."""
         return self._dialogue(request).count(request)
+
+    def _over(self, over: Over) -> None:
+        if (dialogue := self._dialogues.get(over.token)) is not None:
+            dialogue.spent(over.message)
 
     def _dialogue(self, request: ChatRequest) -> Dialogue:
         dialogue = self._dialogues.get(request.token)

@@ -129,3 +129,13 @@ def test_what_depends_on_the_clock_is_refused_where_a_run_is_to_be_repeated(reci
     assert load(path, settings).deterministic
     with pytest.raises(RecipeError, match=rule):
         load(path, [*settings, setting])
+
+
+def test_a_budget_of_the_agents_calls_is_read_and_checked(recipe) -> None:
+    text = "name: a\nsteps: 1\ntask: {env: rockroll:shell}\nagent:\n  command: x\n  budget: {calls: 20, seconds: 2.5}\n"
+    agent = load(recipe(text)).agent
+    assert agent is not None and agent.budget.bounds() == {"calls": 20, "seconds": 2.5}
+    with pytest.raises(RecipeError, match=r"6: agent.budget.*agent budget calls is above 0; got 0"):
+        load(recipe(text.replace("20", "0")))
+    with pytest.raises(RecipeError, match=r"unknown key 'call' in agent\.budget; did you mean 'calls'"):
+        load(recipe(text.replace("calls", "call")))
