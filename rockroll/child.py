@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import multiprocessing
 import os
+import select
 import signal
 import sys
 import threading
@@ -71,17 +71,16 @@ def _die_with_parent() -> None:
 
 
 def end_with_parent() -> None:
-    """In a process that multiprocessing started: it ends at once when the process that started it is gone.
+    """This process ends at once when the one that started it is gone: for a child that others started.
 
-    multiprocessing ends such children when their parent ends in order; a parent that is killed, or that leaves by
-    `leave`, would let them live on, each with a whole model in memory.
+    multiprocessing ends its children when their parent ends in order; a parent that is killed, or that leaves by
+    `leave`, would let them live on, each with a whole model in memory. Not PDEATHSIG: that comes when the thread ends
+    that started the child.
     """
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
+    parent = os.pidfd_open(os.getppid())
 
     def wait() -> None:
-        parent.join()
+        select.select([parent], [], [])
         os._exit(1)
 
     threading.Thread(target=wait, name="parent", daemon=True).start()

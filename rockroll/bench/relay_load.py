@@ -28,7 +28,7 @@ import uvloop
 from aiohttp import web
 
 from rockroll import home
-from rockroll.controller.model_path import resolve
+from rockroll.controller.model_path import prepare
 from rockroll.engine.api import GenerateRequest, Generation, OnTokens
 from rockroll.errors import ProcessDied
 from rockroll.model_service.dialects.openai_chat_answer import completion
@@ -66,7 +66,7 @@ async def load(sessions: int, calls: int, mode: str, model: Path | None = None) 
         tempfile.TemporaryDirectory(prefix="bench-", dir=home.made(home.runs_dir())) as journal,
     ):
         address = f"ipc://{folder}/relay"
-        tokens = str(model or resolve("tiny"))
+        tokens = str(model or prepare("tiny"))
         async with (
             process("serve", address, journal, mode, tokens),
             process("gateway", address, str(sessions)) as ports,

@@ -113,6 +113,9 @@ def _version(name: str) -> str:
 
 
 def _converted(gguf: Path, name: str) -> Model:
+    with gguf.open("rb") as file:
+        if (begins := file.read(4)) != b"GGUF":
+            raise UsageError(f"model: {gguf} is no GGUF: it begins with {begins!r}; copy it again, or {_FORMS}")
     folder = home.models_dir() / name
     return Model(folder=folder, gguf=None if (folder / "config.json").exists() else gguf)
 

