@@ -27,16 +27,21 @@ READ_BYTES = 65536
 
 SYSTEM = "You work in a Linux shell. Answer with one Bash command, or done."
 EXAMPLES = (
-    ("Make abc with the words red blue.", "echo red blue > abc"),
-    ("Copy abc and call the copy xyz.", "cp abc xyz"),
-    ("Add the word green to the end of abc.", "echo green >> abc"),
-    ("Write the last word of abc to xyz.", "cat abc"),
-    ("ok: one two", "echo two > xyz"),
-    ("Delete the file that abc names.", "cat abc"),
-    ("ok: xyz", "rm xyz"),
+    ("Create the file kol with the words red blue.", "echo red blue > kol"),
+    ("ok", "done"),
+    ("Copy fen and call the copy mip.", "cp fen mip"),
+    ("ok", "done"),
+    ("Add the word green to the end of tus.", "echo green >> tus"),
+    ("ok", "done"),
+    ("Write the last word of gad to wob.", "cat gad"),
+    ("ok: one two", "echo two > wob"),
+    ("ok", "done"),
+    ("Delete the file that hin names.", "cat hin"),
+    ("ok: ruv", "rm ruv"),
     ("ok", "done"),
 )
-"""With --examples, what the conversation begins with: a model that was never taught this work sees it done."""
+"""With --examples, what the conversation begins with: a model that was never taught this work sees it done. Each
+file has a name of its own: the smallest models answer with the name they saw most, not with the one asked for."""
 
 
 class Unanswered(Exception):

@@ -179,7 +179,11 @@ def test_long_output_is_shown_cut() -> None:
 async def test_with_examples_a_model_sees_the_work_done_first(endpoint: Endpoint, tmp_path: Path) -> None:
     assert await run(endpoint, tmp_path, "echo x > a", "done", arguments=("--examples",)) == (0, "")
     begun = endpoint.asked[0]["messages"]
-    assert [message["role"] for message in begun] == ["system", *["user", "assistant"] * 8, "user"]
+    assert [message["role"] for message in begun] == [
+        "system",
+        *["user", "assistant"] * len(shell_agent.EXAMPLES),
+        "user",
+    ]
     assert begun[-1]["content"] == "Do it."
     assert endpoint.asked[1]["messages"][: len(begun)] == begun
     assert (tmp_path / "a").read_text() == "x\n"
