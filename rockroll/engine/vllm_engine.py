@@ -143,8 +143,8 @@ class VllmEngine:
         self._check_same(folder, await asyncio.to_thread(weights.shapes, folder))
         async with self._loading:
             started = time.perf_counter()
-            await self._llm.pause_generation(mode="keep", clear_cache=True)
             try:
+                await self._or_lost(self._llm.pause_generation(mode="keep", clear_cache=True))
                 if self._under_way:
                     await self._or_lost(self._fence.passed())
                 for live in self._under_way:
@@ -155,7 +155,8 @@ class VllmEngine:
                     live.weights_changed(version)
             except BaseException as error:
                 self._broken = _line(error)
-                await asyncio.shield(self._give_up())
+                if not self.lost.is_set():
+                    await asyncio.shield(self._give_up())
                 raise
             finally:
                 if not self.lost.is_set():

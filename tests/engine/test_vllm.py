@@ -32,7 +32,7 @@ from .test_conformance import PROMPT
 
 pytestmark = [
     pytest.mark.slow,  # vLLM's start alone is half a minute
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(vllm_versions.installed() is None, reason="vLLM is not installed: scripts/setup --vllm"),
 ]
 SMALL = {
