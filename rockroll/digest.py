@@ -26,10 +26,15 @@ def bit_sum(tensor: Tensor) -> int:
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
     """32 hex digits of names, dtypes, shapes and bits. The order of the mapping does not count."""
+    return fold({name: (str(t.dtype), list(t.shape), bit_sum(t)) for name, t in tensors.items()})
+
+
+def fold(sums: Mapping[str, tuple[str, list[int], int]]) -> str:
+    """`digest` of tensors of which another process has told (dtype, shape, `bit_sum`)."""
     folded = hashlib.blake2b(digest_size=16)
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        folded.update(f"{name} {tensor.dtype} {list(tensor.shape)} {bit_sum(tensor)}\n".encode())
+    for name in sorted(sums):
+        dtype, shape, total = sums[name]
+        folded.update(f"{name} {dtype} {shape} {total}\n".encode())
     return folded.hexdigest()
 
 

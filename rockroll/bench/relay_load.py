@@ -34,7 +34,7 @@ import uvloop
 from aiohttp import web
 
 from rockroll import home
-from rockroll.controller.model_path import resolve
+from rockroll.controller.model_path import prepare
 from rockroll.engine.api import GenerateRequest, Generation, OnTokens, Piece
 from rockroll.errors import ProcessDied
 from rockroll.model_service.dialects.openai_chat_answer import completion
@@ -101,7 +101,7 @@ async def growth(model: Path | None = None, turns: int = LONG) -> Growth:
 
 async def memory(model: Path | None = None) -> Held:
     """What many long conversations hold."""
-    async with process("memory", str(model or resolve("tiny"))) as said:
+    async with process("memory", str(model or prepare("tiny"))) as said:
         return msgspec.json.decode(said, type=Held)
 
 
@@ -139,7 +139,7 @@ async def serving(mode: str, model: Path | None = None, turns: int = TURNS) -> A
         tempfile.TemporaryDirectory(prefix="bench-", dir=home.made(home.runs_dir())) as journal,
     ):
         address = f"ipc://{folder}/relay"
-        async with process("serve", address, journal, mode, str(model or resolve("tiny")), str(turns)) as pid:
+        async with process("serve", address, journal, mode, str(model or prepare("tiny")), str(turns)) as pid:
             yield address, pid
 
 

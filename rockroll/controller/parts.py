@@ -16,9 +16,10 @@ from typing import Any
 
 from rockroll.append import write_whole
 from rockroll.controller.config import RunConfig
-from rockroll.controller.model_path import resolve
+from rockroll.controller.model_path import prepare
 from rockroll.controller.run_dir import RunDir
 from rockroll.engine.client import EngineClient
+from rockroll.engine.kinds import require
 from rockroll.errors import ProcessDied
 from rockroll.placement.local import Processes
 from rockroll.rollout.journal import Journal
@@ -52,7 +53,8 @@ async def parts(
 
     train: False leaves the trainer out, for an evaluation.
     """
-    model = str(resolve(config.model))
+    require(config.engine)
+    model = str(await asyncio.to_thread(prepare, config.model))
     style = config.rollout
     tokenizer = ChatTokenizer(model, calls=style.tool_calls, reasoning=style.reasoning, options=style.template)
     async with AsyncExitStack() as stack:

@@ -14,8 +14,8 @@ from rockroll import units
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    kind: Literal["transformers"] = "transformers"
-    """Which engine."""
+    kind: Literal["transformers", "vllm"] = "transformers"
+    """Which engine: `transformers`, or `vllm`, which scripts/setup --vllm installs (docs/engines.md)."""
     model: str = ""
     """A Hugging Face folder: config.json, model.safetensors and a tokenizer."""
     address: str = ""
@@ -33,9 +33,18 @@ class EngineConfig:
     context_length: int = 0
     """Prompt and new tokens together, at most. 0: what the model's config says."""
     prefix_cache: int = 64
-    """Finished requests whose cache is kept for a next turn with the same beginning. 0: none."""
+    """Finished requests whose cache is kept for a next turn with the same beginning. 0: none. For vllm, which keeps
+    what its memory holds, anything over 0 only switches it on."""
     prefix_cache_memory: str = "1g"
-    """What those may take together; the longest unused go first."""
+    """What those may take together; the longest unused go first. transformers only."""
+    memory: str = "auto"
+    """vllm only: what keys and values may take, those kept for later included, such as 2g. `auto`: 2g on a CPU, on a
+    GPU what gpu_share leaves beside the weights."""
+    gpu_share: float = 0.4
+    """vllm on a GPU only: the part of the GPU's memory that the engine may take; a trainer there needs the rest."""
+    compile: bool | None = None
+    """vllm only: compile the model at start and use CUDA graphs. Unset: on a GPU (a minute at start, and nine times the
+    speed for one stream), not on a CPU."""
     seed: int = 0
     """Seeds the requests that bring no seed of their own."""
     version: int = 0
@@ -45,6 +54,10 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         units.size(self.prefix_cache_memory)
+        if self.memory != "auto":
+            units.size(self.memory)
+        if not 0 < self.gpu_share <= 1:
+            raise ValueError(f"engine gpu_share is over 0 and at most 1; got {self.gpu_share}")
         least = {"threads": 1, "max_batch": 1, "prefill_tokens": 1, "context_length": 0, "prefix_cache": 0}
         for name, at_least in least.items():
             if getattr(self, name) < at_least:

@@ -15,7 +15,6 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import math
 import os
 import threading
 import time
@@ -31,6 +30,7 @@ from rockroll.engine import weights
 from rockroll.engine.api import EngineInfo, GenerateRequest, Generation, Loaded, OnTokens, Piece
 from rockroll.engine.batch import Batch, Sequence
 from rockroll.engine.config import EngineConfig
+from rockroll.engine.limits import Limits
 from rockroll.engine.slots import Slots
 from rockroll.engine.steady import SteadyBatch, SteadySlots
 from rockroll.errors import EngineError
@@ -48,9 +48,10 @@ class TransformersEngine:
         self._config = config
         self._model: Any = weights.build(config)
         self._plain: str = self._model.config._attn_implementation
-        self._context_length = weights.context_length(self._model, config.context_length)
+        self._context_length = weights.context_length(self._model.config, config.context_length)
         self._vocab_size = int(self._model.config.get_text_config().vocab_size)
-        self._stop_ids = weights.stop_ids(self._model)
+        self._limits = Limits(context_length=self._context_length, vocab_size=self._vocab_size)
+        self._stop_ids = weights.stop_ids(self._model.config, self._model.generation_config)
         self._own = f"rockroll_{next(_engines)}"
         self._batch = self._steady(config) if config.deterministic else self._quick(config)
         self._batch.version = config.version
@@ -60,6 +61,8 @@ class TransformersEngine:
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
         self._closing = False
+        self.lost = asyncio.Event()
+        """Set when the engine cannot answer any more. Never by this one: its model lives and dies with the process."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._decode, name="decode", daemon=True)
 
@@ -78,7 +81,7 @@ class TransformersEngine:
 
     async def generate(self, request: GenerateRequest, on_tokens: OnTokens | None = None) -> Generation:
         """Raises EngineError for a request that cannot be; field `code` is "context_length_exceeded" for a long one."""
-        self._check(request)
+        self._limits.check(request)
         sequence = Sequence(request, next(self._seeds) if request.seed is None else request.seed)
         result: asyncio.Future[Generation] = asyncio.get_running_loop().create_future()
 
@@ -103,16 +106,13 @@ class TransformersEngine:
         def swap() -> Loaded:
             weights.replace(self._model, fitted)
             self._batch.weights_changed(version)
-            tensors, digest = weights.proof(self._model, delivered)
-            return Loaded(version=version, tensors=tensors, digest=digest)
+            return weights.proof(self._model, delivered, version)
 
         return await self._call(swap)
 
     async def logprobs(self, ids: list[int]) -> list[float]:
         """Computed by the model's own attention over the whole sequence, not by the batch's."""
-        self._check_ids(ids)
-        if len(ids) > self._context_length:
-            raise _too_long(f"{len(ids)} tokens exceed the context of {self._context_length}; give fewer")
+        self._limits.check_whole(ids)
         return await self._call(lambda: self._full(ids))
 
     async def info(self) -> EngineInfo:
@@ -131,30 +131,6 @@ class TransformersEngine:
             self._closing = True
             self._wake.notify()
         await asyncio.to_thread(self._thread.join)
-
-    def _check(self, request: GenerateRequest) -> None:
-        self._check_ids(request.prompt_ids)
-        if request.max_tokens < 1:
-            raise EngineError(f"max_tokens must be at least 1; got {request.max_tokens}")
-        if not (math.isfinite(request.temperature) and request.temperature >= 0):
-            raise EngineError(f"temperature must be 0 (greedy) or more; got {request.temperature}")
-        if not 0 < request.top_p <= 1:
-            raise EngineError(f"top_p must be over 0 and at most 1; got {request.top_p}")
-        prompt = len(request.prompt_ids)
-        if prompt + request.max_tokens > self._context_length:
-            raise _too_long(
-                f"a prompt of {prompt} tokens and max_tokens {request.max_tokens} exceed the context of "
-                f"{self._context_length}; shorten the prompt or ask for fewer tokens"
-            )
-
-    def _check_ids(self, ids: list[int]) -> None:
-        if not ids:
-            raise EngineError("there must be at least one token id; got none")
-        if min(ids) < 0 or max(ids) >= self._vocab_size:
-            wrong = next(token for token in ids if not 0 <= token < self._vocab_size)
-            raise EngineError(
-                f"token ids are 0 … {self._vocab_size - 1} for this model; got {wrong}: another tokenizer?"
-            )
 
     def _post(self, work: Callable[[], None]) -> None:
         """Have the decode thread do this before its next step."""
@@ -310,7 +286,3 @@ def _resolve(
             future.set_exception(error)
         else:
             future.set_result(result)
-
-
-def _too_long(message: str) -> EngineError:
-    return EngineError(message, code="context_length_exceeded")

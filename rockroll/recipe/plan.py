@@ -11,7 +11,8 @@ from typing import Any
 
 from rockroll import units
 from rockroll.controller.config import RunConfig
-from rockroll.controller.model_path import resolve
+from rockroll.controller.model_path import find
+from rockroll.engine.kinds import kinds
 from rockroll.recipe.load import dump
 
 
@@ -26,17 +27,25 @@ class Line:
 
 def plan(config: RunConfig) -> list[Line]:
     """Every process and sandbox of the run, in the order in which they start."""
-    model = resolve(config.model)
+    model = find(config.model)
+    kind = next(kind for kind in kinds() if kind.name == config.engine.kind)
     cores = os.cpu_count() or 1
     rollout, train, box = config.rollout, config.train, config.sandbox
     batch = rollout.groups * rollout.episodes
-    kind = f"{config.task.env}, {'stepped by an agent program' if config.agent else 'stepped by rockroll'}"
+    task = f"{config.task.env}, {'stepped by an agent program' if config.agent else 'stepped by rockroll'}"
     lines = [
-        Line(part="controller", where="this process", what=f"{config.steps} steps, seed {config.seed}; {kind}"),
+        Line(part="controller", where="this process", what=f"{config.steps} steps, seed {config.seed}; {task}"),
+        Line(
+            part="model",
+            where="this machine",
+            what=f"{model}{', ' * bool(model.todo)}{model.todo}",
+        ),
         Line(
             part="engine",
-            where="one process, this machine",
-            what=f"{config.engine.kind}, {model}, {config.engine.dtype}, {config.engine.max_batch} requests at once",
+            where="one process, this machine" if kind.ok else "cannot run here",
+            what=f"{kind.detail}, {config.engine.dtype}, {config.engine.max_batch} requests at once"
+            if kind.ok
+            else f"{config.engine.kind}: {kind.detail}; {kind.cure}",
         ),
         Line(
             part="trainer",

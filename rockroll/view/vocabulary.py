@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rockroll.controller.model_path import resolve
-from rockroll.errors import RockrollError
+from rockroll.controller.model_path import find
+from rockroll.errors import RockrollError, UsageError
 from rockroll.rollout.answer import AnswerParser, Call
 from rockroll.view.runs import Run
 from rockroll.view.text import visible
@@ -77,12 +77,20 @@ class Vocabulary:
 
 def _folders(run: Run) -> Iterator[Callable[[], Path]]:
     """Where the tokenizer may be: the recipe's model, then what the run saved."""
-    yield lambda: resolve(run.model)
+    yield lambda: _at_hand(run.model)
     saved = [path for path in (run.path / "checkpoints").glob("step_*/model") if (path / "tokenizer.json").exists()]
     if saved:
         yield lambda: max(saved, key=lambda path: path.stat().st_mtime)
     if (run.path / "weights" / "tokenizer.json").exists():
         yield lambda: run.path / "weights"
+
+
+def _at_hand(model: str) -> Path:
+    """The folder of a recipe's model. UsageError where it would have to be made first: looking starts nothing."""
+    found = find(model)
+    if found.folder is None or found.todo:
+        raise UsageError(f"model {model} is not on this machine yet: {found.todo}")
+    return found.folder
 
 
 class Vocabularies:
