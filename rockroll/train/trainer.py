@@ -23,15 +23,16 @@ import torch
 from torch import Tensor
 
 from rockroll.errors import TrainError
-from rockroll.train import checkpoint, ranks
+from rockroll.train import checkpoint, lora, ranks
 from rockroll.train.aggregate import row_weights
 from rockroll.train.api import Exported, StepReport, TrainBatch, TrainerInfo
 from rockroll.train.batch import MicroBatch, Row, collate, make_row, padding_fraction, plan
 from rockroll.train.config import TrainConfig
 from rockroll.train.credit import assign, episodes_of
-from rockroll.train.export import export, gather
+from rockroll.train.export import Piece, Walk, adapter, export, weights
 from rockroll.train.loss import KL, KLCoefficient, correction, k3, log_ratios, surrogate, token_logprobs
 from rockroll.train.policy import Policy, check_folder, load_model, parameter_groups
+from rockroll.train.shards import Shard, shards
 
 _SUMS = (
     "tokens",
@@ -88,13 +89,17 @@ class RankTrainer:
         self.parameters = sum(p.numel() for p in model.parameters())
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        self.reference = self._load_reference() if config.kl else None
+        if config.lora is not None:
+            lora.adapt(model, config.lora, config.seed)
         self.engine = self._initialize(Policy(model))
+        self.reference = self._load_reference() if config.kl else None
         self.version = config.version
         self.updates = 0
         self.kl = KLCoefficient(config.kl, config.kl_target)
 
-    def _load_reference(self) -> Policy:
+    def _load_reference(self) -> Policy | lora.Base:
+        if self.config.lora is not None:
+            return lora.Base(self.engine.module, self.model)
         model = load_model(self.config.model, dtype=self.config.dtype).to(self.device)
         return Policy(model).eval().requires_grad_(False)
 
@@ -387,14 +392,30 @@ class RankTrainer:
         with torch.no_grad():
             return token_logprobs(self.engine(micro.inputs, micro.index), micro.targets)[0].tolist()
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Every weight on rank 0, none on the others."""
-        return gather(self.model, sharded=self.config.zero_stage == 3, keep=self.rank == 0)
+    def weights(self) -> Walk:
+        """Every weight on rank 0, with adapters merged; none on the others. Every rank walks."""
+        return self._walk(weights(self.model))
+
+    def adapter(self) -> Walk:
+        """The adapter alone, likewise."""
+        return self._walk(adapter(self.model))
+
+    def _walk(self, pieces: list[Piece]) -> Walk:
+        return Walk(pieces, sharded=self.config.zero_stage == 3, keep=self.rank == 0)
 
     def export(self, path: str) -> Exported | None:
         """Rank 0 writes the Hugging Face folder and says what it wrote; None on the others."""
-        tensors = self.tensors()
-        return export(path, self.model, tensors, self.source, self.version) if self.rank == 0 else None
+        walk = self.weights()
+        if self.rank == 0:
+            return export(path, self.model, walk, self.source, self.version)
+        walk.finish()
+        return None
+
+    def held(self, *, writing: bool = False) -> list[Shard]:
+        """What this rank's optimizer holds; to write, each number by one rank."""
+        if writing and self.config.zero_stage == 0 and self.rank:
+            return []  # rank 0 holds the same
+        return shards(self.engine, self.config.zero_stage, self.rank)
 
     def save(self, path: str) -> None:
         checkpoint.save(self, Path(path))
