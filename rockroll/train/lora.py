@@ -43,7 +43,7 @@ def adapt(model: Any, config: LoraConfig, seed: int) -> None:
     for name, layer in _layers(model):
         if not isinstance(layer.get_base_layer(), nn.Linear) and not hasattr(layer.get_base_layer(), "nf"):
             raise TrainError(
-                f"train lora targets: {name} is a {type(layer.get_base_layer()).__name__}, no linear layer; name "
+                f"train lora targets: {name} is of type {type(layer.get_base_layer()).__name__}, no linear layer; name "
                 f"{', '.join(_linear(model))}, or {ALL_LINEAR}"
             )
         if layer.get_base_layer().weight.data_ptr() in shared:

@@ -26,6 +26,10 @@ Batch = Callable[..., TrainBatch]
 IDS = [5, 9, 33, 2, 2, 61]
 
 
+def slow(*values: Any) -> Any:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.fixture
 def adapted(config: TrainConfig) -> TrainConfig:
     return replace(config, lora=LoraConfig(rank=4, alpha=8))
@@ -59,7 +63,7 @@ def adapter_of(trainer: RankTrainer) -> str:
     return seen.hex()
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", [0, slow(1), slow(2), 3])
 def test_the_gradient_is_that_of_plain_pytorch_and_peft(adapted: TrainConfig, batch: Batch, tmp_path: Path, stage: int):
     config = replace(adapted, zero_stage=stage, tokens_per_microbatch=200, gradient_checkpointing=stage > 1)  # pyright: ignore[reportArgumentType]
     trainer = RankTrainer(config)
@@ -84,8 +88,9 @@ def test_the_start_is_the_frozen_model_and_it_stays_frozen(adapted: TrainConfig,
     assert trainer.step(batch(3)).metrics["loss/grad_norm"] > 0  # and it trains on
 
 
-@pytest.mark.parametrize("stage", [0, pytest.param(2, marks=pytest.mark.slow), 3])
-@pytest.mark.parametrize("where", ["loss", "reward"])
+@pytest.mark.parametrize(
+    ("stage", "where"), [(0, "reward"), slow(0, "loss"), slow(2, "loss"), (3, "loss"), slow(3, "reward")]
+)
 def test_the_kl_is_to_the_base_and_needs_no_second_model(adapted: TrainConfig, batch: Batch, stage: int, where: str):
     low = replace(adapted, kl=0.1, kl_in=where, zero_stage=stage, lr=3e-3)  # pyright: ignore[reportArgumentType]
     trainer = RankTrainer(low)
@@ -99,7 +104,7 @@ def test_the_kl_is_to_the_base_and_needs_no_second_model(adapted: TrainConfig, b
     assert found == pytest.approx(expected, rel=1e-3, abs=1e-6)
 
 
-@pytest.mark.parametrize("stage", [0, 3])
+@pytest.mark.parametrize("stage", [slow(0), 3])
 def test_an_export_is_the_merged_model_and_proves_itself(
     adapted: TrainConfig, batch: Batch, tmp_path: Path, stage: int
 ):
@@ -127,7 +132,7 @@ def test_a_checkpoint_holds_the_merged_model_and_an_adapter_that_peft_loads(
     assert (tmp_path / "step_1" / "model" / "tokenizer.json").is_file()
 
 
-@pytest.mark.parametrize("stage", [0, 2, pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("stage", [0, slow(1), slow(2), slow(3)])
 def test_two_steps_saved_and_loaded_and_two_more_are_bit_equal_to_four(
     adapted: TrainConfig, batch: Batch, tmp_path: Path, stage: int
 ):
@@ -183,7 +188,7 @@ def test_only_the_adapter_costs_gradients_and_moments(adapted: TrainConfig, conf
     ("targets", "says"),
     [
         (("qproj",), "qproj cannot be adapted in this model; its linear layers end in down_proj, gate_proj, k_proj"),
-        (("embed_tokens",), "embed_tokens is a Embedding, no linear layer; name down_proj"),
+        (("embed_tokens",), "embed_tokens is of type Embedding, no linear layer; name down_proj"),
         (("lm_head",), "lm_head shares its weight with another layer"),
     ],
 )
@@ -212,7 +217,7 @@ def test_a_checkpoint_of_another_adapter_or_base_is_refused(adapted: TrainConfig
     data = bytearray((moved / "model.safetensors").read_bytes())
     data[-1] ^= 1
     (moved / "model.safetensors").write_bytes(data)
-    with pytest.raises(TrainError, match="holds an adapter of other weights than those of .*moved"):
+    with pytest.raises(TrainError, match=r"holds an adapter of other weights than those of .*moved"):
         RankTrainer(replace(adapted, model=str(moved))).load(str(tmp_path / "a"))
 
 
