@@ -39,8 +39,8 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True):
     format: int = 1
     version: int
     updates: int
-    kl: float = 0.0
-    """The coefficient, where it is adapted."""
+    objective: dict[str, float]
+    """The objective's own state."""
     ranks: int
     zero_stage: int
     dtype: str
@@ -74,7 +74,7 @@ def save(trainer: RankTrainer, path: Path) -> None:
         problem = error
     for walk in walks:
         walk.finish()
-    if trainer._all(problem is None):
+    if trainer.share.all(problem is None):
         try:
             if trainer.rank == 0:
                 record = msgspec.json.encode(_record(trainer, partial))
@@ -82,7 +82,7 @@ def save(trainer: RankTrainer, path: Path) -> None:
                 folder.put(partial, path, durable=True)
         except OSError as error:
             problem = error
-    if not trainer._all(problem is None):
+    if not trainer.share.all(problem is None):
         said = problem.strerror or problem if problem else "another rank could not write its part"
         raise TrainError(f"cannot save a checkpoint to {path}: {said}; is there space?") from problem
 
@@ -103,7 +103,7 @@ def _record(trainer: RankTrainer, partial: Path) -> _Record:
         format=_FORMAT,
         version=trainer.version,
         updates=trainer.updates,
-        kl=trainer.kl.value,
+        objective=trainer.objective.state(),
         ranks=config.ranks,
         zero_stage=config.zero_stage,
         dtype=config.dtype,
@@ -134,9 +134,8 @@ def load(trainer: RankTrainer, path: Path) -> None:
             _fill(trainer, held, saved)
     shards.refresh(trainer.engine, trainer.config.zero_stage)
     trainer.version, trainer.updates = record.version, record.updates
+    trainer.objective.restore(record.objective)
     _set_random_state(trainer, path)
-    if trainer.config.kl_target:
-        trainer.kl.value = record.kl
 
 
 def _fill(trainer: RankTrainer, held: list[shards.Shard], saved: Saved) -> None:

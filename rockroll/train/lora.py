@@ -8,7 +8,7 @@ What peft renames, `x.weight` to `x.base_layer.weight`, stays in this file: `pla
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -135,16 +135,15 @@ def merged(layer: Any) -> Tensor:
 class Base:
     """The model without its adapters: the KL's reference, for which no second model is in memory.
 
-    forward: the sharded model's, with the arguments and the result of Policy.forward.
+    policy: the trained one, inside DeepSpeed's engine; called alike. Under ZeRO-3 a call is a collective.
     """
 
-    def __init__(self, forward: Any, model: Any) -> None:
-        self._forward: Callable[..., Tensor] = forward
-        self._model = model
+    def __init__(self, policy: Any) -> None:
+        self._policy = policy
 
     def __call__(self, inputs: Tensor, index: Tensor) -> Tensor:
-        with off(self._model), torch.no_grad():
-            return self._forward(inputs, index)
+        with off(self._policy.model), torch.no_grad():
+            return self._policy(inputs, index)
 
     def eval(self) -> Base:
         return self  # the only thing that training changes is the adapters' dropout

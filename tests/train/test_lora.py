@@ -16,6 +16,8 @@ from rockroll.train import lora
 from rockroll.train.api import TrainBatch
 from rockroll.train.config import TrainConfig
 from rockroll.train.lora_config import LoraConfig
+from rockroll.train.objective import frozen
+from rockroll.train.objectives.policy import PolicyObjective
 from rockroll.train.shards import shards
 from rockroll.train.trainer import RankTrainer
 
@@ -94,11 +96,11 @@ def test_the_start_is_the_frozen_model_and_it_stays_frozen(adapted: TrainConfig,
 def test_the_kl_is_to_the_base_and_needs_no_second_model(adapted: TrainConfig, batch: Batch, stage: int, where: str):
     low = replace(adapted, kl=0.1, kl_in=where, zero_stage=stage, lr=3e-3)  # pyright: ignore[reportArgumentType]
     trainer = RankTrainer(low)
-    assert isinstance(trainer.reference, lora.Base)
+    assert isinstance(trainer.objective, PolicyObjective) and trainer.objective.reference is None
     found = [trainer.step(batch(0)).metrics["loss/kl"] for _ in range(4)]
     second = RankTrainer(replace(low, zero_stage=0))
-    second.reference = RankTrainer(replace(low, lora=None)).reference  # the same model, loaded once more
-    assert second.reference is not None
+    assert isinstance(second.objective, PolicyObjective)
+    second.objective.reference = frozen(low.model, second.share)  # the same model, loaded once more
     expected = [second.step(batch(0)).metrics["loss/kl"] for _ in range(4)]
     assert found[0] == pytest.approx(0.0, abs=1e-6) and found[-1] > 1e-4
     assert found == pytest.approx(expected, rel=1e-3, abs=1e-6)
