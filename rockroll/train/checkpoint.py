@@ -3,7 +3,7 @@
     step_N/model/                   Hugging Face layout, adapters merged: what `transformers` or an engine loads
     step_N/adapter/                 with train.lora: the adapter in peft's layout
     step_N/optimizer-R.safetensors  what rank R's optimizer holds: float32 weights and Adam moments, by parameter
-    step_N/rng-R.pt                 torch's random state of rank R
+    step_N/rng-R.safetensors        torch's random state of rank R
     step_N/trainer.json             version, updates, who wrote it, and size and hash of every other file; written last
 
 In: a trainer and a path. Out: the folder, under its name only when complete. Leaves when to save, and what the rest
@@ -14,18 +14,21 @@ from __future__ import annotations
 
 import hashlib
 import random
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import torch
+from safetensors.torch import load_file
 
 from rockroll.digest import Digest
 from rockroll.errors import TrainError
 from rockroll.train import export, folder, lora, shards
 from rockroll.train.ranks import barrier
 from rockroll.train.shard_file import Saved, write_shards
+from rockroll.train.tensor_file import write_tensors
 
 if TYPE_CHECKING:
     from rockroll.train.trainer import RankTrainer
@@ -83,13 +86,18 @@ def save(trainer: RankTrainer, path: Path) -> None:
         except OSError as error:
             problem = error
     if not trainer.share.all(problem is None):
+        if trainer.rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)  # or it would keep the disk full
         said = problem.strerror or problem if problem else "another rank could not write its part"
         raise TrainError(f"cannot save a checkpoint to {path}: {said}; is there space?") from problem
 
 
 def _write(trainer: RankTrainer, partial: Path, walks: list[export.Walk]) -> None:
     write_shards(partial / f"optimizer-{trainer.rank}.safetensors", trainer.engine, trainer.held(writing=True))
-    torch.save(_random_state(trainer), partial / f"rng-{trainer.rank}.pt")
+    state = _random_state(trainer)
+    write_tensors(
+        partial / f"rng-{trainer.rank}.safetensors", {k: (t.dtype, t.shape) for k, t in state.items()}, state.items()
+    )
     if trainer.rank == 0:
         export.write_model(partial / "model", trainer.model, walks[0], trainer.source)
         if trainer.config.lora is not None:
@@ -197,11 +205,11 @@ def _random_state(trainer: RankTrainer) -> dict[str, torch.Tensor]:
 
 def _set_random_state(trainer: RankTrainer, path: Path) -> None:
     """This rank's stream goes on; a rank that was not there before begins one of its own."""
-    file = path / f"rng-{trainer.rank}.pt"
+    file = path / f"rng-{trainer.rank}.safetensors"
     if not file.is_file():
         torch.manual_seed(random.Random(f"rank/{trainer.config.seed}/{trainer.rank}/{trainer.version}").getrandbits(63))
         return
-    state = torch.load(file, weights_only=True)
+    state = load_file(file)
     torch.set_rng_state(state["cpu"])
     if trainer.device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"])

@@ -161,5 +161,6 @@ def export(path: str, model: Any, walk: Walk, source: Path, version: int) -> Exp
         folder.put(partial, target)
     except OSError as error:
         walk.finish()
+        shutil.rmtree(target.with_name(target.name + ".partial"), ignore_errors=True)  # or it would keep the disk full
         raise TrainError(f"cannot export weights to {target}: {error.strerror or error}; is there space?") from error
     return Exported(version=version, tensors=tensors, digest=digest)

@@ -150,8 +150,8 @@ def test_a_checkpoint_with_one_flipped_bit_is_refused(config: TrainConfig, saved
 
 
 def test_a_checkpoint_with_a_file_missing_is_refused(config: TrainConfig, saved: Path):
-    (saved / "rng-0.pt").unlink()
-    refused(config, saved, "lacks rng-0.pt")
+    (saved / "rng-0.safetensors").unlink()
+    refused(config, saved, "lacks rng-0.safetensors")
 
 
 def test_a_record_that_cannot_be_read_is_refused(config: TrainConfig, saved: Path):
