@@ -7,7 +7,7 @@
     step_N/trainer.json             version, updates, who wrote it, and size and hash of every other file; written last
 
 In: a trainer and a path. Out: the folder, under its name only when complete. Leaves when to save, and what the rest
-of the run needs to go on, to the controller; why the format is our own to docs/decisions/014.
+of the run needs to go on, to the controller; why the format is our own to docs/decisions/017.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import hashlib
 import random
 import shutil
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -188,10 +189,17 @@ def _lora(trainer: RankTrainer) -> dict[str, Any] | None:
 
 def _base(source: Path) -> str:
     """A digest of the frozen weights, as their files have them."""
+    files = sorted(source.glob("model*.safetensors"))
+    return _digest_of(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+
+
+@lru_cache(maxsize=1)
+def _digest_of(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Of all these files, read once for all checkpoints of a run: (file, bytes, when it was written)."""
     from safetensors import safe_open
 
     seen = Digest()
-    for file in sorted(source.glob("model*.safetensors")):
+    for file, _, _ in files:
         with safe_open(str(file), framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118  (not a mapping)
                 seen.add(name, tensors.get_tensor(name))

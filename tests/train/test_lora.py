@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
@@ -22,7 +23,7 @@ from rockroll.train.shards import shards
 from rockroll.train.trainer import RankTrainer
 
 from .gradient_worker import gradient
-from .test_gradient import assert_same, plain_gradient
+from .test_gradient import assert_same, plain_gradient, run_ranks
 
 Batch = Callable[..., TrainBatch]
 IDS = [5, 9, 33, 2, 2, 61]
@@ -76,6 +77,25 @@ def test_the_gradient_is_that_of_plain_pytorch_and_peft(adapted: TrainConfig, ba
     found = gradient(trainer, given)
     assert_same({f"base_model.model.{name}": grad for name, grad in found.items()}, expected)
     assert len(found) == 2 * 7 * 2  # A and B of seven linear layers, twice
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_two_ranks_one_of_them_idle_have_the_gradient_of_one(
+    adapted: TrainConfig, batch: Batch, tmp_path: Path, stage: int
+):
+    """With a KL: its reference is gathered by both ranks, also where one has a stand-in for a missing micro-batch."""
+    from transformers import AutoModelForCausalLM
+
+    config = replace(adapted, kl=0.1, ranks=2, zero_stage=stage, tokens_per_microbatch=1)  # pyright: ignore[reportArgumentType]
+    given = batch(groups=2)
+    rows = RankTrainer(adapted)._rows(given)
+    if len(rows) % 2 == 0:
+        given = msgspec.structs.replace(given, samples=[*given.samples, given.samples[0]])
+    model = AutoModelForCausalLM.from_pretrained(config.model)
+    assert config.lora is not None
+    lora.adapt(model, config.lora, config.seed)
+    assert_same(run_ranks(config, given, tmp_path), plain_gradient(config, given, model))
 
 
 def test_the_start_is_the_frozen_model_and_it_stays_frozen(adapted: TrainConfig, batch: Batch):
