@@ -24,9 +24,29 @@ def bit_sum(tensor: Tensor) -> int:
     return int(bits.sum(dtype=torch.int64).item())
 
 
+class Digest:
+    """`digest`, taken of one tensor after the other: none has to stay in memory."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[str, list[int], int]] = {}
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        self._sums[name] = (str(tensor.dtype), list(tensor.shape), bit_sum(tensor))
+
+    def __len__(self) -> int:
+        """How many tensors were added."""
+        return len(self._sums)
+
+    def hex(self) -> str:
+        return fold(self._sums)
+
+
 def digest(tensors: Mapping[str, Tensor]) -> str:
     """32 hex digits of names, dtypes, shapes and bits. The order of the mapping does not count."""
-    return fold({name: (str(t.dtype), list(t.shape), bit_sum(t)) for name, t in tensors.items()})
+    folded = Digest()
+    for name, tensor in tensors.items():
+        folded.add(name, tensor)
+    return folded.hex()
 
 
 def fold(sums: Mapping[str, tuple[str, list[int], int]]) -> str:
@@ -42,5 +62,8 @@ def digest_file(path: str | Path) -> str:
     """`digest` of every tensor in one safetensors file."""
     from safetensors import safe_open
 
+    folded = Digest()
     with safe_open(str(path), framework="pt") as file:
-        return digest({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118  (not a mapping)
+        for name in file.keys():  # noqa: SIM118  (not a mapping)
+            folded.add(name, file.get_tensor(name))
+    return folded.hex()

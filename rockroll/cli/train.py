@@ -16,6 +16,8 @@ from rockroll.errors import RockrollError, UsageError
 
 if TYPE_CHECKING:
     from rockroll.controller.config import RunConfig
+    from rockroll.controller.run_dir import RunDir
+    from rockroll.recipe.changes import Change
 
 Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML recipe, such as recipes/quickstart.yaml.")]
 Settings = Annotated[
@@ -44,6 +46,9 @@ def train(
     every step once in metrics.jsonl:
     rockroll train /tmp/first/recipe.yaml --run-dir /tmp/first --resume
 
+    It may go on otherwise than it began, with more ranks, another ZeRO stage or dtype: add
+    --set train.ranks=2 --set train.zero_stage=2
+
     With --set deterministic=true two runs are equal to the last bit, but for time/* (docs/training.md).
     """
     from rockroll.append import write_whole
@@ -58,11 +63,14 @@ def train(
     config = _load(recipe, settings)
     with RunDir(run_dir or default_path(config.name), resume=resume) as run:
         _log_to(run.path / "rockroll.log")
+        changed = _changes(run, config) if resume else []
         write_whole(run.path / "recipe.yaml", dump(config).encode())
         display = Display(Status(config.name, config.steps))
         try:
             with display:
                 display.line(f"run directory: {run.path}")
+                for change in changed:
+                    display.line(f"goes on with {change}")
                 done = run_loop(loop.train(config, run, display))
         except (KeyboardInterrupt, RockrollError) as error:
             if not isinstance(error, UsageError):
@@ -143,6 +151,16 @@ def evaluate(
     else:
         low, high = result.ci95
         print(f"pass rate {result.pass_rate:.1%} (95 % interval {low:.1%} to {high:.1%}, {result.episodes} episodes)")
+
+
+def _changes(run: RunDir, config: RunConfig) -> list[Change]:
+    """How the recipe differs from the one that the run was begun with. UsageError where it may not."""
+    from rockroll.recipe import changes
+    from rockroll.recipe.load import load
+
+    found = changes.changes(load(run.path / "recipe.yaml"), config)
+    changes.check(found, done=(run.steps() or [0])[-1])
+    return found
 
 
 def _load(recipe: Path, settings: list[str] | None) -> RunConfig:

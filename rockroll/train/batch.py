@@ -50,6 +50,8 @@ class Row:
     """What each of its tokens weighs in the loss of the update under way."""
     old: Tensor | None = None
     """[n] float32: the trainer's own log-probs at the step's start, where they are needed before the loss."""
+    reference: Tensor | None = None
+    """[n] float32: the start model's log-probs, where the loss is told how far it went."""
     kept: Tensor | None = None
     """[n] bool: what a filter left; None: all."""
 
@@ -170,27 +172,30 @@ class MicroBatch:
     """[n] float32: what each token's loss weighs; 0 where a filter dropped it."""
     old: Tensor | None
     """[n] float32"""
+    reference: Tensor | None
+    """[n] float32"""
     empty: bool
     """It stands in for a missing one: one token that weighs nothing."""
 
     def to(self, device: torch.device) -> MicroBatch:
         if device.type == "cpu":
             return self
-        old = None if self.old is None else self.old.to(device)
+        old, reference = (t if t is None else t.to(device) for t in (self.old, self.reference))
         tensors = (self.inputs, self.index, self.targets, self.behaviour, self.advantages, self.row, self.weights)
-        return MicroBatch(*(t.to(device) for t in tensors), old=old, empty=self.empty)
+        return MicroBatch(*(t.to(device) for t in tensors), old=old, reference=reference, empty=self.empty)
 
 
 def collate(rows: Sequence[Row]) -> MicroBatch:
     """The tensors of these rows; of none, a stand-in with one token for a rank that has no more."""
     if not rows:
         zero, one = torch.zeros(1, dtype=torch.int64), torch.zeros(1)
-        return MicroBatch(zero[None], zero, zero, one, one, zero, one * 0, old=one, empty=True)
+        return MicroBatch(zero[None], zero, zero, one, one, zero, one * 0, old=one, reference=None, empty=True)
     width = max(map(len, rows))
     inputs = torch.zeros(len(rows), width, dtype=torch.int64)
     for i, row in enumerate(rows):
         inputs[i, : len(row)] = row.inputs
     olds = [row.old for row in rows if row.old is not None]
+    references = [row.reference for row in rows if row.reference is not None]
     return MicroBatch(
         inputs,
         torch.cat([row.positions + i * width for i, row in enumerate(rows)]),
@@ -202,5 +207,6 @@ def collate(rows: Sequence[Row]) -> MicroBatch:
             [torch.full((len(row.targets),), row.weight) * (1 if row.kept is None else row.kept) for row in rows]
         ),
         old=torch.cat(olds) if len(olds) == len(rows) else None,
+        reference=torch.cat(references) if len(references) == len(rows) else None,
         empty=False,
     )

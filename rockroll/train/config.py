@@ -10,11 +10,23 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from rockroll.train.algorithm import PRESETS, Advantage, Aggregation, Algorithm, Correction, RatioLevel, Surrogate
+from rockroll.train.algorithm import (
+    PRESETS,
+    Advantage,
+    Aggregation,
+    Algorithm,
+    Correction,
+    ObjectiveName,
+    RatioLevel,
+    Surrogate,
+)
+from rockroll.train.lora_config import LoraConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
+    objective: ObjectiveName = "policy"
+    """What a step minimises (train/objectives/)."""
     lr: float = 1e-6
     """Learning rate of AdamW, after the warm-up."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -89,6 +101,8 @@ class TrainConfig:
     tokens_per_microbatch: int = 8192
     """Tokens of one forward, padding included: bounds memory, not the result. One longer sequence goes alone."""
 
+    lora: LoraConfig | None = None
+    """Train an adapter beside frozen weights, as in {rank: 16, alpha: 32}. Left out: all weights are trained."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     """What DeepSpeed shards over ranks: 0 nothing, 1 optimizer, 2 and gradients, 3 and weights."""
     ranks: int = 1

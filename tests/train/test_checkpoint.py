@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rockroll.digest import digest, digest_file
+from rockroll.digest import Digest, digest_file
 from rockroll.errors import TrainError
 from rockroll.train import checkpoint, folder
 from rockroll.train.api import TrainBatch
@@ -20,6 +20,14 @@ __all__ = ["small_disk"]
 
 Batch = Callable[..., TrainBatch]
 IDS = [5, 9, 33, 2, 2, 61]
+
+
+def weights(trainer: RankTrainer) -> str:
+    """A digest of all of them."""
+    seen = Digest()
+    for name, tensor in trainer.weights():
+        seen.add(name, tensor)
+    return seen.hex()
 
 
 def transformers_logprobs(path: Path) -> list[float]:
@@ -100,7 +108,7 @@ def test_two_steps_saved_and_loaded_and_two_more_are_bit_equal_to_four(
         same = {k: v for k, v in report.metrics.items() if not k.startswith("time/")}
         assert same == {k: v for k, v in reports[step].metrics.items() if not k.startswith("time/")}
         assert report.version == reports[step].version
-    assert digest(after.tensors()) == digest(straight.tensors())
+    assert weights(after) == weights(straight)
 
 
 def test_a_checkpoint_holds_a_model_that_transformers_loads(config: TrainConfig, batch: Batch, tmp_path: Path):
@@ -131,7 +139,7 @@ def test_a_half_written_checkpoint_is_refused(config: TrainConfig, saved: Path):
 
 
 def test_a_checkpoint_with_a_file_cut_short_is_refused(config: TrainConfig, saved: Path):
-    state = next((saved / "deepspeed" / "state").glob("*.pt"))
+    state = saved / "optimizer-0.safetensors"
     state.write_bytes(state.read_bytes()[:-100])
     refused(config, saved, f"{state.name} is not what was saved")
 
@@ -145,17 +153,13 @@ def test_a_checkpoint_with_one_flipped_bit_is_refused(config: TrainConfig, saved
 
 
 def test_a_checkpoint_with_a_file_missing_is_refused(config: TrainConfig, saved: Path):
-    (saved / "rng-0.pt").unlink()
-    refused(config, saved, "lacks rng-0.pt")
+    (saved / "rng-0.safetensors").unlink()
+    refused(config, saved, "lacks rng-0.safetensors")
 
 
 def test_a_record_that_cannot_be_read_is_refused(config: TrainConfig, saved: Path):
     (saved / "trainer.json").write_text('{"version": ')
     refused(config, saved, "trainer.json is damaged")
-
-
-def test_a_checkpoint_sharded_otherwise_is_refused_with_both_values(config: TrainConfig, saved: Path):
-    refused(replace(config, zero_stage=2), saved, "zero_stage: 0, this run has 2")
 
 
 def test_nothing_is_there_under_the_name_until_all_of_it_is(tmp_path: Path):
