@@ -82,6 +82,7 @@ def cause(path: Path, error: BaseException) -> str:
     said = os.strerror(code) if code else str(error).partition("\n")[0]
     if not is_full(path, error):
         return f"{said}; is the folder there, and may this user write to it?"
+    said = said if code else os.strerror(errno.ENOSPC)
     left = _left(path)
     room = "" if left is None else f", {left / 2**20:.1f} MiB left"
     return (

@@ -178,9 +178,9 @@ class Opened:
         return other
 
     def __str__(self) -> str:
-        again = f"{len(self.batches)} batches taken since then are trained as they were"
+        again = f"batches trained again as they were: {len(self.batches)}"
         ended = sum(len(kept.episodes) for kept in self.open.values())
-        return f"{again}, {ended} ended episodes of {len(self.open)} open groups are kept"
+        return f"{again}; {ended} ended episodes of {len(self.open)} open groups are kept"
 
     @property
     def position(self) -> Position:

@@ -197,3 +197,69 @@ def test_staleness_never_passes_its_bound_and_nothing_stands_still(
                 ended.add(id)
             else:
                 admission.finish(id)
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    batch=st.integers(1, 5),
+    bound=st.integers(0, 4),
+    extra=st.integers(0, 3),
+    on_stale=st.sampled_from(["wait", "drop"]),
+    in_order=st.booleans(),
+    seed=st.integers(0, 2**32),
+)
+def test_a_run_that_is_killed_at_any_time_keeps_all_its_groups_their_bound_and_its_pace(
+    batch: int, bound: int, extra: int, on_stale: OnStale, in_order: bool, seed: int
+):
+    if in_order:
+        extra, on_stale = 0, "wait"
+    rng = random.Random(seed)
+
+    def begun(position: Position, version: int) -> Admission:
+        return Admission(
+            batch, bound, extra=extra, on_stale=on_stale, in_order=in_order, version=version, start=position
+        )
+
+    admission = begun(Position(), 0)
+    born: dict[int, int] = {}
+    running: set[int] = set()
+    done: list[int] = []
+    training: list[int] = []
+    again: list[int] = []
+    trained: list[int] = []
+    cancelled: set[int] = set()
+    version = 0
+    while version < 10:
+        for id in admission.admit():
+            assert id not in born, "no group is begun again"
+            born[id] = version
+            running.add(id)
+        if rng.random() < 0.1:
+            held = {id: born[id] for id in [*running, *done]}
+            again = training or again
+            admission = begun(Position(max(born) + 1, held=held, taken=[again] if again else []), version)
+            assert set(admission.running) == set(held), "all of them can still be trained in time"
+            finish(admission, *done)
+            training = []
+            continue
+        if taken := admission.take():
+            assert len(taken.groups) == batch and all(version - born[id] <= bound for id in taken.groups)
+            assert taken.again == bool(again) and (not again or taken.groups == again)
+            training, again = taken.groups, []
+            done = [id for id in done if id not in [*training, *taken.cancelled]]
+            running -= set(taken.cancelled)
+            cancelled |= set(taken.cancelled)
+        elif training and (not running or rng.random() < 0.3):
+            trained += training
+            version, training = version + 1, []
+            admission.stepped(version)
+        else:
+            assert running, "nothing runs, nothing is trained, and no batch is ready"
+            id = rng.choices(sorted(running), [1 + k**3 for k in range(len(running))])[0]
+            running.discard(id)
+            done.append(id)
+            admission.finish(id)
+    assert len(set(trained)) == len(trained) and not cancelled & set(trained)
+    assert set(born) == {*trained, *cancelled, *running, *done}
+    if in_order:
+        assert trained == sorted(trained)

@@ -69,7 +69,7 @@ def test_what_is_open_and_what_was_trained() -> None:
 def test_a_batch_whose_weights_were_not_delivered_is_taken_again() -> None:
     opened = told(STORY[:-1])
     assert list(opened.trained()) == [] and opened.position.taken == [[0, 1]]
-    assert "1 batches" in str(opened) and "1 ended episodes of 1 open groups are kept" in str(opened)
+    assert "as they were: 1" in str(opened) and "1 ended episodes of 1 open groups are kept" in str(opened)
 
 
 def test_a_group_that_is_begun_anew_keeps_nothing() -> None:
