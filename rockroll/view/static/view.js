@@ -9,9 +9,10 @@
   const sign = document.getElementById("live");
   if (sign && body.dataset.watched) {
     const wanted = body.dataset.watched.split(" ");
+    const came = new Map(all("[data-live]").map((part) => [part.id, part.innerHTML]));
     let busy = false, again = false;
     const refresh = async () => {
-      if (busy || document.hidden) { again = true; return; }
+      if (busy) { again = true; return; }
       busy = true;
       try {
         const answer = await fetch(location.href, { headers: { accept: "text/html" } });
@@ -19,9 +20,10 @@
         const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
         for (const part of all("[data-live]")) {
           const next = fresh.getElementById(part.id);
-          if (!next || next.innerHTML === part.dataset.came || part.contains(document.activeElement) && document.activeElement.matches("input, select")) continue;
-          const focused = part.contains(document.activeElement) ? all("a, [tabindex]", part).indexOf(document.activeElement) : -1;
-          part.dataset.came = next.innerHTML;
+          const now = document.activeElement, inside = part.contains(now);
+          if (!next || next.innerHTML === came.get(part.id) || inside && now.matches("input, select")) continue;
+          const focused = inside ? all("a, [tabindex]", part).indexOf(now) : -1;
+          came.set(part.id, next.innerHTML);
           part.replaceChildren(...next.childNodes);
           if (focused >= 0) all("a, [tabindex]", part)[focused]?.focus();
         }
@@ -32,16 +34,28 @@
         if (again) { again = false; refresh(); }
       }
     };
-    const events = new EventSource("/events");
-    events.onopen = () => { sign.hidden = false; sign.textContent = "live"; sign.classList.remove("lost"); };
-    events.onerror = () => { sign.hidden = false; sign.textContent = "not live"; sign.classList.add("lost"); };
-    events.addEventListener("change", (event) => {
-      const mine = JSON.parse(event.data).some(([run, what]) =>
-        wanted.includes(what) && (!run || !body.dataset.run || run === body.dataset.run));
-      if (mine) refresh();
+    // A browser has six connections for one server: only the page that is looked at keeps one.
+    let events = null;
+    const follow = () => {
+      if (events || document.hidden) return;
+      events = new EventSource("/events");
+      events.onopen = () => { sign.hidden = false; sign.textContent = "live"; sign.classList.remove("lost"); };
+      events.onerror = () => { sign.hidden = false; sign.textContent = "not live"; sign.classList.add("lost"); };
+      events.addEventListener("change", (event) => {
+        const mine = JSON.parse(event.data).some(([run, what]) =>
+          wanted.includes(what) && (!run || !body.dataset.run || run === body.dataset.run));
+        if (mine) refresh();
+      });
+    };
+    const leave = () => { events?.close(); events = null; };
+    follow();
+    document.addEventListener("visibilitychange", () => {
+      if (document.hidden) return leave();
+      follow();
+      refresh();
     });
-    document.addEventListener("visibilitychange", () => { if (!document.hidden && again) { again = false; refresh(); } });
-    addEventListener("pagehide", () => events.close());
+    addEventListener("pagehide", leave);
+    addEventListener("pageshow", follow);
   }
 
   // ---- curves: which values a step has
