@@ -7,6 +7,7 @@ packed batches, step about step in the same processes. Leaves the loops to train
 from __future__ import annotations
 
 import asyncio
+import os
 import statistics
 import sys
 import tempfile
@@ -88,6 +89,7 @@ async def _ranks(work: Work, folder: Path) -> Measured:
             *(sys.executable, "-m", "rockroll.bench.train_rank", str(file), str(rank)),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},  # as the trainer's processes: child.main
         )
         for rank in range(work.train.ranks)
     ]
