@@ -19,6 +19,7 @@ from pathlib import Path
 from rockroll.controller import statistics
 from rockroll.controller.config import RunConfig
 from rockroll.controller.delivery import canary, deliver
+from rockroll.controller.learner import Learner
 from rockroll.controller.parts import Parts, parts
 from rockroll.controller.run_dir import RunDir
 from rockroll.observe.display import Display, Status
@@ -63,6 +64,7 @@ async def train(config: RunConfig, run: RunDir, display: Display) -> Summary:
 async def _train(config: RunConfig, run: RunDir, display: Display, made: Parts) -> Summary:
     status, trainer, engine = display.status, made.trainer, made.engine
     assert trainer is not None
+    learner = Learner(config.train, trainer, made.critic)
     first_step = (run.steps() or [0])[-1] if run.resume else 0
     metrics = MetricsLog(run.path, resume_from=first_step if run.resume else None)
     records = EpisodeLog(run.path)
@@ -71,15 +73,20 @@ async def _train(config: RunConfig, run: RunDir, display: Display, made: Parts) 
     evaluation: Evaluation | None = None
     trained_episodes = 0
 
+    worst_case: Row = {}
+    if config.train.worst_case_step:
+        status.enter("the longest batch")
+        worst_case = {**await learner.worst_case(config.engine.context_length)}
+        display.line(_worst_case(worst_case))
     if first_step:
         status.enter("loading the checkpoint")
-        await trainer.load(str(run.checkpoint(first_step)))
+        await learner.load(run, first_step)
         display.line(f"continuing after step {first_step} from {run.checkpoint(first_step)}")
     status.enter("delivering weights")
     version = await deliver(trainer, engine, run.weights)
     drift = await canary(trainer, engine, made.canary_ids, config.canary)
     if not metrics.rows:
-        row: Row = {"step": 0, "version": version, "canary/max_abs_dlogp": drift}
+        row: Row = {"step": 0, "version": version, "canary/max_abs_dlogp": drift, **worst_case}
         evaluation = await _evaluate_into(row, config, made, status, records, 0)
         metrics.write(row)
         display.line(_line(row))
@@ -97,7 +104,7 @@ async def _train(config: RunConfig, run: RunDir, display: Display, made: Parts) 
                 groups = await stream.take()
             row = {"step": step, **statistics.batch_row(groups, version)}
             with timed("train"):
-                report = await trainer.step(to_batch(step, groups, config.rollout.temperature))
+                report = await learner.step(to_batch(step, groups, config.rollout.temperature))
             with timed("sync"):
                 version = await deliver(trainer, engine, run.weights)
                 drift = await canary(trainer, engine, made.canary_ids, config.canary)
@@ -113,7 +120,7 @@ async def _train(config: RunConfig, run: RunDir, display: Display, made: Parts) 
             if last or (config.checkpoint.every and step % config.checkpoint.every == 0):
                 status.enter("saving")  # last: a resumed run drops the rows after its checkpoint
                 run.put_position(step, stream.position)
-                await trainer.save(str(run.checkpoint(step)))
+                await learner.save(run, step)
                 run.prune(config.checkpoint.keep)
             stream.stepped(version)
 
@@ -246,6 +253,15 @@ def status_events(status: Status) -> Callable[[Event], None]:
         status.outcomes[episode.outcome] = status.outcomes.get(episode.outcome, 0) + 1
 
     return on_event
+
+
+def _worst_case(row: Row) -> str:
+    """The worst-case step in one line of text."""
+    peaks = [f"{name} {row[key]:,.0f} MB" for name, key in _PEAKS.items() if key in row]
+    return f"the longest batch, {row['memory/worst_case_tokens']:,.0f} tokens, fits: {', '.join(peaks)} at most"
+
+
+_PEAKS = {"trainer": "memory/trainer_peak_mb", "critic": "memory/critic_peak_mb"}
 
 
 def _line(row: Row) -> str:

@@ -67,6 +67,10 @@ class RunDir:
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step_{step}"
 
+    def critic_checkpoint(self, step: int) -> Path:
+        """Beside the policy's, which is written after it: a whole checkpoint has one where there is a critic."""
+        return self.checkpoints / f"step_{step}.critic"
+
     def steps(self) -> list[int]:
         """Steps that have a whole checkpoint, ascending; the trainer renames one into place when it is complete."""
         names = [entry.name for entry in self.checkpoints.iterdir() if (entry / "model" / "config.json").exists()]
@@ -76,6 +80,7 @@ class RunDir:
         """Removes all but the last `keep` checkpoints; 0 keeps all."""
         for step in self.steps()[:-keep] if keep else []:
             shutil.rmtree(self.checkpoint(step))
+            shutil.rmtree(self.critic_checkpoint(step), ignore_errors=True)
             self._position(step).unlink(missing_ok=True)
 
     def _position(self, step: int) -> Path:

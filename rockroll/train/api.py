@@ -43,8 +43,7 @@ class TrainSample(Struct, frozen=True, kw_only=True):
     reward: float
     """The episode's reward."""
     turns: list[Turn] = []
-    """For turn_returns and gigpo they cover the mask, for gae they may be left out. A branch repeats the turns it shares
-    with others."""
+    """For turn_returns and gigpo they cover the mask, gae needs none. A branch repeats those it shares with others."""
     values: list[float] = []
     """For gae alone: the critic's value of each trained token, in order."""
 

@@ -115,6 +115,9 @@ class TrainConfig:
     """`auto` is cuda where there is one."""
     threads: int = 0
     """CPU threads of one rank. 0: the cores this process may use, shared among the ranks."""
+    worst_case_step: bool = True
+    """Before step 1, a step of the longest batch that the recipe permits, which changes nothing: memory fails then,
+    with the setting to lower, or never."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward: less memory, a third more time."""
     seed: int = 0

@@ -1,7 +1,8 @@
 """The critic of PPO: how it learns, and the trainer's configuration that makes one.
 
-In: the recipe's `train.critic` beside the policy's own `train`. Out: a TrainConfig for a second instance of the trainer,
-whose model ends in one number a token and whose objective is the value loss. Leaves the loss to objectives/value.py.
+In: the recipe's `train.critic` beside the policy's own `train`. Out: a TrainConfig for a second instance of the
+trainer, whose model ends in one number a token and whose objective is the value loss. Leaves the loss to
+objectives/value.py.
 """
 
 from __future__ import annotations

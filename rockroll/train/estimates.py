@@ -1,7 +1,8 @@
 """A batch's rewards and values in, advantages and returns of its tokens out.
 
-In: a batch whose samples carry the critic's values, and its rows. Out: for each row GAE's advantages and returns, on its
-trained tokens. The policy and the critic compute them alike, each for itself. Leaves the recursion to advantages.py.
+In: a batch whose samples carry the critic's values, and its rows. Out: for each row GAE's advantages and returns, on
+its trained tokens. The policy and the critic compute them alike, each for itself. Leaves the recursion to
+advantages.py.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ def token_rewards(sample: TrainSample) -> list[float]:
 
 
 def whiten(rows: Sequence[Tensor], kept: Sequence[Tensor | None], *, std_eps: float = 1e-8) -> list[Tensor]:
-    """(x - mean) / (std + std_eps) over all tokens that count, of all rows (arXiv 2006.05990, C.2; 2005.12729).
+    """(x - mean) / (std + std_eps) over all tokens that count, of all rows (PPO's usual normalisation,
+    here over the whole batch: arXiv 2006.05990 studies it).
 
     rows: [n] each. kept: [n] bool each, None: all count. std is the population's. What does not count is shifted and
     scaled with the rest, and weighs nothing. All 0 where the values are all equal, one token included.

@@ -27,8 +27,8 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
         self._index: Tensor | None = None
-        head = model.get_output_embeddings() if head is None else head  # type: ignore[operator]
-        self._hook = head.register_forward_pre_hook(self._choose)
+        last: nn.Module = model.get_output_embeddings() if head is None else head  # type: ignore[operator]
+        self._hook = last.register_forward_pre_hook(self._choose)
 
     def unwrap(self) -> nn.Module:
         """The model as it was given; this policy is of no use afterwards."""

@@ -84,7 +84,10 @@ def _step(trainer: RankTrainer, shapes: list[tuple[int, int]]) -> None:
     objective, engine = trainer.objective, trainer.engine
     batch = _batch(trainer, shapes)
     rows = trainer._rows(batch)
-    if trainer.config.correction in ("mask", "reject"):  # made-up log-probs would be filtered away
+    if trainer.config.objective == "policy" and trainer.config.correction in (
+        "mask",
+        "reject",
+    ):  # made-up log-probs would be filtered away
         told = trainer.share.per_token(engine, rows, lambda out, micro: token_logprobs(out, micro.targets)[0])
         for row, logp in zip(rows, told, strict=True):
             row.behaviour = logp
