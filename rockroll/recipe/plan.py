@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from rockroll import units
 from rockroll.controller.config import RunConfig
 from rockroll.controller.model_path import resolve
 from rockroll.recipe.load import dump
+from rockroll.train.config import TrainConfig
+from rockroll.train.critic import critic_config
+from rockroll.train.extent import context_of, parameters_of, state_bytes, widest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +45,15 @@ def plan(config: RunConfig) -> list[Line]:
         Line(
             part="trainer",
             where=f"{train.ranks} process{'es' * (train.ranks > 1)}, this machine",
-            what=f"DeepSpeed ZeRO {train.zero_stage}, {train.dtype}, lr {train.lr:g}",
+            what=_trainer(train, model, config),
         ),
     ]
+    if train.has_critic:
+        critic = critic_config(train, config.steps)
+        folder = resolve(critic.model) if critic.model else model
+        lines.append(
+            Line(part="critic", where=lines[-1].where, what=_trainer(critic, folder, config) + "; it learns values")
+        )
     if config.agent is not None:
         memory = rollout.concurrency * box.memory_bytes
         lines.append(
@@ -74,6 +84,19 @@ def plan(config: RunConfig) -> list[Line]:
             )
         )
     return lines
+
+
+def _trainer(train: TrainConfig, model: Path, config: RunConfig) -> str:
+    """How it learns, what each process holds, and the longest batch that is tried before step 1."""
+    said = f"DeepSpeed ZeRO {train.zero_stage}, {train.dtype}, lr {train.lr:g}"
+    parameters = parameters_of(model)
+    held = units.show_size(state_bytes(parameters, train))
+    said += f"; {parameters:,} parameters: {held} of weights, gradients and optimizer each"
+    longest = min(filter(None, (config.engine.context_length, context_of(model))), default=0)
+    if longest:
+        rows, length = widest(longest, train.tokens_per_microbatch)[0]
+        said += f", and activations of {rows} × {length} tokens at most"
+    return said
 
 
 def as_json(config: RunConfig) -> dict[str, Any]:

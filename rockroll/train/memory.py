@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+CGROUP = Path("/sys/fs/cgroup")
 _SAID = ("can't allocate memory", "out of memory", "bad_alloc")
 
 
@@ -28,15 +29,24 @@ def available() -> int:
     import psutil
 
     free = [psutil.virtual_memory().available]
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    for folder, limit, used in (
+        (CGROUP, "memory.max", "memory.current"),
+        (CGROUP / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
     ):
         try:
-            free.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
-        except (OSError, ValueError):  # no cgroup of that kind, or `max`
+            taken = int((folder / used).read_text()) - _pages_of_files((folder / "memory.stat").read_text())
+            free.append(int((folder / limit).read_text()) - taken)
+        except (OSError, ValueError, KeyError):  # no cgroup of that kind, or `max`
             continue
     return max(0, min(free))
+
+
+def _pages_of_files(stat: str) -> int:
+    """What a cgroup is charged for and gives back when asked: the page cache. Without this a container that has read
+    much would look full."""
+    found = dict(line.split(" ", 1) for line in stat.splitlines())
+    total = "total_" if "total_inactive_file" in found else ""
+    return int(found[f"{total}inactive_file"]) + int(found[f"{total}active_file"])
 
 
 @contextmanager

@@ -101,7 +101,8 @@ class RankTrainer:
             self.version += 1
             return StepReport(version=self.version, metrics={"time/train_s": time.perf_counter() - started})
         metrics = self.objective.begin(batch, rows, self.engine)
-        norms = [self._update(chosen, first=epoch == 0) for epoch, chosen in self._minibatches(rows, batch.step)]
+        updates = list(self._minibatches(rows, batch.step))
+        norms = [self._update(chosen, first=epoch == 0) for epoch, chosen in updates]
         self.version += 1
         metrics |= self.objective.end() | {
             "loss/grad_norm": sum(norms) / len(norms),
@@ -109,7 +110,7 @@ class RankTrainer:
             "loss/updates": float(len(norms)),
             "tokens/trained": float(counted(rows)),
             "tokens/input": float(sum(map(len, rows))),
-            "tokens/padding_fraction": self.share.padding_fraction(rows),
+            "tokens/padding_fraction": self.share.padding_fraction([chosen for _, chosen in updates]),
             "time/train_s": time.perf_counter() - started,
         }
         return StepReport(version=self.version, metrics=metrics)

@@ -24,6 +24,7 @@ from rockroll.errors import TrainError
 from rockroll.train import memory
 from rockroll.train.api import TrainBatch, TrainSample, Turn, WorstCase
 from rockroll.train.batch import Row, collate
+from rockroll.train.extent import widest
 from rockroll.train.loss import token_logprobs
 from rockroll.train.share import Totals
 
@@ -63,21 +64,6 @@ def run(trainer: RankTrainer, longest: int) -> WorstCase:
         peak_bytes=int(totals.reduce()["peak"]),
         seconds=time.perf_counter() - started,
     )
-
-
-def widest(longest: int, budget: int, together: int = 1) -> list[tuple[int, int]]:
-    """(rows, length) of the micro-batches that no other exceeds: the longest rows, as many as the budget takes, and,
-    where those leave much of it unused, shorter ones that fill it. together: rows that cannot be parted.
-
-    >>> widest(3000, 8192)
-    [(2, 3000), (3, 2730)]
-    """
-    units_ = max(1, budget // together // longest)
-    shapes = [(units_ * together, longest)]
-    shorter = budget // together // (units_ + 1)
-    if (units_ + 1) * shorter > 1.05 * units_ * longest:
-        shapes.append(((units_ + 1) * together, shorter))
-    return shapes
 
 
 def _step(trainer: RankTrainer, shapes: list[tuple[int, int]]) -> None:

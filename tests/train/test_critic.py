@@ -8,7 +8,6 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
-from torch import Tensor
 
 from rockroll.digest import digest
 from rockroll.errors import TrainError
@@ -19,6 +18,7 @@ from rockroll.train.trainer import RankTrainer
 from rockroll.train.unbranched import unbranched
 
 from .gradient_worker import gradient
+from .test_gradient import assert_same, run_ranks
 
 Batch = Callable[..., TrainBatch]
 
@@ -66,14 +66,6 @@ def plain_estimates(config: TrainConfig, rewards: list[float], values: list[floa
     decay = config.gamma * config.gae_lambda
     advantages = [sum(decay ** (j - i) * deltas[j] for j in range(i, len(deltas))) for i in range(len(deltas))]
     return advantages, [a + v for a, v in zip(advantages, values, strict=True)]
-
-
-def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    largest = max(float(g.abs().max()) for g in expected.values())
-    assert largest > 1e-3
-    for name, g in expected.items():
-        assert torch.allclose(found[name], g, atol=2e-5 * largest), (name, float((found[name] - g).abs().max()))
 
 
 @pytest.mark.parametrize("budget", [8192, 100])
@@ -172,3 +164,14 @@ def test_its_worst_case_and_a_step_without_learning_change_nothing(ppo: TrainCon
 def test_values_are_refused_by_a_policy(ppo: TrainConfig, valued: Batch):
     with pytest.raises(TrainError, match="values are a critic's to tell; this trainer's objective is policy"):
         RankTrainer(ppo).values(valued())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_two_ranks_have_its_gradient_of_one_at_every_stage(
+    ppo: TrainConfig, valued: Batch, value_path: Path, tmp_path: Path, stage: int
+):
+    critic = CriticConfig(model=str(value_path), tokens_per_microbatch=100)
+    one = critic_config(replace(ppo, critic=critic), 1)
+    two = replace(one, ranks=2, zero_stage=stage)  # pyright: ignore[reportArgumentType]
+    assert_same(run_ranks(two, valued(), tmp_path), gradient(RankTrainer(one), valued()))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +14,11 @@ from torch import Tensor
 from rockroll.digest import digest
 from rockroll.errors import TrainError
 from rockroll.train import memory
+from rockroll.train.algorithm import PRESETS
 from rockroll.train.api import TrainBatch
 from rockroll.train.config import TrainConfig
+from rockroll.train.extent import context_of, parameters_of, state_bytes, widest
 from rockroll.train.trainer import RankTrainer
-from rockroll.train.worst_case import widest
 
 Batch = Callable[..., TrainBatch]
 
@@ -119,8 +121,58 @@ def test_where_one_sequence_is_too_long_its_length_is_what_to_lower(
         trainer.worst_case(0)
 
 
+@pytest.mark.parametrize("kind", ["v2", "v1", "none"])
+def test_what_is_available_is_what_the_cgroup_leaves_its_page_cache_included(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+):
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    (tmp_path / "memory").mkdir()
+    for name, text in {
+        "v2": {"memory.max": "5000", "memory.current": "4000", "memory.stat": "inactive_file 100\nactive_file 20\n"},
+        "v1": {
+            "memory/memory.limit_in_bytes": "5000",
+            "memory/memory.usage_in_bytes": "4000",
+            "memory/memory.stat": "inactive_file 1\nactive_file 1\ntotal_inactive_file 100\ntotal_active_file 20\n",
+        },
+        "none": {"memory.max": "max"},
+    }[kind].items():
+        (tmp_path / name).write_text(text)
+    assert memory.available() == 1120 if kind != "none" else memory.available() > 1e6
+
+
+@pytest.mark.parametrize(
+    "algorithm", [name if name == "gigpo" else pytest.param(name, marks=pytest.mark.slow) for name in PRESETS]
+)
+def test_every_algorithm_has_one(config: TrainConfig, algorithm: str):
+    options = {"aggregation_length": 8} if algorithm == "dr_grpo" else {}
+    given = TrainConfig(model=config.model, threads=1, device="cpu", algorithm=algorithm, **options)  # type: ignore[arg-type]
+    trainer = RankTrainer(given)
+    weights = digest(trainer.tensors())
+    assert trainer.worst_case(0).rows == 64
+    assert digest(trainer.tensors()) == weights
+
+
 def test_what_ran_out_of_memory_is_told_from_other_errors():
     assert memory.ran_out(MemoryError())
     assert memory.ran_out(torch.OutOfMemoryError("CUDA out of memory"))
     assert memory.ran_out(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"))
     assert not memory.ran_out(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "bytes_each"),
+    [
+        ({}, 16),
+        ({"zero_stage": 1, "dtype": "bfloat16"}, 16),
+        ({"zero_stage": 1, "dtype": "bfloat16", "ranks": 4}, 7),
+        ({"zero_stage": 2, "dtype": "bfloat16", "ranks": 4}, 5.5),
+        ({"zero_stage": 3, "dtype": "bfloat16", "ranks": 4}, 4),
+    ],
+)
+def test_what_a_rank_holds_by_hand(settings: dict[str, Any], bytes_each: float):
+    assert state_bytes(1000, TrainConfig(**settings)) == 1000 * bytes_each
+
+
+def test_a_folder_says_how_large_its_model_is(config: TrainConfig, model_path: Path):
+    assert parameters_of(model_path) == RankTrainer(config).parameters
+    assert context_of(model_path) == 128
