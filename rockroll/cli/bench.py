@@ -142,6 +142,34 @@ def sync(
     _show(lambda: bench.run(kind, model, syncs, dtype), as_json)
 
 
+@app.command()
+def train(
+    model: Annotated[str, typer.Option(help="As in a recipe: tiny, a folder, a GGUF, pkg:NAME, a hub id.")] = "tiny",
+    episodes: Annotated[int, typer.Option(help="Episodes of a batch: multi-turn, with a heavy tail.", min=8)] = 128,
+    steps: Annotated[int, typer.Option(help="Steps of each loop, after one to warm up.", min=1)] = 6,
+    zero: Annotated[int, typer.Option(help="DeepSpeed's ZeRO stage.", min=0, max=3)] = 0,
+    ranks: Annotated[int, typer.Option(help="Trainer processes.", min=1)] = 1,
+    budget: Annotated[int, typer.Option(help="Tokens of a micro-batch, padding included.", min=1)] = 8192,
+    threads: Annotated[int, typer.Option(help="CPU threads of a rank; 0: all cores, shared.", min=0)] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Tokens a second of the trainer's step, against a bare DeepSpeed loop on the same batches. About a minute.
+
+    Example: rockroll bench train --zero 2 --ranks 2 --json
+    """
+    from rockroll.bench import train as bench
+    from rockroll.controller.model_path import prepare
+
+    path = str(prepare(model))
+
+    async def measure() -> dict[str, Any]:
+        return await bench.run(
+            path, episodes=episodes, steps=steps, zero_stage=zero, ranks=ranks, budget=budget, threads=threads
+        )
+
+    _show(measure, as_json)
+
+
 def _show(measure: Callable[[], Awaitable[dict[str, Any]]], as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table

@@ -118,6 +118,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise ValueError(f"name is a folder's name, without / and no dot first; got {self.name!r}")
+        if self.train.objective == "value":
+            raise ValueError("train objective value is the critic's; ask for both with algorithm: ppo")
         if self.steps < 0:
             raise ValueError(f"steps is at least 0; got {self.steps}")
         if self.deterministic:

@@ -19,6 +19,7 @@ from pathlib import Path
 from rockroll.controller import statistics
 from rockroll.controller.config import RunConfig
 from rockroll.controller.delivery import canary, deliver
+from rockroll.controller.learner import Learner
 from rockroll.controller.parts import Parts, parts
 from rockroll.controller.records import Records
 from rockroll.controller.run_dir import RunDir
@@ -65,6 +66,7 @@ async def train(config: RunConfig, run: RunDir, display: Display) -> Summary:
 async def _train(config: RunConfig, run: RunDir, display: Display, made: Parts, records: Records) -> Summary:
     status, trainer, engine = display.status, made.trainer, made.engine
     assert trainer is not None
+    learner = Learner(config.train, trainer, made.critic)
     first_step, ledger = run.last_step, made.ledger
     assert ledger is not None
     metrics = MetricsLog(run.path, resume_from=ledger.past.last_step if run.resume else None)
@@ -73,21 +75,26 @@ async def _train(config: RunConfig, run: RunDir, display: Display, made: Parts, 
     status.evals = [(int(row["step"]), row["eval/pass_rate"]) for row in metrics.rows if "eval/pass_rate" in row]
     trained_episodes = 0
 
+    worst_case: Row = {}
+    if config.train.worst_case_step:
+        status.enter("the longest batch")
+        worst_case = {**await learner.worst_case(config.engine.context_length)}
+        display.line(_worst_case(worst_case))
     if first_step:
         status.enter("loading the checkpoint")
-        await trainer.load(str(run.checkpoint(first_step)))
+        await learner.load(run, first_step)
         display.line(f"continuing after step {first_step} from {run.checkpoint(first_step)}")
     if run.resume:
         display.line(str(ledger.past))
     for step, groups in ledger.past.trained():
         status.enter(f"training step {step} again")
-        await trainer.step(to_batch(step, groups, config.rollout.temperature))
+        await learner.step(to_batch(step, groups, config.rollout.temperature))
         first_step = step
     status.enter("delivering weights")
     version = await deliver(trainer, engine, run.weights)
     drift = await canary(trainer, engine, made.canary_ids, config.canary)
     if not metrics.rows:
-        row: Row = {"step": 0, "version": version, "canary/max_abs_dlogp": drift}
+        row: Row = {"step": 0, "version": version, "canary/max_abs_dlogp": drift, **worst_case}
         await _evaluate_into(row, config, made, status, records, 0)
         metrics.write(row)
         display.line(_line(row))
@@ -103,7 +110,7 @@ async def _train(config: RunConfig, run: RunDir, display: Display, made: Parts, 
                 groups = await stream.take()
             row = {"step": step, **statistics.batch_row(groups, version)}
             with timed("train"):
-                report = await trainer.step(
+                report = await learner.step(
                     to_batch(step, groups, config.rollout.temperature, config.records.advantages)
                 )
             with timed("sync"):
@@ -124,7 +131,7 @@ async def _train(config: RunConfig, run: RunDir, display: Display, made: Parts, 
             if last or (config.checkpoint.every and step % config.checkpoint.every == 0):
                 status.enter("saving")
                 metrics.sync()
-                await trainer.save(str(run.checkpoint(step)))
+                await learner.save(run, step)
                 ledger.rotate(step)
                 run.prune(config.checkpoint.keep)
                 ledger.prune(run.steps()[0])
@@ -261,6 +268,15 @@ def status_events(status: Status) -> Callable[[Event], None]:
         status.outcomes[episode.outcome] = status.outcomes.get(episode.outcome, 0) + 1
 
     return on_event
+
+
+def _worst_case(row: Row) -> str:
+    """The worst-case step in one line of text."""
+    peaks = [f"{name} {row[key]:,.0f} MB" for name, key in _PEAKS.items() if key in row]
+    return f"the longest batch, {row['memory/worst_case_tokens']:,.0f} tokens, fits: {', '.join(peaks)} at most"
+
+
+_PEAKS = {"trainer": "memory/trainer_peak_mb", "critic": "memory/critic_peak_mb"}
 
 
 def _line(row: Row) -> str:

@@ -30,6 +30,8 @@ from rockroll.rollout.tokenizer import ChatTokenizer
 from rockroll.sandbox import node_client
 from rockroll.sandbox.pool import Pool
 from rockroll.train.client import TrainerClient
+from rockroll.train.config import TrainConfig
+from rockroll.train.critic import critic_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,8 @@ class Parts:
     processes: Processes
     engine: EngineClient
     trainer: TrainerClient | None
+    critic: TrainerClient | None
+    """Where the algorithm has one."""
     rollout: Rollout
     ledger: Ledger | None
     """Where there is a trainer: what was begun since its checkpoint."""
@@ -79,11 +83,11 @@ async def parts(
             schedule_updates=config.train.schedule_updates
             or config.steps * config.train.epochs * config.train.minibatches,
         )
+        critic_config = _critic(train_config, config.steps, processes) if train and train_config.has_critic else None
         if train:
-            file = _written(run, "trainer", train_config)
-            for rank in range(config.train.ranks):
-                name = f"trainer-{rank}"
-                await processes.start(name, "rockroll.train.server", "--config", file, "--rank", str(rank))
+            await _ranks("trainer", train_config, run, processes)
+        if critic_config is not None:
+            await _ranks("critic", critic_config, run, processes)
         pool = await stack.enter_async_context(_boxes(config, processes)) if config.agent else None
         engine = await EngineClient.connect(engine_config.address)
         stack.push_async_callback(engine.close)
@@ -91,7 +95,11 @@ async def parts(
         if train:
             trainer = await TrainerClient.connect(train_config)
             stack.push_async_callback(trainer.close)
-        await processes.guard(_ready(engine, trainer))
+        critic = None
+        if critic_config is not None:
+            critic = await TrainerClient.connect(critic_config)
+            stack.push_async_callback(critic.close)
+        await processes.guard(_ready(engine, trainer, critic))
         journal = await stack.enter_async_context(
             Journal(run.path / "journal", config.rollout.journal, config.rollout.journal_most())
         )
@@ -112,15 +120,32 @@ async def parts(
             processes=processes,
             engine=engine,
             trainer=trainer,
+            critic=critic,
             rollout=rollout,
             ledger=ledger,
             canary_ids=tokenizer.encode(config.canary.prompt),
         )
 
 
-async def _ready(engine: EngineClient, trainer: TrainerClient | None) -> None:
-    """Both have loaded the model. An error of either one is a death that `guard` tells of."""
-    await asyncio.gather(engine.info(), *([trainer.info()] if trainer else []))
+def _critic(policy: TrainConfig, steps: int, processes: Processes) -> TrainConfig:
+    """The critic beside this policy, with addresses of its own."""
+    return dataclasses.replace(
+        critic_config(policy, steps),
+        address=processes.address("critic-{rank}"),
+        rendezvous=f"file://{processes.runtime / 'rendezvous-critic'}",
+    )
+
+
+async def _ranks(name: str, config: TrainConfig, run: RunDir, processes: Processes) -> None:
+    """The processes of one trainer."""
+    file = _written(run, name, config)
+    for rank in range(config.ranks):
+        await processes.start(f"{name}-{rank}", "rockroll.train.server", "--config", file, "--rank", str(rank))
+
+
+async def _ready(engine: EngineClient, *trainers: TrainerClient | None) -> None:
+    """All have loaded their model. An error of any is a death that `guard` tells of."""
+    await asyncio.gather(engine.info(), *(trainer.info() for trainer in trainers if trainer))
 
 
 @asynccontextmanager

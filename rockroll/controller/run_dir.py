@@ -64,6 +64,10 @@ class RunDir:
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step_{step}"
 
+    def critic_checkpoint(self, step: int) -> Path:
+        """Beside the policy's, which is written after it: a whole checkpoint has one where there is a critic."""
+        return self.checkpoints / f"step_{step}.critic"
+
     def steps(self) -> list[int]:
         """Steps that have a whole checkpoint, ascending; the trainer renames one into place when it is complete."""
         names = [entry.name for entry in self.checkpoints.iterdir() if (entry / "model" / "config.json").exists()]
@@ -80,6 +84,7 @@ class RunDir:
             shutil.rmtree(partial)
         for step in self.steps()[:-keep] if keep else []:
             shutil.rmtree(self.checkpoint(step))
+            shutil.rmtree(self.critic_checkpoint(step), ignore_errors=True)
 
     @property
     def ledger(self) -> Path:

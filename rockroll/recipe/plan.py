@@ -11,9 +11,12 @@ from typing import Any
 
 from rockroll import units
 from rockroll.controller.config import RunConfig
-from rockroll.controller.model_path import find
+from rockroll.controller.model_path import Model, find
 from rockroll.engine.kinds import kinds
 from rockroll.recipe.load import dump
+from rockroll.train.config import TrainConfig
+from rockroll.train.critic import critic_config
+from rockroll.train.extent import context_of, parameters_of, state_bytes, widest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +53,15 @@ def plan(config: RunConfig) -> list[Line]:
         Line(
             part="trainer",
             where=f"{train.ranks} process{'es' * (train.ranks > 1)}, this machine",
-            what=f"DeepSpeed ZeRO {train.zero_stage}, {train.dtype}, lr {train.lr:g}",
+            what=_trainer(train, model, config),
         ),
     ]
+    if train.has_critic:
+        critic = critic_config(train, config.steps)
+        itself = find(critic.model) if critic.model else model
+        lines.append(
+            Line(part="critic", where=lines[-1].where, what=_trainer(critic, itself, config) + "; it learns values")
+        )
     if config.agent is not None:
         memory = rollout.concurrency * box.memory_bytes
         lines.append(
@@ -83,6 +92,22 @@ def plan(config: RunConfig) -> list[Line]:
             )
         )
     return lines
+
+
+def _trainer(train: TrainConfig, model: Model, config: RunConfig) -> str:
+    """How it learns, what each process holds, and the longest batch that is tried before step 1."""
+    said = f"DeepSpeed ZeRO {train.zero_stage}, {train.dtype}, lr {train.lr:g}"
+    if model.folder is None or model.todo:  # nothing is known of it yet
+        return said
+    parameters = parameters_of(model.folder)
+    said += f"; {parameters:,} parameters"
+    if train.lora is None:
+        said += f": {units.show_size(state_bytes(parameters, train))} of weights, gradients and optimizer each"
+    longest = min(filter(None, (config.engine.context_length, context_of(model.folder))), default=0)
+    if longest:
+        rows, length = widest(longest, train.tokens_per_microbatch)[0]
+        said += f", and activations of {rows} × {length} tokens at most"
+    return said
 
 
 def as_json(config: RunConfig) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from rockroll.train.algorithm import (
     RatioLevel,
     Surrogate,
 )
+from rockroll.train.critic import CriticConfig
 from rockroll.train.lora_config import LoraConfig
 
 
@@ -51,7 +52,11 @@ class TrainConfig:
     std_normalisation: bool | None = None
     """Divide a group's advantages by the standard deviation of its rewards."""
     gamma: float = 1.0
-    """Discount from turn to turn, for turn_returns and gigpo."""
+    """Discount from turn to turn, for turn_returns and gigpo; from sampled token to sampled token for gae."""
+    gae_lambda: float = 0.95
+    """gae: how far it trusts rewards (1) or the critic's values (0) (arXiv 1506.02438)."""
+    critic: CriticConfig | None = None
+    """gae: how the critic learns. Left out there: by CriticConfig's own values."""
     step_weight: float = 1.0
     """gigpo: how much a turn's own advantage counts beside its episode's."""
     ratio: Literal["decoupled", "direct"] = "decoupled"
@@ -113,6 +118,9 @@ class TrainConfig:
     """`auto` is cuda where there is one."""
     threads: int = 0
     """CPU threads of one rank. 0: the cores this process may use, shared among the ranks."""
+    worst_case_step: bool = True
+    """Before step 1, a step of the longest batch that the recipe permits, which changes nothing: memory fails then,
+    with the setting to lower, or never."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward: less memory, a third more time."""
     seed: int = 0
@@ -148,6 +156,8 @@ class TrainConfig:
             raise ValueError(f"train lr_floor is a share of lr, in [0, 1]; got {self.lr_floor}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"train betas must be in [0, 1); got {list(self.betas)}")
+        if self.advantage == "gae" and self.critic is None:
+            object.__setattr__(self, "critic", CriticConfig())
         self._check_objective()
         if self.dtype == "bfloat16" and self.zero_stage == 0:
             raise ValueError(
@@ -169,8 +179,17 @@ class TrainConfig:
                 raise ValueError(f"train {name} must be over 0; got {value}")
         if 0 < self.dual_clip <= 1 or self.dual_clip < 0:
             raise ValueError(f"train dual_clip must be over 1 (3 is usual), or 0 for none; got {self.dual_clip}")
-        if not 0 <= self.gamma <= 1:
-            raise ValueError(f"train gamma must be in [0, 1]; got {self.gamma}")
+        for name in ("gamma", "gae_lambda"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"train {name} must be in [0, 1]; got {getattr(self, name)}")
+        if self.critic is not None and self.advantage != "gae":
+            raise ValueError(
+                f"train critic is of use to advantage: gae alone, as in algorithm: ppo; got {self.advantage}"
+            )
+        if self.advantage == "gae" and self.kl and self.kl_in == "reward":
+            raise ValueError(
+                "train kl_in: reward is not for advantage gae, whose critic would not know of it; use loss"
+            )
         if self.correction_high < 1:
             raise ValueError(
                 f"train correction_high must be 1 or more, so that matching tokens count whole; "
@@ -212,6 +231,11 @@ class TrainConfig:
         done = min(1.0, (updates - self.warmup_steps) / (self.schedule_updates - self.warmup_steps))
         left = 1 - done if self.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
         return self.lr * (self.lr_floor + (1 - self.lr_floor) * left)
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether a second trainer learns the values that this one needs."""
+        return self.objective == "policy" and self.advantage == "gae"
 
     @property
     def needs_old(self) -> bool:

@@ -40,9 +40,14 @@ class Share:
         """This rank's micro-batches; as many as every other rank's."""
         return [[rows[i] for i in pack] for pack in self._plan(rows)[self.rank]]
 
-    def padding_fraction(self, rows: Sequence[Row]) -> float:
-        """The share of computed tokens that are padding, over all ranks."""
-        return padding_fraction([len(row) for row in rows], self._plan(rows))
+    def padding_fraction(self, updates: Sequence[Sequence[Row]]) -> float:
+        """The share of computed tokens that are padding, over all ranks and these updates, each packed by itself."""
+        tokens = [sum(map(len, rows)) for rows in updates]
+        computed = [
+            n / (1 - padding_fraction([len(row) for row in rows], self._plan(rows)))
+            for n, rows in zip(tokens, updates, strict=True)
+        ]
+        return 1 - sum(tokens) / sum(computed)
 
     def per_token(self, model: Any, rows: Sequence[Row], read: Callable[[Tensor, MicroBatch], Tensor]) -> list[Tensor]:
         """What `read` makes of a model's outputs, without gradient: [n] float32 for each row, on every rank.

@@ -23,14 +23,15 @@ import torch
 from torch import Tensor
 
 from rockroll.errors import TrainError
-from rockroll.train import checkpoint, ranks
-from rockroll.train.api import Exported, StepReport, TrainBatch, TrainerInfo
+from rockroll.train import checkpoint, ranks, worst_case
+from rockroll.train.api import Exported, StepReport, TrainBatch, TrainerInfo, WorstCase
 from rockroll.train.batch import MicroBatch, Row, collate, make_row
 from rockroll.train.config import TrainConfig
 from rockroll.train.export import Piece, Walk, adapter, export, weights
 from rockroll.train.loss import token_logprobs
 from rockroll.train.objective import counted
 from rockroll.train.objectives import objective_of
+from rockroll.train.objectives.value import ValueObjective, values_of
 from rockroll.train.policy import Policy, check_folder, parameter_groups
 from rockroll.train.shards import Shard, shards
 from rockroll.train.share import Share
@@ -93,12 +94,20 @@ class RankTrainer:
 
     # ------------------------------------------------------------------------------------------------- the step
 
+    def worst_case(self, longest: int) -> WorstCase:
+        """A step of the longest batch that changes nothing: see worst_case.py."""
+        return worst_case.run(self, longest)
+
     def step(self, batch: TrainBatch) -> StepReport:
         """Learn from one batch. Raises TrainError before anything is changed where the batch cannot be trained."""
         started = time.perf_counter()
         rows = self._rows(batch)
+        if not batch.learn:
+            self.version += 1
+            return StepReport(version=self.version, metrics={"time/train_s": time.perf_counter() - started})
         metrics = self.objective.begin(batch, rows, self.engine)
-        norms = [self._update(chosen, first=epoch == 0) for epoch, chosen in self._minibatches(rows, batch.step)]
+        updates = list(self._minibatches(rows, batch.step))
+        norms = [self._update(chosen, first=epoch == 0) for epoch, chosen in updates]
         self.version += 1
         metrics |= self.objective.end() | {
             "loss/grad_norm": sum(norms) / len(norms),
@@ -106,11 +115,17 @@ class RankTrainer:
             "loss/updates": float(len(norms)),
             "tokens/trained": float(counted(rows)),
             "tokens/input": float(sum(map(len, rows))),
-            "tokens/padding_fraction": self.share.padding_fraction(rows),
+            "tokens/padding_fraction": self.share.padding_fraction([chosen for _, chosen in updates]),
             "time/train_s": time.perf_counter() - started,
         }
         told = spans(rows, len(batch.samples), batch.spans) if batch.spans and self.rank == 0 else []
         return StepReport(version=self.version, metrics=metrics, advantages=told)
+
+    def values(self, batch: TrainBatch) -> list[list[float]]:
+        """A critic's value of each trained token, sample by sample. Raises TrainError where this is no critic."""
+        if not isinstance(self.objective, ValueObjective):
+            raise TrainError(f"values are a critic's to tell; this trainer's objective is {self.config.objective}")
+        return values_of(self.share, self.engine, batch, self._rows(batch))
 
     def _rows(self, batch: TrainBatch) -> list[Row]:
         """The rows that have something to train, checked; what the objective knows of them is yet to come."""

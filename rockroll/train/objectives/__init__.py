@@ -8,8 +8,9 @@ from __future__ import annotations
 from rockroll.train.config import TrainConfig
 from rockroll.train.objective import Objective
 from rockroll.train.objectives.policy import PolicyObjective
+from rockroll.train.objectives.value import ValueObjective
 
-OBJECTIVES: dict[str, type[Objective]] = {"policy": PolicyObjective}
+OBJECTIVES: dict[str, type[Objective]] = {"policy": PolicyObjective, "value": ValueObjective}
 
 
 def objective_of(config: TrainConfig) -> type[Objective]:
