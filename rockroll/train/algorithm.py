@@ -10,6 +10,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+ObjectiveName = Literal["policy"]
+"""What is minimised: policy, the loss that the rest of this file names."""
+
 Algorithm = Literal[
     "dapo", "grpo", "dr_grpo", "rloo", "reinforce", "reinforce_pp", "gspo", "cispo", "topr", "gigpo", "turn_returns"
 ]

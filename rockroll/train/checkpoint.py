@@ -33,8 +33,8 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True):
 
     version: int
     updates: int
-    kl: float = 0.0
-    """The coefficient, where it is adapted."""
+    objective: dict[str, float]
+    """The objective's own state."""
     ranks: int
     zero_stage: int
     dtype: str
@@ -60,7 +60,7 @@ def save(trainer: RankTrainer, path: Path) -> None:
             record = _Record(
                 version=trainer.version,
                 updates=trainer.updates,
-                kl=trainer.kl.value,
+                objective=trainer.objective.state(),
                 ranks=trainer.config.ranks,
                 zero_stage=trainer.config.zero_stage,
                 dtype=trainer.config.dtype,
@@ -89,8 +89,7 @@ def load(trainer: RankTrainer, path: Path) -> None:
     trainer.engine.load_checkpoint(str(path / "deepspeed"), tag=_TAG)
     torch.set_rng_state(torch.load(path / f"rng-{trainer.rank}.pt", weights_only=True))
     trainer.version, trainer.updates = record.version, record.updates
-    if asked.kl_target:
-        trainer.kl.value = record.kl
+    trainer.objective.restore(record.objective)
 
 
 def read(path: Path) -> _Record:

@@ -10,11 +10,22 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from rockroll.train.algorithm import PRESETS, Advantage, Aggregation, Algorithm, Correction, RatioLevel, Surrogate
+from rockroll.train.algorithm import (
+    PRESETS,
+    Advantage,
+    Aggregation,
+    Algorithm,
+    Correction,
+    ObjectiveName,
+    RatioLevel,
+    Surrogate,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
+    objective: ObjectiveName = "policy"
+    """What a step minimises (train/objectives/)."""
     lr: float = 1e-6
     """Learning rate of AdamW, after the warm-up."""
     betas: tuple[float, float] = (0.9, 0.95)

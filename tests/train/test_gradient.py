@@ -109,7 +109,7 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 
 def micro_batches(trainer: RankTrainer, batch: TrainBatch) -> int:
-    return len(trainer._mine(trainer._rows(batch)))
+    return len(trainer.share.micro_batches(trainer._rows(batch)))
 
 
 def test_the_gradient_of_one_rank_is_the_formulas(config: TrainConfig, batch: Callable[..., TrainBatch]):
