@@ -41,7 +41,8 @@ def plan(config: RunConfig) -> list[Line]:
         Line(
             part="trainer",
             where=f"{train.ranks} process{'es' * (train.ranks > 1)}, this machine",
-            what=f"DeepSpeed ZeRO {train.zero_stage}, {train.dtype}, lr {train.lr:g}",
+            what=f"DeepSpeed ZeRO {train.zero_stage}, {train.dtype}, lr {train.lr:g}"
+            + (f", an adapter of rank {train.lora.rank}" if train.lora else ""),
         ),
     ]
     if config.agent is not None:

@@ -110,3 +110,19 @@ def test_settings_overrule_the_file_and_are_named_in_errors(recipe) -> None:
 @pytest.mark.parametrize("path", sorted(Path("recipes").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_recipe_here_is_right(path: Path) -> None:
     assert load(path).name
+
+
+def test_an_adapter_is_a_section_of_train_and_wrong_keys_in_it_are_told(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text(
+        "name: a\nsteps: 1\ntask: {env: rockroll:frozen_lake}\ntrain:\n  lora: {rank: 4, targets: [q_proj]}\n"
+    )
+    config = load(file)
+    assert config.train.lora is not None and config.train.lora.targets == ("q_proj",)
+    again = tmp_path / "again.yaml"
+    again.write_text(dump(config))
+    assert load(again) == config
+    with pytest.raises(RecipeError, match=r"unknown key 'rnk' in train.lora; did you mean 'rank'"):
+        load(file, ["train.lora={rnk: 4}"])
+    with pytest.raises(RecipeError, match="train lora rank must be at least 1"):
+        load(file, ["train.lora.rank=0"])
