@@ -17,6 +17,8 @@ from typing import Any
 from rockroll.controller.config import RunConfig
 from rockroll.controller.model_path import resolve
 from rockroll.controller.run_dir import RunDir
+from rockroll.controller.source import data_set
+from rockroll.data.source import Deck
 from rockroll.engine.client import EngineClient
 from rockroll.errors import ProcessDied
 from rockroll.placement.local import Processes
@@ -34,9 +36,13 @@ class Parts:
     """What the loop works with."""
 
     processes: Processes
-    engine: EngineClient
+    engine: EngineClient | None
+    """None where nothing is sampled: a data set is learnt from, and no task evaluates it."""
     trainer: TrainerClient | None
-    rollout: Rollout
+    rollout: Rollout | None
+    """None where there is no engine."""
+    deck: Deck | None
+    """The data set, where one is learnt from."""
     canary_ids: list[int]
 
 
@@ -51,18 +57,22 @@ async def parts(
     model = str(resolve(config.model))
     style = config.rollout
     tokenizer = ChatTokenizer(model, calls=style.tool_calls, reasoning=style.reasoning, options=style.template)
+    data = data_set(config) if train else None
     async with AsyncExitStack() as stack:
         processes = await stack.enter_async_context(Processes(run.logs))
         engine_config = dataclasses.replace(
             config.engine, model=model, address=processes.address("engine-0"), seed=config.seed
         )
-        await processes.start("engine", "rockroll.engine.server", "--config", _written(run, "engine", engine_config))
+        if config.samples:
+            file = _written(run, "engine", engine_config)
+            await processes.start("engine", "rockroll.engine.server", "--config", file)
         train_config = dataclasses.replace(
             config.train,
             model=model,
             address=processes.address("trainer-{rank}"),
             rendezvous=f"file://{processes.runtime / 'rendezvous'}",
             seed=config.seed,
+            teacher=str(resolve(config.train.teacher, "train teacher")) if config.train.teacher else "",
             schedule_updates=config.train.schedule_updates
             or config.steps * config.train.epochs * config.train.minibatches,
         )
@@ -71,14 +81,24 @@ async def parts(
             for rank in range(config.train.ranks):
                 name = f"trainer-{rank}"
                 await processes.start(name, "rockroll.train.server", "--config", file, "--rank", str(rank))
-        pool = await stack.enter_async_context(_boxes(config, processes)) if config.agent else None
-        engine = await EngineClient.connect(engine_config.address)
-        stack.push_async_callback(engine.close)
+        pool = await stack.enter_async_context(_boxes(config, processes)) if config.agent and config.samples else None
+        engine = None
+        if config.samples:
+            engine = await EngineClient.connect(engine_config.address)
+            stack.push_async_callback(engine.close)
         trainer = None
         if train:
             trainer = await TrainerClient.connect(train_config)
             stack.push_async_callback(trainer.close)
-        await processes.guard(_ready(engine, trainer))
+        context = await processes.guard(_ready(engine, trainer))
+        deck = Deck(data, tokenizer, context=context) if data else None
+        canary_ids = tokenizer.encode(config.canary.prompt)
+        if engine is None:
+            yield Parts(
+                processes=processes, engine=None, trainer=trainer, rollout=None, deck=deck, canary_ids=canary_ids
+            )
+            return
+        assert config.task is not None
         journal = await stack.enter_async_context(Journal(run.path / "journal", config.rollout.journal))
         rollout = Rollout(
             config.rollout,
@@ -98,13 +118,21 @@ async def parts(
             engine=engine,
             trainer=trainer,
             rollout=rollout,
-            canary_ids=tokenizer.encode(config.canary.prompt),
+            deck=deck,
+            canary_ids=canary_ids,
         )
 
 
-async def _ready(engine: EngineClient, trainer: TrainerClient | None) -> None:
-    """Both have loaded the model. An error of either one is a death that `guard` tells of."""
-    await asyncio.gather(engine.info(), *([trainer.info()] if trainer else []))
+async def _ready(engine: EngineClient | None, trainer: TrainerClient | None) -> int:
+    """Both have loaded the model; the trainer's context. An error of either one is a death that `guard` tells of."""
+    _, trained = await asyncio.gather(
+        engine.info() if engine else _nothing(), trainer.info() if trainer else _nothing()
+    )
+    return trained.context if trained else 0
+
+
+async def _nothing() -> None:
+    pass
 
 
 @asynccontextmanager

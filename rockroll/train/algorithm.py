@@ -10,8 +10,17 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-ObjectiveName = Literal["policy"]
-"""What is minimised: policy, the loss that the rest of this file names."""
+ObjectiveName = Literal["policy", "sft", "dpo", "distill"]
+"""What is minimised.
+
+    policy   the loss that the rest of this file names, on sampled episodes and their rewards
+    sft      the negative log-likelihood of written answers
+    dpo      of two written answers, that the chosen one is preferred (arXiv 2305.18290)
+    distill  the distance from a teacher, on sampled tokens (arXiv 2306.13649)
+"""
+
+DATA_OBJECTIVES: tuple[ObjectiveName, ...] = ("sft", "dpo")
+"""Those that learn from a data set; the others learn from what they sample."""
 
 Algorithm = Literal[
     "dapo", "grpo", "dr_grpo", "rloo", "reinforce", "reinforce_pp", "gspo", "cispo", "topr", "gigpo", "turn_returns"

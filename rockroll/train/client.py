@@ -33,6 +33,9 @@ class TrainerClient:
     async def step(self, batch: TrainBatch) -> StepReport:
         return (await self._all("step", batch, StepReport))[0]
 
+    async def measure(self, batch: TrainBatch) -> dict[str, float]:
+        return (await self._all("measure", batch, dict[str, float]))[0]
+
     async def export(self, path: str) -> Exported:
         exported = (await self._all("export", path, Exported | None))[0]
         assert exported is not None  # rank 0 always says what it wrote
@@ -56,6 +59,7 @@ class TrainerClient:
             version=first.version,
             parameters=first.parameters,
             ranks=first.ranks,
+            context=first.context,
             pids=[pid for info in infos for pid in info.pids],
         )
 

@@ -7,9 +7,17 @@ from __future__ import annotations
 
 from rockroll.train.config import TrainConfig
 from rockroll.train.objective import Objective
+from rockroll.train.objectives.distill import DistillObjective
+from rockroll.train.objectives.dpo import DpoObjective
 from rockroll.train.objectives.policy import PolicyObjective
+from rockroll.train.objectives.sft import SftObjective
 
-OBJECTIVES: dict[str, type[Objective]] = {"policy": PolicyObjective}
+OBJECTIVES: dict[str, type[Objective]] = {
+    "policy": PolicyObjective,
+    "sft": SftObjective,
+    "dpo": DpoObjective,
+    "distill": DistillObjective,
+}
 
 
 def objective_of(config: TrainConfig) -> type[Objective]:
