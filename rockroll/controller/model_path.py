@@ -11,13 +11,13 @@ from rockroll import home
 from rockroll.errors import UsageError
 
 
-def resolve(model: str) -> Path:
-    """The model's folder. UsageError where there is no model in it."""
+def resolve(model: str, key: str = "model") -> Path:
+    """The model's folder. UsageError, naming the recipe's key, where there is no model in it."""
     path = home.models_dir() / "tiny" if model == "tiny" else Path(model).expanduser().absolute()
     missing = [name for name in ("config.json", "tokenizer.json") if not (path / name).exists()]
     if not any(path.glob("*.safetensors")):
         missing.append("model.safetensors")
     if missing:
         cure = "scripts/setup makes it" if model == "tiny" else "name a Hugging Face folder, or model: tiny"
-        raise UsageError(f"model: {path} holds no model ({', '.join(missing)} not there); {cure}")
+        raise UsageError(f"{key}: {path} holds no model ({', '.join(missing)} not there); {cure}")
     return path

@@ -10,13 +10,15 @@ import fcntl
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from rockroll import home
 from rockroll.errors import UsageError
 from rockroll.rollout.admission import Position
+
+T = TypeVar("T", bound=msgspec.Struct)
 
 
 class RunDir:
@@ -86,14 +88,14 @@ class RunDir:
     def _position(self, step: int) -> Path:
         return self.checkpoints / f"step_{step}.rollout.json"
 
-    def put_position(self, step: int, position: Position) -> None:
-        """Where the tasks stand at a checkpoint; written before it, so that a whole checkpoint has one."""
+    def put_position(self, step: int, position: msgspec.Struct) -> None:
+        """Where tasks or examples stand at a checkpoint; written before it, so that a whole checkpoint has one."""
         self._position(step).write_bytes(msgspec.json.encode(position))
 
-    def position(self, step: int) -> Position:
+    def position(self, step: int, kind: type[T] = Position) -> T:
         """What `put_position` said. UsageError where it cannot be read."""
         try:
-            return msgspec.json.decode(self._position(step).read_bytes(), type=Position)
+            return msgspec.json.decode(self._position(step).read_bytes(), type=kind)
         except (OSError, msgspec.DecodeError) as error:
             raise UsageError(
                 f"{self._position(step)} says which tasks were trained, and cannot be read ({error}); remove "
