@@ -18,8 +18,9 @@ import pytest
 
 from rockroll import home, rpc
 from rockroll.errors import HostError, SandboxNotFound
-from rockroll.sandbox import image, node_client, wire
-from rockroll.sandbox.podman import HOME_LABEL, Podman, PodmanService
+from rockroll.sandbox import node_client, wire
+from rockroll.sandbox.container import image
+from rockroll.sandbox.container.podman import HOME_LABEL, Podman, PodmanService
 
 
 @pytest.fixture(scope="session")

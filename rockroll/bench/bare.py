@@ -14,10 +14,10 @@ from collections.abc import AsyncIterator
 
 from rockroll import home
 from rockroll.errors import RockrollError
-from rockroll.sandbox import profile
 from rockroll.sandbox.client import finish
 from rockroll.sandbox.config import SandboxConfig
-from rockroll.sandbox.podman import Podman, PodmanService
+from rockroll.sandbox.container import profile
+from rockroll.sandbox.container.podman import Podman, PodmanService
 
 REMOVALS_AT_ONCE = 8
 

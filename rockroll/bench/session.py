@@ -17,9 +17,10 @@ from typing import Any
 from rockroll import home
 from rockroll.bench import copies, files
 from rockroll.errors import SandboxError
-from rockroll.sandbox import runtime, wire
+from rockroll.sandbox import wire
 from rockroll.sandbox.client import Sandbox, delete_all
 from rockroll.sandbox.config import SandboxConfig
+from rockroll.sandbox.container import runtime
 from rockroll.sandbox.node_client import connect_node
 
 BACK_TO_BACK, SPACED, EXECS, EPISODES, RESTORES = 2000, 50, 20, 20, 10

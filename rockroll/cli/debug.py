@@ -1,7 +1,7 @@
 """`rockroll debug ID`: your terminal in a shell inside a sandbox.
 
 In: an id (or an episode of a run) and a terminal. Out: the shell's exit code. Leaves starting the shell to the node
-(sandbox/terminal.py) and the terminal's bytes to cli/console.py; no session of the SDK is touched.
+(sandbox/exec/terminal.py) and the terminal's bytes to cli/console.py; no session of the SDK is touched.
 """
 
 from __future__ import annotations

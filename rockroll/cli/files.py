@@ -22,7 +22,7 @@ from rockroll.errors import UsageError
 
 if TYPE_CHECKING:
     from rockroll.sandbox.client import Sandbox
-    from rockroll.sandbox.tree import Copied
+    from rockroll.sandbox.fs.tree import Copied
 
 SHOWN_EVERY_S = 0.1
 NAMED = 10

@@ -1,7 +1,7 @@
 """`rockroll image`: the images sandboxes start from.
 
 In: command lines. Out: a table, or JSON with --json.
-Leaves making them to sandbox/image.py, imported on use: aiohttp would make every command start slower.
+Leaves making them to sandbox/container/image.py, imported on use: aiohttp would make every command start slower.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rich.table import Table
 from rockroll import units
 
 if TYPE_CHECKING:
-    from rockroll.sandbox.image import Image
+    from rockroll.sandbox.container.image import Image
 
 app = typer.Typer(help="The images that sandboxes start from.", no_args_is_help=True)
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -31,8 +31,8 @@ def build(
     json: AsJson = False,
 ) -> None:
     """Make the default image: from a registry where one answers, else with mmdebstrap (about 20 s)."""
-    from rockroll.sandbox import image
-    from rockroll.sandbox.podman import PodmanService
+    from rockroll.sandbox.container import image
+    from rockroll.sandbox.container.podman import PodmanService
 
     progress = Console(stderr=True)
 
@@ -50,8 +50,8 @@ def build(
 @app.command()
 def ls(json: AsJson = False) -> None:
     """List the images of the local store."""
-    from rockroll.sandbox import image
-    from rockroll.sandbox.podman import PodmanService
+    from rockroll.sandbox.container import image
+    from rockroll.sandbox.container.podman import PodmanService
 
     async def run() -> list[Image]:
         async with PodmanService() as podman:
@@ -71,8 +71,8 @@ def ls(json: AsJson = False) -> None:
 @app.command()
 def pull(name: str, json: AsJson = False) -> None:
     """Fetch an image from a registry into the store that sandboxes use."""
-    from rockroll.sandbox import image
-    from rockroll.sandbox.podman import PodmanService
+    from rockroll.sandbox.container import image
+    from rockroll.sandbox.container.podman import PodmanService
 
     async def run() -> None:
         async with PodmanService() as podman:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rockroll.placement import warden
-from rockroll.sandbox.process import Process, birth
+from rockroll.sandbox.linux.process import Process, birth
 
 AGAIN_S = 1.0
 """Before another warden, where one has just been started: never a loop of starts."""

@@ -31,7 +31,7 @@ from rockroll.model_service.budget import Budget
 from rockroll.model_service.gateway import NO_BUDGET, Gateway, box_environment
 from rockroll.placement.guard import Guard
 from rockroll.sandbox import wire
-from rockroll.sandbox.host import SandboxHost
+from rockroll.sandbox.node.host import SandboxHost
 from rockroll.sandbox.node_client import NODE_MODULE, address_path, log_path
 
 ENDPOINT_PORT = 41414

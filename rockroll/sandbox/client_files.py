@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from rockroll.errors import FileError, PeerLost, SandboxLost, UsageError
 from rockroll.sandbox import wire
-from rockroll.sandbox.beneath import opened
-from rockroll.sandbox.steps import step, steps
-from rockroll.sandbox.tree import Copied, Extent, File, Links, Part, shown
-from rockroll.sandbox.tree_read import read_tree
-from rockroll.sandbox.tree_write import Target, TreeWriter
+from rockroll.sandbox.fs.tree import Copied, Extent, File, Links, Part, shown
+from rockroll.sandbox.fs.tree_read import read_tree
+from rockroll.sandbox.fs.tree_write import Target, TreeWriter
+from rockroll.sandbox.linux.beneath import opened
+from rockroll.sandbox.linux.steps import step, steps
 
 if TYPE_CHECKING:
     from rockroll.sandbox.node_client import Node

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from rockroll.errors import PeerLost, SandboxLost, UsageError
 from rockroll.sandbox import wire
-from rockroll.sandbox.signals import number_of
+from rockroll.sandbox.linux.signals import number_of
 from rockroll.sandbox.wire import CommandInfo, Observation, OutputChunk
 
 if TYPE_CHECKING:

@@ -23,9 +23,12 @@ import msgspec
 
 from rockroll import home, units
 from rockroll.errors import HostError, RockrollError
-from rockroll.sandbox import disk, limits, netns, node_config, profile, quotas, runtime
+from rockroll.sandbox.boxes import grant
 from rockroll.sandbox.config import DEFAULT_IMAGE, SandboxConfig
-from rockroll.sandbox.podman import Podman, PodmanService
+from rockroll.sandbox.container import disk, profile, runtime
+from rockroll.sandbox.container.podman import Podman, PodmanService
+from rockroll.sandbox.linux import netns
+from rockroll.sandbox.node import limits, node_config
 
 PROGRAMS = {"podman": "podman", "conmon": "conmon", "catatonit": "catatonit", "setpriv": "util-linux"}
 PACKAGES = ("aiohttp", "msgspec", "pyzmq", "typer", "rich", "pydantic", "torch", "transformers", "deepspeed")
@@ -228,7 +231,7 @@ def _capacity(store: Path) -> Check:
     except RockrollError as error:
         return Check("capacity", False, error.message, "correct it: until then the node makes no sandbox", needed=True)
     facts = limits.read(store, file_locks=runtime.is_rootless())
-    found = limits.binding(limits.rooms(facts, quotas.Granted(), quotas.of(SandboxConfig()), policy))
+    found = limits.binding(limits.rooms(facts, grant.Granted(), grant.of(SandboxConfig()), policy))
     first, others = found[0], [f"{room.name} {room.boxes:,}" for room in found[1:3]]
     detail = f"{first.boxes:,} more default sandboxes; {first.name} bind ({first.rule}), then {', '.join(others)}"
     if (sessions := limits.slow_pipes()) is not None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rockroll.errors import PeerLost, RockrollError, SandboxLost, UsageError
 from rockroll.sandbox import wire
-from rockroll.sandbox.streams import Streams, streams
+from rockroll.sandbox.linux.streams import Streams, streams
 
 if TYPE_CHECKING:
     from rockroll.sandbox.client import Sandbox

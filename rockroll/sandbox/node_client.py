@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from rockroll import home, rpc
 from rockroll.errors import HostError, PeerLost
-from rockroll.sandbox import runtime
+from rockroll.sandbox.container import runtime
 from rockroll.sandbox.where import Server
 from rockroll.sandbox.wire import Empty, NodeInfo
 

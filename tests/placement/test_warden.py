@@ -17,7 +17,7 @@ import pytest
 from rockroll import Sandbox, SandboxConfig, home
 from rockroll.placement import warden
 from rockroll.sandbox import node_client
-from rockroll.sandbox.process import birth
+from rockroll.sandbox.linux.process import birth
 from rockroll.sandbox.wire import Empty, NodeInfo
 
 ARGV = [sys.executable, "-I", "-S", str(Path(warden.__file__))]

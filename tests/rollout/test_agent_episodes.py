@@ -19,7 +19,7 @@ from rockroll.rollout.config import RedundancyConfig, RolloutConfig, TaskConfig
 from rockroll.rollout.runner import Rollout
 from rockroll.rollout.sample import Episode, Event
 from rockroll.rollout.tokenizer import ChatTokenizer
-from rockroll.sandbox import runtime
+from rockroll.sandbox.container import runtime
 from rockroll.sandbox.pool import Pool
 
 from . import agents

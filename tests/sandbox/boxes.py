@@ -6,9 +6,9 @@ import subprocess
 import uuid
 from typing import NamedTuple
 
-from rockroll.sandbox import profile, runtime
 from rockroll.sandbox.config import SandboxConfig
-from rockroll.sandbox.podman import Podman
+from rockroll.sandbox.container import profile, runtime
+from rockroll.sandbox.container.podman import Podman
 
 
 class Box(NamedTuple):

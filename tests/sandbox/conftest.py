@@ -16,10 +16,11 @@ import pytest
 import pytest_asyncio
 
 from rockroll import home, rpc
-from rockroll.sandbox import runtime, wire
-from rockroll.sandbox.box import Box
-from rockroll.sandbox.host import SandboxHost
-from rockroll.sandbox.resolve import Resolve
+from rockroll.sandbox import wire
+from rockroll.sandbox.boxes.box import Box
+from rockroll.sandbox.container import runtime
+from rockroll.sandbox.net.resolve import Resolve
+from rockroll.sandbox.node.host import SandboxHost
 
 # A node of an ordinary user runs as root of a user namespace of his own: os.getuid() alone does not tell.
 IS_ROOT = os.getuid() == 0 and not runtime.is_rootless()

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from rockroll import Sandbox, SandboxConfig
 from rockroll.errors import LimitNotEnforced
-from rockroll.sandbox import runtime
 from rockroll.sandbox.client import delete_snapshot
 from rockroll.sandbox.config import DEFAULT_IMAGE
+from rockroll.sandbox.container import runtime
 from rockroll.sandbox.doctor import examine
 from rockroll.sandbox.node_client import close_node, connect_node
 from rockroll.sandbox.wire import Empty, NodeInfo

@@ -24,7 +24,7 @@ FILES = (
 )
 PREPARE = """
 import subprocess, sys
-from rockroll.sandbox import runtime
+from rockroll.sandbox.container import runtime
 from rockroll.sandbox.config import DEFAULT_IMAGE
 runtime.detect()
 podman, path = runtime.podman_binary(), "ENV PATH=/usr/sbin:/usr/bin:/sbin:/bin"

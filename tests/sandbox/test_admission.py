@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rockroll.sandbox.admission import Admission
-from rockroll.sandbox.aimd import Aimd
-from rockroll.sandbox.turns import Rank, Turns
+from rockroll.sandbox.node.admission import Admission
+from rockroll.sandbox.node.aimd import Aimd
+from rockroll.sandbox.node.turns import Rank, Turns
 
 
 class Host:

@@ -13,12 +13,13 @@ import pytest
 import pytest_asyncio
 
 from rockroll.errors import SandboxError, SandboxLost, SessionError, UsageError
-from rockroll.sandbox import commands, wire
-from rockroll.sandbox import journal as journal_module
-from rockroll.sandbox.commands import Commands
-from rockroll.sandbox.feed import Feed, Tether
-from rockroll.sandbox.journal import Asked, Journal
-from rockroll.sandbox.spool import Spool
+from rockroll.sandbox import wire
+from rockroll.sandbox.exec import commands
+from rockroll.sandbox.exec import journal as journal_module
+from rockroll.sandbox.exec.commands import Commands
+from rockroll.sandbox.exec.feed import Feed, Tether
+from rockroll.sandbox.exec.journal import Asked, Journal
+from rockroll.sandbox.exec.spool import Spool
 from tests.sandbox.conftest import Lab
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

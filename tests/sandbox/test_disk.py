@@ -14,8 +14,9 @@ import pytest_asyncio
 
 from rockroll import Sandbox, SandboxConfig
 from rockroll.errors import HostError, ImageMissing, LimitNotEnforced, SandboxNotFound
-from rockroll.sandbox import disk, runtime, wire
-from rockroll.sandbox.host import SandboxHost
+from rockroll.sandbox import wire
+from rockroll.sandbox.container import disk, runtime
+from rockroll.sandbox.node.host import SandboxHost
 from rockroll.sandbox.node_client import close_node, connect_node
 from rockroll.sandbox.wire import NodeInfo, Ref, Stats
 from tests.sandbox.conftest import Lab, left_mounted

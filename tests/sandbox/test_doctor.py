@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from rockroll import home
-from rockroll.sandbox import runtime
+from rockroll.sandbox.container import runtime
 
 
 def doctor(*options: str, path: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -81,7 +81,7 @@ def test_the_verdict_on_the_runtime_is_remembered_and_follows_the_host(
 def test_low_hard_limits_of_the_host_stop_no_container(node_home: Path) -> None:
     script = (
         "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (900, 900))\n"
-        "from rockroll.sandbox import runtime; print(runtime.detect(refresh=True).runtime)"
+        "from rockroll.sandbox.container import runtime; print(runtime.detect(refresh=True).runtime)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == runtime.detect().runtime, done.stderr

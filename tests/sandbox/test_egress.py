@@ -16,9 +16,9 @@ import pytest
 import pytest_asyncio
 
 from rockroll.sandbox import wire
-from rockroll.sandbox.host import SandboxHost
+from rockroll.sandbox.net.resolve import Resolve
 from rockroll.sandbox.network import Address
-from rockroll.sandbox.resolve import Resolve
+from rockroll.sandbox.node.host import SandboxHost
 from tests.sandbox.conftest import Lab
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

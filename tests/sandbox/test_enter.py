@@ -12,9 +12,9 @@ import sys
 import pytest
 
 from rockroll.errors import SandboxLost
-from rockroll.sandbox import enter
-from rockroll.sandbox.host import SandboxHost
-from rockroll.sandbox.process import Process
+from rockroll.sandbox.container import enter
+from rockroll.sandbox.linux.process import Process
+from rockroll.sandbox.node.host import SandboxHost
 from tests.sandbox.conftest import Lab
 
 pytestmark = [
@@ -132,6 +132,19 @@ async def test_the_helper_is_started_again_when_it_dies(host: SandboxHost, lab: 
     for _ in range(3):
         assert (await lab.execute("echo", "on")).stdout == b"on\n"
     assert host._spawner._process is not helper
+
+
+async def test_every_one_of_more_orders_than_its_socket_holds_is_answered(host: SandboxHost, lab: Lab) -> None:
+    await lab.execute("true")
+    helper = host._spawner._process
+    assert helper is not None
+    helper.send(signal.SIGSTOP)
+    padding = {"PADDING": "x" * 100_000}  # a dozen fill the socket, and the rest must wait for room
+    starts = [asyncio.create_task(lab.execute("true", env=padding)) for _ in range(40)]
+    await asyncio.sleep(0.5)
+    helper.send(signal.SIGCONT)
+    async with asyncio.timeout(60):
+        assert {done.exit_code for done in await asyncio.gather(*starts)} == {0}
 
 
 async def test_a_box_that_dies_meanwhile_is_lost(lab: Lab) -> None:

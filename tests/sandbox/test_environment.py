@@ -8,7 +8,7 @@ import pytest
 
 from rockroll.errors import UsageError
 from rockroll.sandbox import wire
-from rockroll.sandbox.host import SandboxHost
+from rockroll.sandbox.node.host import SandboxHost
 from tests.sandbox.conftest import Lab
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

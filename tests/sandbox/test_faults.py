@@ -24,8 +24,8 @@ import pytest
 from rockroll import Sandbox, SandboxConfig, home, list_sandboxes
 from rockroll.errors import HostError, SandboxError, SandboxLost, SandboxNotFound
 from rockroll.sandbox import node_client
-from rockroll.sandbox.podman import HOME_LABEL, PodmanService
-from rockroll.sandbox.process import birth
+from rockroll.sandbox.container.podman import HOME_LABEL, PodmanService
+from rockroll.sandbox.linux.process import birth
 from rockroll.sandbox.wire import Empty, NodeInfo, Ref, SessionInfo
 
 SMALL = SandboxConfig(memory="64m", pids=64)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from rockroll.errors import FileError, SandboxLost
-from rockroll.sandbox import files, wire
+from rockroll.sandbox import wire
+from rockroll.sandbox.fs import files
 from tests.sandbox.conftest import Lab
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

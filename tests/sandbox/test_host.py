@@ -14,7 +14,7 @@ import pytest
 from rockroll import home, rpc
 from rockroll.errors import HostError, ImageMissing, SandboxError, SandboxLost, SandboxNotFound, UsageError
 from rockroll.sandbox import wire
-from rockroll.sandbox.host import SandboxHost
+from rockroll.sandbox.node.host import SandboxHost
 from tests.sandbox.conftest import Lab
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -152,7 +152,7 @@ async def test_a_time_to_live_that_podman_does_not_carry_out_is_tried_again(
 
     refused = asyncio.Event()
     with monkeypatch.context() as patch:
-        patch.setattr("rockroll.sandbox.ends.REMOVE_AGAIN_S", 0.2)
+        patch.setattr("rockroll.sandbox.node.ends.REMOVE_AGAIN_S", 0.2)
         patch.setattr(host._podman, "remove", refuse)
         lab = await Lab(host, ttl="1s").up()
         await asyncio.wait_for(refused.wait(), 5)
@@ -310,7 +310,7 @@ async def test_a_box_that_cannot_be_taken_over_is_kept_for_a_restore(
 
     second = SandboxHost()
     with monkeypatch.context() as patch:
-        patch.setattr("rockroll.sandbox.endpoint.Endpoint.open", fail)
+        patch.setattr("rockroll.sandbox.net.endpoint.Endpoint.open", fail)
         await second.start()
     try:
         lab.host, lab.handlers = second, second.handlers()

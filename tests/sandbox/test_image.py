@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from rockroll.errors import HostError
-from rockroll.sandbox import image
 from rockroll.sandbox.config import DEFAULT_IMAGE, SandboxConfig
-from rockroll.sandbox.podman import Podman
+from rockroll.sandbox.container import image
+from rockroll.sandbox.container.podman import Podman
 from tests.sandbox.boxes import start_box
 
 

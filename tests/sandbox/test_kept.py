@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from rockroll.sandbox import kept
-from rockroll.sandbox.kept import KeptFile
+from rockroll.sandbox.linux import kept
+from rockroll.sandbox.linux.kept import KeptFile
 
 
 @pytest.fixture(autouse=True)

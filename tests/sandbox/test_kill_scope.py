@@ -7,9 +7,10 @@ import time
 
 import pytest
 
-from rockroll.sandbox import cgroup, wire
-from rockroll.sandbox.cgroup import BoxCgroup, TreeScope
-from rockroll.sandbox.host import SandboxHost
+from rockroll.sandbox import wire
+from rockroll.sandbox.container import cgroup
+from rockroll.sandbox.container.cgroup import BoxCgroup, TreeScope
+from rockroll.sandbox.node.host import SandboxHost
 from tests.sandbox.conftest import Lab, needs_cgroups
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

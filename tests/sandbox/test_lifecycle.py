@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rockroll.errors import SandboxError
-from rockroll.sandbox import lifecycle, wire
-from rockroll.sandbox.lifecycle import Facts, cause_of, story
+from rockroll.sandbox import wire
+from rockroll.sandbox.boxes import lifecycle
+from rockroll.sandbox.boxes.lifecycle import Facts, cause_of, story
 
 events = st.lists(st.sampled_from(get_args(lifecycle.Event)))
 facts = st.builds(

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from rockroll.sandbox import limits, locks, quotas
+from rockroll.sandbox.boxes import grant
+from rockroll.sandbox.boxes.grant import Granted
 from rockroll.sandbox.config import SandboxConfig
-from rockroll.sandbox.limits import Facts
-from rockroll.sandbox.locks import Locks
-from rockroll.sandbox.node_config import Limits
-from rockroll.sandbox.quotas import Granted
+from rockroll.sandbox.container import locks
+from rockroll.sandbox.container.locks import Locks
+from rockroll.sandbox.node import limits
+from rockroll.sandbox.node.limits import Facts
+from rockroll.sandbox.node.node_config import Limits
 
 GIB = 2**30
 ROOMY = Facts(
@@ -32,7 +34,7 @@ ROOMY = Facts(
     inodes_free=10**8,
     disk_at="/var/lib/containers",
 )
-BOX = quotas.of(SandboxConfig())
+BOX = grant.of(SandboxConfig())
 
 
 NONE, USUAL = Granted(), Limits()

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from rockroll.sandbox import wire
-from rockroll.sandbox.meter import Meter
+from rockroll.sandbox.container.meter import Meter
 from tests.sandbox.conftest import Lab, needs_cgroups
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), needs_cgroups]

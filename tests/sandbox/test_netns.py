@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from rockroll.errors import HostError, SandboxLost
-from rockroll.sandbox import netns
 from rockroll.sandbox.config import SandboxConfig
-from rockroll.sandbox.podman import Podman
+from rockroll.sandbox.container.podman import Podman
+from rockroll.sandbox.linux import netns
 from tests.sandbox.boxes import start_box
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="an ordinary user's node runs inside podman unshare")

@@ -16,7 +16,7 @@ import pytest
 from rockroll import Sandbox, SandboxConfig, home, rpc
 from rockroll.errors import HostError, PeerLost, SandboxLost, SandboxNotFound
 from rockroll.sandbox import node_client
-from rockroll.sandbox.podman import HOME_LABEL
+from rockroll.sandbox.container.podman import HOME_LABEL
 from rockroll.sandbox.wire import Empty, NodeInfo
 
 SMALL = SandboxConfig(memory="128m", pids=64)

@@ -14,9 +14,10 @@ import pytest_asyncio
 
 from rockroll import home
 from rockroll.errors import HostError, QuotaExceeded, SandboxNotFound, UsageError
-from rockroll.sandbox import limits, node_config, permit, wire
-from rockroll.sandbox.host import SandboxHost
-from rockroll.sandbox.podman import HOME_LABEL
+from rockroll.sandbox import wire
+from rockroll.sandbox.container.podman import HOME_LABEL
+from rockroll.sandbox.node import limits, node_config, permit
+from rockroll.sandbox.node.host import SandboxHost
 from tests.sandbox.conftest import Lab
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -15,7 +15,7 @@ import pytest
 from rockroll import home
 from rockroll.errors import HostError, ImageMissing, SandboxNotFound
 from rockroll.sandbox.config import SandboxConfig
-from rockroll.sandbox.podman import HOME_LABEL, Podman, PodmanService
+from rockroll.sandbox.container.podman import HOME_LABEL, Podman, PodmanService
 from tests.sandbox.boxes import start_box
 
 SMALL = SandboxConfig(memory="64m", pids=32)
@@ -100,7 +100,7 @@ async def test_podman_that_cannot_run_is_an_error_with_its_words(
 def test_the_service_dies_with_its_process_however_that_ends(node_home: Path) -> None:
     script = (
         "import asyncio, sys\n"
-        "from rockroll.sandbox.podman import PodmanService\n"
+        "from rockroll.sandbox.container.podman import PodmanService\n"
         "async def main():\n"
         "    service = PodmanService(); await service.start()\n"
         "    print(service.pid, flush=True); await asyncio.Event().wait()\n"

@@ -7,8 +7,9 @@ import asyncio
 import pytest
 
 from rockroll.errors import SandboxError, SandboxLost, UsageError
-from rockroll.sandbox import processes, wire
-from rockroll.sandbox.signals import number_of
+from rockroll.sandbox import wire
+from rockroll.sandbox.exec import processes
+from rockroll.sandbox.linux.signals import number_of
 from tests.sandbox.conftest import Lab
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

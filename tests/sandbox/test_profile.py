@@ -11,9 +11,10 @@ import pytest
 
 from rockroll import home
 from rockroll.errors import HostError, SandboxLost
-from rockroll.sandbox import files, profile, runtime
 from rockroll.sandbox.config import SandboxConfig
-from rockroll.sandbox.podman import Podman
+from rockroll.sandbox.container import profile, runtime
+from rockroll.sandbox.container.podman import Podman
+from rockroll.sandbox.fs import files
 from tests.sandbox.boxes import start_box
 
 SMALL = SandboxConfig(cpus=0.5, memory="64m", pids=32)

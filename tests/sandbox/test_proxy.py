@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rockroll.sandbox.net.proxy import Limits, Proxy
+from rockroll.sandbox.net.request import BadRequest, parse_head
+from rockroll.sandbox.net.resolve import Resolver, is_own
 from rockroll.sandbox.network import Address, Policy, Refused
-from rockroll.sandbox.proxy import Limits, Proxy
-from rockroll.sandbox.request import BadRequest, parse_head
-from rockroll.sandbox.resolve import Resolver, is_own
 
 HERE = ip_address("127.0.0.1")
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

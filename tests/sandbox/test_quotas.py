@@ -7,16 +7,17 @@ from pathlib import Path
 import pytest
 
 from rockroll.errors import UsageError
-from rockroll.sandbox import node_config, quotas
+from rockroll.sandbox.boxes import grant
+from rockroll.sandbox.boxes.grant import Granted
 from rockroll.sandbox.config import SandboxConfig
-from rockroll.sandbox.node_config import NodeConfig, Quota, Quotas
-from rockroll.sandbox.quotas import Granted
+from rockroll.sandbox.node import node_config, quotas
+from rockroll.sandbox.node.node_config import NodeConfig, Quota, Quotas
 
 BOX = SandboxConfig(cpus=0.5, memory="64m", pids=32)
 
 
 def test_without_quotas_everything_is_allowed() -> None:
-    assert quotas.refusal(Quotas(), "a", Granted(9999), Granted(9999), quotas.of(BOX)) is None
+    assert quotas.refusal(Quotas(), "a", Granted(9999), Granted(9999), grant.of(BOX)) is None
 
 
 @pytest.mark.parametrize(
@@ -32,22 +33,22 @@ def test_without_quotas_everything_is_allowed() -> None:
     ],
 )
 def test_each_quota_of_an_owner_is_refused_by_name(quota: Quota, said: str) -> None:
-    have = quotas.add([quotas.of(BOX)] * 3)
-    found = quotas.refusal(Quotas(owner=quota), "a", have, have, quotas.of(BOX))
+    have = grant.add([grant.of(BOX)] * 3)
+    found = quotas.refusal(Quotas(owner=quota), "a", have, have, grant.of(BOX))
     assert found is not None and found.startswith(said)
-    assert quotas.refusal(Quotas(owner=quota), "a", Granted(), have, quotas.of(BOX)) is None, "another's boxes"
+    assert quotas.refusal(Quotas(owner=quota), "a", Granted(), have, grant.of(BOX)) is None, "another's boxes"
 
 
 def test_the_last_box_that_fits_is_allowed() -> None:
-    have = quotas.add([quotas.of(SandboxConfig(cpus=0.1))] * 9)
-    assert quotas.refusal(Quotas(owner=Quota(cpus=1)), "a", have, have, quotas.of(SandboxConfig(cpus=0.1))) is None
+    have = grant.add([grant.of(SandboxConfig(cpus=0.1))] * 9)
+    assert quotas.refusal(Quotas(owner=Quota(cpus=1)), "a", have, have, grant.of(SandboxConfig(cpus=0.1))) is None
 
 
 def test_a_named_owner_has_a_quota_of_its_own_and_the_node_bounds_all() -> None:
     found = Quotas(owner=Quota(boxes=1), owners={"alice": Quota(boxes=9)}, node=Quota(boxes=5))
-    have = quotas.add([quotas.of(BOX)] * 4)
-    assert quotas.refusal(found, "alice", have, have, quotas.of(BOX)) is None
-    said = quotas.refusal(found, "alice", have, quotas.add([quotas.of(BOX)] * 5), quotas.of(BOX))
+    have = grant.add([grant.of(BOX)] * 4)
+    assert quotas.refusal(found, "alice", have, have, grant.of(BOX)) is None
+    said = quotas.refusal(found, "alice", have, grant.add([grant.of(BOX)] * 5), grant.of(BOX))
     assert said is not None and said.startswith("quotas.node.boxes is 5; this node has 5")
 
 

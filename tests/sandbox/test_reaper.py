@@ -8,8 +8,8 @@ import sys
 REAPS = """
 import asyncio, os, subprocess
 from pathlib import Path
-from rockroll.sandbox import reaper
-from rockroll.sandbox.process import become_subreaper
+from rockroll.sandbox.linux import reaper
+from rockroll.sandbox.linux.process import become_subreaper
 
 async def orphan_goes() -> None:
     with reaper.starting():

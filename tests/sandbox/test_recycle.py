@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from rockroll.errors import SandboxError
-from rockroll.sandbox import files, recycle, wire
-from rockroll.sandbox.beneath import Descent
-from rockroll.sandbox.host import SandboxHost
+from rockroll.sandbox import wire
+from rockroll.sandbox.boxes import recycle
+from rockroll.sandbox.fs import files
+from rockroll.sandbox.linux.beneath import Descent
+from rockroll.sandbox.node.host import SandboxHost
 from tests.sandbox.conftest import Lab
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from rockroll.errors import HostError
-from rockroll.sandbox import registry
-from rockroll.sandbox.registry import Registry, Row
+from rockroll.sandbox.boxes import registry
+from rockroll.sandbox.boxes.registry import Registry, Row
 
 
 def row(id: str, **more: object) -> Row:
@@ -90,7 +90,7 @@ def test_a_newer_schema_is_not_touched(tmp_path: Path) -> None:
 def test_what_was_written_survives_sigkill_of_the_writer(tmp_path: Path) -> None:
     script = (
         "import os, signal, sys; from pathlib import Path\n"
-        "from rockroll.sandbox.registry import Registry, Row\n"
+        "from rockroll.sandbox.boxes.registry import Registry, Row\n"
         "r = Registry(Path(sys.argv[1]))\n"
         "for n in range(50): r.put(Row(str(n), f'box-{n}', {}, 'detached', '', 1.0))\n"
         "os.kill(os.getpid(), signal.SIGKILL)"

@@ -13,8 +13,9 @@ import pytest
 
 from rockroll import home
 from rockroll.errors import HostError, SandboxError, SandboxLost, SandboxNotFound, SessionError, UsageError
-from rockroll.sandbox import saved, wire
-from rockroll.sandbox.host import SandboxHost
+from rockroll.sandbox import wire
+from rockroll.sandbox.exec import saved
+from rockroll.sandbox.node.host import SandboxHost
 from tests.sandbox.conftest import LIMITS_HOLD, Lab
 
 needs_limits = pytest.mark.skipif(not LIMITS_HOLD, reason="this host limits no memory for this user")

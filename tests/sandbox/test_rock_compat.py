@@ -32,8 +32,8 @@ from rockroll.errors import ImageMissing, UsageError
 from rockroll.sandbox import wire
 from rockroll.sandbox.client import list_sandboxes
 from rockroll.sandbox.config import DEFAULT_IMAGE
+from rockroll.sandbox.container.podman import Podman
 from rockroll.sandbox.http.node_link import NodeLink
-from rockroll.sandbox.podman import Podman
 from rockroll.sandbox.rock.boxes import Boxes, config_of, find, not_up, whole_name
 from rockroll.sandbox.rock.forms import Start
 

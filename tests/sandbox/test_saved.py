@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from rockroll.sandbox import saved
-from rockroll.sandbox.saved import Saved, SavedSession
+from rockroll.sandbox.exec import saved
+from rockroll.sandbox.exec.saved import Saved, SavedSession
 
 
 @pytest.fixture(autouse=True)

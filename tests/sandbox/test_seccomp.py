@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rockroll.errors import HostError
-from rockroll.sandbox import seccomp
+from rockroll.sandbox.container import seccomp
 
 HOST = {
     "defaultAction": "SCMP_ACT_ERRNO",

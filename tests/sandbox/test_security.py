@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from rockroll import home
-from rockroll.sandbox import profile, runtime, seccomp, wire
-from rockroll.sandbox.host import SandboxHost
+from rockroll.sandbox import wire
+from rockroll.sandbox.container import profile, runtime, seccomp
+from rockroll.sandbox.node.host import SandboxHost
 from tests.sandbox.conftest import IS_ROOT, Lab, only_root
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

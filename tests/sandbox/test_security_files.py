@@ -155,7 +155,7 @@ async def test_hard_links_reach_no_file_of_the_host(shared: Lab) -> None:
 
 async def test_a_download_gives_no_file_that_runs_as_another_user(shared: Lab, tmp_path: Path) -> None:
     await shared.out("mkdir -p /srv/s; cp /bin/true /srv/s/t; chmod 6755 /srv/s/t; chmod 1777 /srv/s")
-    from rockroll.sandbox.tree_write import Target, TreeWriter
+    from rockroll.sandbox.fs.tree_write import Target, TreeWriter
 
     here = os.open(tmp_path, os.O_PATH)
     try:

@@ -15,7 +15,7 @@ import pytest_asyncio
 
 from rockroll.errors import RockrollError
 from rockroll.sandbox import wire
-from rockroll.sandbox.host import SandboxHost
+from rockroll.sandbox.node.host import SandboxHost
 from tests.sandbox.conftest import Lab, needs_cgroups, only_root
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -11,7 +11,7 @@ import pytest
 
 from rockroll.errors import SessionError, UsageError
 from rockroll.sandbox import wire
-from rockroll.sandbox.host import SandboxHost
+from rockroll.sandbox.node.host import SandboxHost
 from tests.sandbox.conftest import IS_ROOT, Lab, needs_cgroups
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

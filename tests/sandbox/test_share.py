@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from rockroll.errors import HostError, UsageError
-from rockroll.sandbox import profile, share, wire
+from rockroll.sandbox import wire
 from rockroll.sandbox.config import SandboxConfig
-from rockroll.sandbox.host import SandboxHost
+from rockroll.sandbox.container import profile, share
+from rockroll.sandbox.node.host import SandboxHost
 from tests.sandbox.conftest import Lab, needs_cgroups
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -22,9 +22,10 @@ from rockroll.errors import (
     SnapshotNotFound,
     UsageError,
 )
-from rockroll.sandbox import freezer, layer, runtime, wire
+from rockroll.sandbox import wire
 from rockroll.sandbox.client import delete_snapshot, snapshots
-from rockroll.sandbox.host import SandboxHost
+from rockroll.sandbox.container import freezer, layer, runtime
+from rockroll.sandbox.node.host import SandboxHost
 from rockroll.sandbox.node_client import close_node, connect_node
 from rockroll.sandbox.wire import Fork, Ref, Snapshot, SnapshotRef
 from tests.sandbox.conftest import Lab, left_mounted, needs_cgroups

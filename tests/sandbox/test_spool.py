@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from rockroll.sandbox.spool import Spool
+from rockroll.sandbox.exec.spool import Spool
 
 
 async def test_it_is_read_by_offset_and_followed(tmp_path: Path) -> None:

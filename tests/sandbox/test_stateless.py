@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rockroll.sandbox.stateless import Surroundings
+from rockroll.sandbox.exec.stateless import Surroundings
 
 STATE = (
     b'#braceexpand:hashall expand_aliases\ndeclare -- x="1"\nf () \n{ \n    cd /\n}\ndeclare -f f\ndeclare -fx my-ls\n'

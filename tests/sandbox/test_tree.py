@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 
 from rockroll.errors import FileError
-from rockroll.sandbox.beneath import opened
 from rockroll.sandbox.client_files import _local_target
-from rockroll.sandbox.tree import (
+from rockroll.sandbox.fs.tree import (
     INLINE_BYTES,
     PART_BYTES,
     Copied,
@@ -27,8 +26,9 @@ from rockroll.sandbox.tree import (
     Same,
     Whole,
 )
-from rockroll.sandbox.tree_read import read_tree
-from rockroll.sandbox.tree_write import TreeWriter
+from rockroll.sandbox.fs.tree_read import read_tree
+from rockroll.sandbox.fs.tree_write import TreeWriter
+from rockroll.sandbox.linux.beneath import opened
 
 
 def parts_of(source: Path) -> Iterator[Part]:

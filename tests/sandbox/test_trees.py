@@ -15,7 +15,7 @@ import pytest
 from rockroll import Sandbox, SandboxConfig, rpc
 from rockroll.errors import FileError, SandboxError, SandboxLost, UsageError
 from rockroll.sandbox import wire
-from rockroll.sandbox.tree import Enter, File, Part
+from rockroll.sandbox.fs.tree import Enter, File, Part
 
 SMALL = SandboxConfig(memory="128m", pids=64)
 pytestmark = pytest.mark.usefixtures("node")

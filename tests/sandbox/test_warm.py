@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from rockroll.errors import HostError, UsageError
 from rockroll.sandbox.config import SandboxConfig
-from rockroll.sandbox.node_config import PoolSpec
-from rockroll.sandbox.shelf import GIVEN_UP_PAUSE_S, LONGEST_PAUSE_S, REFILL_AFTER_S, Shelf
-from rockroll.sandbox.warm import Warm, kind
+from rockroll.sandbox.node.node_config import PoolSpec
+from rockroll.sandbox.node.shelf import GIVEN_UP_PAUSE_S, LONGEST_PAUSE_S, REFILL_AFTER_S, Shelf
+from rockroll.sandbox.node.warm import Warm, kind
 
 # -- one pool's state, alone
 

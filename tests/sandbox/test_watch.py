@@ -13,8 +13,8 @@ from rockroll import Sandbox, SandboxConfig, rpc
 from rockroll.errors import FileError
 from rockroll.sandbox import wire
 from rockroll.sandbox.client_files import Watch
-from rockroll.sandbox.host import SandboxHost
-from rockroll.sandbox.watch import Watcher, _Watch
+from rockroll.sandbox.fs.watch import Watcher, _Watch
+from rockroll.sandbox.node.host import SandboxHost
 from tests.sandbox.conftest import Lab
 
 SMALL = SandboxConfig(memory="128m", pids=64)

@@ -90,7 +90,7 @@ def leftovers(node_home: Path) -> Callable[[], dict[str, list[str]]]:
     """What a run left behind in this home: containers, processes, sockets and FIFOs."""
 
     def look() -> dict[str, list[str]]:
-        from rockroll.sandbox.podman import HOME_LABEL, PodmanService
+        from rockroll.sandbox.container.podman import HOME_LABEL, PodmanService
 
         async def containers() -> list[str]:
             async with PodmanService() as podman:

@@ -23,8 +23,7 @@ from rockroll.sandbox import wire
 from rockroll.sandbox.http import frames
 from rockroll.sandbox.http.codec import CODECS, Codec, Request
 from rockroll.sandbox.http.failure import Failed, error_of
-from rockroll.sandbox.http.leases import Held
-from rockroll.sandbox.http.routes import LOCAL_ONLY, PREFIX
+from rockroll.sandbox.http.routes import LOCAL_ONLY, PREFIX, Held
 
 CONNECT_S = 20.0
 """Seconds until a connection stands, at most."""

@@ -19,7 +19,7 @@ import msgspec
 from rockroll.errors import UsageError
 from rockroll.sandbox import wire
 from rockroll.sandbox.http.routes import PREFIX, ROUTES, Route
-from rockroll.sandbox.signals import number_of
+from rockroll.sandbox.linux.signals import number_of
 
 SHOWN = {"labels": "label"}
 """Fields that a query calls by another name."""

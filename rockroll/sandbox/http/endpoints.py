@@ -23,6 +23,7 @@ from starlette.requests import ClientDisconnect
 from rockroll import rpc
 from rockroll.errors import FileError, RockrollError, UsageError
 from rockroll.sandbox import wire
+from rockroll.sandbox.fs.tree import PART_BYTES, Copied, Part, shown
 from rockroll.sandbox.http import frames
 from rockroll.sandbox.http.answers import BYTES, EVENTS, LINES, Streamed, packed, unless_gone, wanted
 from rockroll.sandbox.http.codec import CODECS, Asked, Codec
@@ -31,8 +32,7 @@ from rockroll.sandbox.http.leases import Leases
 from rockroll.sandbox.http.node_link import NodeLink
 from rockroll.sandbox.http.routes import PREFIX
 from rockroll.sandbox.http.tar import TAR, Archive, parts_of
-from rockroll.sandbox.steps import steps
-from rockroll.sandbox.tree import PART_BYTES, Copied, Part, shown
+from rockroll.sandbox.linux.steps import steps
 
 PIECE = 4 << 20
 """Bytes of a file in one call of the node."""

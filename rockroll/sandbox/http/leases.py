@@ -20,17 +20,11 @@ from rockroll import rpc
 from rockroll.errors import RockrollError, SandboxNotFound, UsageError
 from rockroll.sandbox import wire
 from rockroll.sandbox.http.node_link import NodeLink
+from rockroll.sandbox.http.routes import Held
 
 BEAT_S = 20.0
 """An empty line goes out this often, so that proxies do not hang up, and so that both sides notice a dead one."""
 _log = logging.getLogger(__name__)
-
-
-class Held(msgspec.Struct, frozen=True):
-    """The first line of a lease."""
-
-    lease: str
-    """Its id: who knows it can make sandboxes that end with it."""
 
 
 class Lease:

@@ -23,8 +23,7 @@ from rockroll.sandbox.http import frames
 from rockroll.sandbox.http.answers import BYTES, EVENTS, LINES
 from rockroll.sandbox.http.codec import CODECS, Codec
 from rockroll.sandbox.http.failure import STATUS, Failed, Failure
-from rockroll.sandbox.http.leases import Held
-from rockroll.sandbox.http.routes import PREFIX
+from rockroll.sandbox.http.routes import PREFIX, Held
 from rockroll.sandbox.http.tar import TAR
 
 REF = "#/components/schemas/{name}"

@@ -16,6 +16,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import msgspec
+
 from rockroll.errors import (
     FileError,
     ImageMissing,
@@ -27,10 +29,17 @@ from rockroll.errors import (
 )
 from rockroll.errors import RockrollError as Error
 from rockroll.sandbox import wire
-from rockroll.sandbox.tree import Copied
+from rockroll.sandbox.fs.tree import Copied
 
 Shape = Literal["call", "stream", "read", "write", "get", "put", "duplex"]
 PREFIX = "/v1"
+
+
+class Held(msgspec.Struct, frozen=True):
+    """The first line of a lease."""
+
+    lease: str
+    """Its id: who knows it can make sandboxes that end with it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterator
 from typing import IO
 
 from rockroll.errors import UsageError
-from rockroll.sandbox.tree import (
+from rockroll.sandbox.fs.tree import (
     INLINE_BYTES,
     MOST_HARD_LINKED,
     PART_BYTES,

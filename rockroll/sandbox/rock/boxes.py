@@ -31,8 +31,8 @@ from rockroll.errors import (
 from rockroll.sandbox import wire
 from rockroll.sandbox.client import finish
 from rockroll.sandbox.config import SandboxConfig
+from rockroll.sandbox.container.podman import PodmanService
 from rockroll.sandbox.http.node_link import NodeLink
-from rockroll.sandbox.podman import PodmanService
 from rockroll.sandbox.rock.forms import Start
 from rockroll.sandbox.wire import SandboxInfo
 
