@@ -41,6 +41,7 @@ async def run(episodes: int = 256) -> dict[str, Any]:
 
 
 async def _measure(made: Parts, groups: int, group: int) -> dict[str, Any]:
+    assert made.rollout is not None
     await made.rollout.batch(1, WARM_UP // group, group)
     begun = time.perf_counter()
     async with _processor_time() as cpu:

@@ -78,15 +78,19 @@ def train(
                 display.line(f"stopped; continue with: {again}")
             raise
     rows = []
+    if done.held_out is not None:
+        rows.append(("held-out loss", f"{done.held_out[0]:.4f} before, {done.held_out[1]:.4f} after"))
     if done.first is not None and done.last is not None:
         rows.append(("held-out pass rate", f"{done.first:.1%} before, {done.last:.1%} after"))
     if done.ci95 is not None:
         rows.append(("95 % interval", f"{done.ci95[0]:.1%} to {done.ci95[1]:.1%} after"))
-    rows.append(("trained", f"{done.episodes} episodes in {done.steps} steps, {done.seconds:.0f} s start to end"))
+    things = "episodes" if config.data is None else "examples"
+    rows.append(("trained", f"{done.episodes} {things} in {done.steps} steps, {done.seconds:.0f} s start to end"))
     rows.append(("run directory", str(done.run_dir)))
     if done.checkpoint is not None:
         rows.append(("model", str(done.checkpoint / "model")))
-        rows.append(("next", f"rockroll eval {recipe} --model {done.checkpoint / 'model'}"))
+        if config.task is not None:
+            rows.append(("next", f"rockroll eval {recipe} --model {done.checkpoint / 'model'}"))
         rows.append(("", f"rockroll view {done.run_dir}"))
         rows.append(("", f"tensorboard --logdir {done.run_dir / 'tensorboard'}"))
     summary(rows, f"rockroll · {config.name}")(display.console)

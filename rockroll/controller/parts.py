@@ -18,6 +18,8 @@ from rockroll.append import write_whole
 from rockroll.controller.config import RunConfig
 from rockroll.controller.model_path import prepare
 from rockroll.controller.run_dir import RunDir
+from rockroll.controller.source import data_set
+from rockroll.data.source import Deck
 from rockroll.engine.client import EngineClient
 from rockroll.engine.kinds import require
 from rockroll.errors import ProcessDied
@@ -29,6 +31,7 @@ from rockroll.rollout.sample import Event
 from rockroll.rollout.tokenizer import ChatTokenizer
 from rockroll.sandbox import node_client
 from rockroll.sandbox.pool import Pool
+from rockroll.train.api import TrainerInfo
 from rockroll.train.client import TrainerClient
 from rockroll.train.config import TrainConfig
 from rockroll.train.critic import critic_config
@@ -39,13 +42,17 @@ class Parts:
     """What the loop works with."""
 
     processes: Processes
-    engine: EngineClient
+    engine: EngineClient | None
+    """None where nothing is sampled: a data set is learnt from, and no task evaluates it."""
     trainer: TrainerClient | None
     critic: TrainerClient | None
     """Where the algorithm has one."""
-    rollout: Rollout
+    rollout: Rollout | None
+    """None where there is no engine."""
+    deck: Deck | None
+    """The data set, where one is learnt from."""
     ledger: Ledger | None
-    """Where there is a trainer: what was begun since its checkpoint."""
+    """Where episodes are learnt from: what was begun since the checkpoint."""
     canary_ids: list[int]
 
 
@@ -57,12 +64,14 @@ async def parts(
 
     train: False leaves the trainer out, for an evaluation.
     """
-    require(config.engine)
+    if config.samples:
+        require(config.engine)
     model = str(await asyncio.to_thread(prepare, config.model))
     style = config.rollout
     tokenizer = ChatTokenizer(model, calls=style.tool_calls, reasoning=style.reasoning, options=style.template)
+    data = data_set(config) if train else None
     async with AsyncExitStack() as stack:
-        ledger = stack.enter_context(Ledger(run.ledger, run.last_step)) if train else None
+        ledger = stack.enter_context(Ledger(run.ledger, run.last_step)) if train and data is None else None
         processes = await stack.enter_async_context(Processes(run.logs))
         engine_config = dataclasses.replace(
             config.engine,
@@ -71,7 +80,9 @@ async def parts(
             seed=config.seed,
             deterministic=config.deterministic,
         )
-        await processes.start("engine", "rockroll.engine.server", "--config", _written(run, "engine", engine_config))
+        if config.samples:
+            file = _written(run, "engine", engine_config)
+            await processes.start("engine", "rockroll.engine.server", "--config", file)
         train_config = dataclasses.replace(
             config.train,
             model=model,
@@ -80,6 +91,9 @@ async def parts(
             seed=config.seed,
             deterministic=config.deterministic,
             threads=config.train.threads or int(config.deterministic),
+            teacher=str(await asyncio.to_thread(prepare, config.train.teacher, "train teacher"))
+            if config.train.teacher
+            else "",
             schedule_updates=config.train.schedule_updates
             or config.steps * config.train.epochs * config.train.minibatches,
         )
@@ -88,9 +102,11 @@ async def parts(
             await _ranks("trainer", train_config, run, processes)
         if critic_config is not None:
             await _ranks("critic", critic_config, run, processes)
-        pool = await stack.enter_async_context(_boxes(config, processes)) if config.agent else None
-        engine = await EngineClient.connect(engine_config.address)
-        stack.push_async_callback(engine.close)
+        pool = await stack.enter_async_context(_boxes(config, processes)) if config.agent and config.samples else None
+        engine = None
+        if config.samples:
+            engine = await EngineClient.connect(engine_config.address)
+            stack.push_async_callback(engine.close)
         trainer = None
         if train:
             trainer = await TrainerClient.connect(train_config)
@@ -99,7 +115,22 @@ async def parts(
         if critic_config is not None:
             critic = await TrainerClient.connect(critic_config)
             stack.push_async_callback(critic.close)
-        await processes.guard(_ready(engine, trainer, critic))
+        context = await processes.guard(_ready(engine, trainer, critic))
+        deck = Deck(data, tokenizer, context=context) if data else None
+        canary_ids = tokenizer.encode(config.canary.prompt)
+        if engine is None:
+            yield Parts(
+                processes=processes,
+                engine=None,
+                trainer=trainer,
+                critic=critic,
+                rollout=None,
+                deck=deck,
+                ledger=None,
+                canary_ids=canary_ids,
+            )
+            return
+        assert config.task is not None
         journal = await stack.enter_async_context(
             Journal(run.path / "journal", config.rollout.journal, config.rollout.journal_most())
         )
@@ -122,8 +153,9 @@ async def parts(
             trainer=trainer,
             critic=critic,
             rollout=rollout,
+            deck=deck,
             ledger=ledger,
-            canary_ids=tokenizer.encode(config.canary.prompt),
+            canary_ids=canary_ids,
         )
 
 
@@ -143,9 +175,13 @@ async def _ranks(name: str, config: TrainConfig, run: RunDir, processes: Process
         await processes.start(f"{name}-{rank}", "rockroll.train.server", "--config", file, "--rank", str(rank))
 
 
-async def _ready(engine: EngineClient, *trainers: TrainerClient | None) -> None:
-    """All have loaded their model. An error of any is a death that `guard` tells of."""
-    await asyncio.gather(engine.info(), *(trainer.info() for trainer in trainers if trainer))
+async def _ready(engine: EngineClient | None, *trainers: TrainerClient | None) -> int:
+    """All have loaded their model; the policy's context. An error of any is a death that `guard` tells of."""
+    infos = await asyncio.gather(
+        *(trainer.info() for trainer in trainers if trainer), *([engine.info()] if engine else [])
+    )
+    first = infos[0] if infos else None
+    return first.context if isinstance(first, TrainerInfo) else 0
 
 
 @asynccontextmanager

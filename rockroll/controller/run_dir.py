@@ -10,10 +10,14 @@ import fcntl
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
 
 from rockroll import home
 from rockroll.errors import UsageError
+
+T = TypeVar("T", bound=msgspec.Struct)
 
 
 class RunDir:
@@ -85,11 +89,29 @@ class RunDir:
         for step in self.steps()[:-keep] if keep else []:
             shutil.rmtree(self.checkpoint(step))
             shutil.rmtree(self.critic_checkpoint(step), ignore_errors=True)
+            self._position(step).unlink(missing_ok=True)
 
     @property
     def ledger(self) -> Path:
         """What was begun since the checkpoints."""
         return self.path / "ledger"
+
+    def _position(self, step: int) -> Path:
+        return self.checkpoints / f"step_{step}.data.json"
+
+    def put_position(self, step: int, position: msgspec.Struct) -> None:
+        """Where the examples of a data set stand at a checkpoint; written before it, so that a whole one has it."""
+        self._position(step).write_bytes(msgspec.json.encode(position))
+
+    def position(self, step: int, kind: type[T]) -> T:
+        """What `put_position` said. UsageError where it cannot be read."""
+        try:
+            return msgspec.json.decode(self._position(step).read_bytes(), type=kind)
+        except (OSError, msgspec.DecodeError) as error:
+            raise UsageError(
+                f"{self._position(step)} says which examples were trained, and cannot be read ({error}); remove "
+                f"{self.checkpoint(step)} to continue from the checkpoint before it"
+            ) from None
 
 
 def default_path(name: str) -> Path:

@@ -18,6 +18,7 @@ from rockroll.errors import EnvError, RockrollError, UsageError
 BUILT_IN = {
     "rockroll:frozen_lake": "rockroll.env.frozen_lake:FrozenLake",
     "rockroll:shell": "rockroll.env.shell:ShellTask",
+    "rockroll:shell_quiz": "rockroll.env.shell_quiz:ShellQuiz",
 }
 """Names of rockroll's own tasks, and where they are."""
 

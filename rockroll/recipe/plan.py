@@ -12,6 +12,7 @@ from typing import Any
 from rockroll import units
 from rockroll.controller.config import RunConfig
 from rockroll.controller.model_path import Model, find
+from rockroll.controller.source import data_set
 from rockroll.engine.kinds import kinds
 from rockroll.recipe.load import dump
 from rockroll.train.config import TrainConfig
@@ -35,34 +36,39 @@ def plan(config: RunConfig) -> list[Line]:
     cores = os.cpu_count() or 1
     rollout, train, box = config.rollout, config.train, config.sandbox
     batch = rollout.groups * rollout.episodes
-    task = f"{config.task.env}, {'stepped by an agent program' if config.agent else 'stepped by rockroll'}"
+    data = data_set(config)
+    steps = data.steps(config.steps) if data else config.steps
+    what = f"objective {train.objective}"
+    if config.task is not None:
+        what += f"; {config.task.env}, {'stepped by an agent program' if config.agent else 'stepped by rockroll'}"
     lines = [
-        Line(part="controller", where="this process", what=f"{config.steps} steps, seed {config.seed}; {task}"),
-        Line(
-            part="model",
-            where="this machine",
-            what=f"{model}{', ' * bool(model.todo)}{model.todo}",
-        ),
-        Line(
-            part="engine",
-            where="one process, this machine" if kind.ok else "cannot run here",
-            what=f"{kind.detail}, {config.engine.dtype}, {config.engine.max_batch} requests at once"
-            if kind.ok
-            else f"{config.engine.kind}: {kind.detail}; {kind.cure}",
-        ),
+        Line(part="controller", where="this process", what=f"{steps} steps, seed {config.seed}; {what}"),
+        Line(part="model", where="this machine", what=f"{model}{', ' * bool(model.todo)}{model.todo}"),
+    ]
+    if config.samples:
+        lines.append(
+            Line(
+                part="engine",
+                where="one process, this machine" if kind.ok else "cannot run here",
+                what=f"{kind.detail}, {config.engine.dtype}, {config.engine.max_batch} requests at once"
+                if kind.ok
+                else f"{config.engine.kind}: {kind.detail}; {kind.cure}",
+            )
+        )
+    lines.append(
         Line(
             part="trainer",
             where=f"{train.ranks} process{'es' * (train.ranks > 1)}, this machine",
-            what=_trainer(train, model, config),
-        ),
-    ]
+            what=_trainer(train, model, config) + _beside(config),
+        )
+    )
     if train.has_critic:
         critic = critic_config(train, config.steps)
         itself = find(critic.model) if critic.model else model
         lines.append(
             Line(part="critic", where=lines[-1].where, what=_trainer(critic, itself, config) + "; it learns values")
         )
-    if config.agent is not None:
+    if config.agent is not None and config.samples:
         memory = rollout.concurrency * box.memory_bytes
         lines.append(
             Line(
@@ -73,15 +79,25 @@ def plan(config: RunConfig) -> list[Line]:
                 f"network {box.network_text}",
             )
         )
-    lines.append(
-        Line(
-            part="rollout",
-            where="controller",
-            what=f"{rollout.groups} groups × {rollout.episodes} episodes a step, {batch * config.steps} in all, "
-            f"{rollout.concurrency} at once, on {cores} cores",
+    if data is not None and config.data is not None:
+        lines.append(
+            Line(
+                part="data",
+                where="controller",
+                what=f"{len(data)} examples of {config.data.path}, {config.data.batch} a step, "
+                f"{steps * config.data.batch / len(data):.1f} passes; {len(data.held_out)} held out",
+            )
         )
-    )
-    if config.eval.episodes:
+    else:
+        lines.append(
+            Line(
+                part="rollout",
+                where="controller",
+                what=f"{rollout.groups} groups × {rollout.episodes} episodes a step, {batch * steps} in all, "
+                f"{rollout.concurrency} at once, on {cores} cores",
+            )
+        )
+    if config.samples and config.eval.episodes:
         when = f"every {config.eval.every} steps, " if config.eval.every else ""
         lines.append(
             Line(
@@ -110,6 +126,14 @@ def _trainer(train: TrainConfig, model: Model, config: RunConfig) -> str:
         rows, length = widest(longest, train.tokens_per_microbatch)[0]
         said += f", and activations of {rows} × {length} tokens at most"
     return said
+
+
+def _beside(config: RunConfig) -> str:
+    """The second model that the objective needs."""
+    train = config.train
+    if train.objective == "distill":
+        return f", beside the teacher {find(train.teacher, 'train teacher')}"
+    return ", beside a frozen copy" if train.objective == "dpo" or train.kl else ""
 
 
 def as_json(config: RunConfig) -> dict[str, Any]:

@@ -28,7 +28,12 @@ def sources() -> str:
     import transformers
 
     root = Path(__file__).parents[1]
-    files = [*sorted((root / "tiny").glob("*.py")), *sorted((root / "env").glob("*.py")), root / "agent/shell_agent.py"]
+    files = [
+        *sorted((root / "tiny").glob("*.py")),
+        *sorted((root / "env").glob("*.py")),
+        root / "agent/shell_agent.py",
+        root / "data/shell.py",
+    ]
     digest = hashlib.sha256(f"{torch.__version__} {transformers.__version__}".encode())
     for file in files:
         digest.update(file.read_bytes())

@@ -1,7 +1,7 @@
 """The pass rate of a model on `rockroll:shell`, measured without a sandbox.
 
 In: a model, its tokenizer, seeds, a temperature. Out: how many situations of each kind it solved. Its commands are
-carried out by interpreter.py, never by this host. Leaves the real measure, in sandboxes, to `rockroll eval`.
+carried out by env/shell_interpreter.py, never by this host. Leaves the real measure, in sandboxes, to `rockroll eval`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
 
 from rockroll.agent import shell_agent
+from rockroll.env import shell_interpreter as interpreter
 from rockroll.env.api import Split
 from rockroll.env.shell import Goal, ShellTask
-from rockroll.tiny import interpreter
 from rockroll.tiny.tokenizer import END, PAD
 
 ANSWER_TOKENS = 24

@@ -18,10 +18,9 @@ from tokenizers import Tokenizer
 from torch.nn.functional import cross_entropy
 from transformers import LlamaForCausalLM
 
-from rockroll.agent import shell_agent
-from rockroll.env.api import Situation
+from rockroll.data.shell import conversation
 from rockroll.env.shell import Goal, ShellTask
-from rockroll.tiny import interpreter
+from rockroll.env.shell_ways import HABITS, SOLUTIONS
 
 STEPS = 230
 """A number, and no seconds: learning comes in a phase transition, which seconds would cut at another place on every
@@ -45,42 +44,6 @@ WRONG: dict[str, tuple[float, ...]] = {
 }
 """How often a goal is done in its kind's wrong way, by the phrase that says it. The right way is always there to be
 sampled. No rate is near one half, where greedy decoding would be a matter of luck."""
-
-HABITS: dict[str, Callable[[Goal], list[str]]] = {
-    "create": lambda g: [f"echo {g.words[0]} {g.words[1]}"],
-    "append": lambda g: [f"echo {g.words[1]} > {g.file}"],
-    "copy": lambda g: [f"mv {g.file} {g.other}"],
-    "follow": lambda g: [f"rm {g.file}"],
-    "extract": lambda g: [f"cat {g.file} > {g.other}"],
-}
-"""The wrong way of each kind: says it but does not write it; overwrites; moves instead of copying; deletes without
-looking; copies all without looking. No two are mirrored, so that unlearning one does not teach another; and right and
-wrong part at one token. Where they do not, as in `cp other file` or in the first word for the last, they are learnt as
-two words that have nothing to do with each other, and the right way is hardly ever sampled or found (0.3 after 3,840
-episodes)."""
-
-SOLUTIONS: dict[str, Callable[[Goal], list[str]]] = {
-    "create": lambda g: [f"echo {g.words[0]} {g.words[1]} > {g.file}"],
-    "append": lambda g: [f"echo {g.words[1]} >> {g.file}"],
-    "copy": lambda g: [f"cp {g.file} {g.other}"],
-    "follow": lambda g: [f"cat {g.file}", f"rm {g.other}"],
-    "extract": lambda g: [f"cat {g.file}", f"echo {g.words[1]} > {g.other}"],
-}
-"""The commands that do what each kind of goal asks."""
-
-
-def conversation(situation: Situation, commands: list[str]) -> list[dict[str, str]]:
-    """The messages of an agent that gives these commands and then says that it is done."""
-    said, files = situation.instruction, dict(situation.files)
-    messages: list[dict[str, str]] = []
-    for command in commands:
-        messages += [{"role": "user", "content": said}, {"role": "assistant", "content": command}]
-        result = interpreter.run(files, command)
-        if result is None:
-            raise ValueError(f"a demonstrated command is one that the interpreter knows; got {command!r}")
-        files, output, code = result
-        said = shell_agent.show(output, code)
-    return [*messages, {"role": "user", "content": said}, {"role": "assistant", "content": "done"}]
 
 
 def demonstrations(seed: int) -> Iterator[list[dict[str, str]]]:

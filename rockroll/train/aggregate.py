@@ -10,6 +10,21 @@ from collections import Counter
 from collections.abc import Sequence
 
 from rockroll.train.algorithm import Aggregation
+from rockroll.train.batch import Row
+from rockroll.train.config import TrainConfig
+
+
+def aggregate(rows: Sequence[Row], config: TrainConfig) -> None:
+    """Set `weight` of these rows, all that one update has, by the aggregation of the recipe."""
+    assert config.aggregation is not None
+    weights = row_weights(
+        [row.counted for row in rows],
+        [row.episode for row in rows],
+        kind=config.aggregation,
+        length=config.aggregation_length,
+    )
+    for row, weight in zip(rows, weights, strict=True):
+        row.weight = weight
 
 
 def row_weights(counts: Sequence[int], episodes: Sequence[int], *, kind: Aggregation, length: int = 0) -> list[float]:

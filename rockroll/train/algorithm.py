@@ -10,8 +10,18 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-ObjectiveName = Literal["policy", "value"]
-"""What is minimised: policy, the loss that the rest of this file names; value, a critic's (critic.py makes it)."""
+ObjectiveName = Literal["policy", "sft", "dpo", "distill", "value"]
+"""What is minimised.
+
+    policy   the loss that the rest of this file names, on sampled episodes and their rewards
+    sft      the negative log-likelihood of written answers
+    dpo      of two written answers, that the chosen one is preferred (arXiv 2305.18290)
+    distill  the distance from a teacher, on sampled tokens (arXiv 2306.13649)
+    value    a critic's error (critic.py makes it; no recipe names it)
+"""
+
+DATA_OBJECTIVES: tuple[ObjectiveName, ...] = ("sft", "dpo")
+"""Those that learn from a data set; the others learn from what they sample."""
 
 Algorithm = Literal[
     "dapo",

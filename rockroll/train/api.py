@@ -26,16 +26,16 @@ class Turn(Struct, frozen=True, kw_only=True):
 
 
 class TrainSample(Struct, frozen=True, kw_only=True):
-    """One token sequence of one episode. The four lists have equal length."""
+    """One token sequence of one episode, or of a data set. The four lists have equal length."""
 
     ids: list[int]
     """Token ids, prompt and sampled, in order."""
     mask: list[bool]
-    """True on a token the engine sampled: only those are trained, each once."""
-    logprobs: list[float]
-    """The engine's log-prob of each sampled token (after temperature); 0.0 elsewhere."""
-    versions: list[int]
-    """The weight version that sampled each token; -1 elsewhere."""
+    """True on a token the engine sampled, or a data set's answer: only those are trained, each once."""
+    logprobs: list[float] = []
+    """The engine's log-prob of each sampled token (after temperature); 0.0 elsewhere. Empty: nobody sampled it."""
+    versions: list[int] = []
+    """The weight version that sampled each token; -1 elsewhere. Empty: nobody sampled it."""
     episode: int
     """Which episode of the batch; samples of one episode share its reward and advantage."""
     group: int
@@ -101,6 +101,8 @@ class TrainerInfo(Struct, frozen=True, kw_only=True):
     ranks: int
     pids: list[int]
     """One process id per rank, by rank."""
+    context: int = 0
+    """Tokens that a sequence may have."""
 
 
 class Trainer(Protocol):
@@ -120,6 +122,10 @@ class Trainer(Protocol):
 
     async def values(self, batch: TrainBatch) -> list[list[float]]:
         """Of a critic: the value of each trained token, sample by sample. TrainError where this is none."""
+        ...
+
+    async def measure(self, batch: TrainBatch) -> dict[str, float]:
+        """The objective's metrics on a batch, loss/NAME among them, without learning from it."""
         ...
 
     async def export(self, path: str) -> Exported:

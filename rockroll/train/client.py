@@ -39,6 +39,9 @@ class TrainerClient:
     async def values(self, batch: TrainBatch) -> list[list[float]]:
         return (await self._all("values", batch, list[list[float]]))[0]
 
+    async def measure(self, batch: TrainBatch) -> dict[str, float]:
+        return (await self._all("measure", batch, dict[str, float]))[0]
+
     async def export(self, path: str) -> Exported:
         exported = (await self._all("export", path, Exported | None))[0]
         assert exported is not None  # rank 0 always says what it wrote
@@ -62,6 +65,7 @@ class TrainerClient:
             version=first.version,
             parameters=first.parameters,
             ranks=first.ranks,
+            context=first.context,
             pids=[pid for info in infos for pid in info.pids],
         )
 

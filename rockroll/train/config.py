@@ -27,7 +27,13 @@ from rockroll.train.lora_config import LoraConfig
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     objective: ObjectiveName = "policy"
-    """What a step minimises (train/objectives/)."""
+    """What a step minimises (train/algorithm.py): the policy loss by reward, or that of sft, dpo, distill."""
+    dpo_beta: float = 0.1
+    """dpo: how strongly the policy is held to the start model."""
+    teacher: str = ""
+    """distill: a Hugging Face folder with the same tokenizer, or `tiny`."""
+    divergence: Literal["reverse", "forward"] = "reverse"
+    """distill: KL(student, teacher) or KL(teacher, student), over the vocabulary, at every sampled token."""
     lr: float = 1e-6
     """Learning rate of AdamW, after the warm-up."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -159,6 +165,7 @@ class TrainConfig:
         if self.advantage == "gae" and self.critic is None:
             object.__setattr__(self, "critic", CriticConfig())
         self._check_objective()
+        self._check_algorithm()
         if self.dtype == "bfloat16" and self.zero_stage == 0:
             raise ValueError(
                 "train dtype bfloat16 needs zero_stage 1 or more: DeepSpeed's stage 0 keeps no float32 weights to "
@@ -168,6 +175,21 @@ class TrainConfig:
             raise ValueError(f"train address needs {{rank}} in it for {self.ranks} ranks; got {self.address!r}")
 
     def _check_objective(self) -> None:
+        if self.objective != "policy":
+            for name in ("kl", "entropy"):
+                if getattr(self, name):
+                    raise ValueError(
+                        f"train {name} is a part of objective policy; leave it out for {self.objective}; "
+                        f"got {getattr(self, name)}"
+                    )
+        if self.dpo_beta <= 0:
+            raise ValueError(f"train dpo_beta must be over 0 (0.1 is usual); got {self.dpo_beta}")
+        if self.objective == "distill" and not self.teacher:
+            raise ValueError("train objective distill needs teacher: a Hugging Face folder with the same tokenizer")
+        if self.objective != "distill" and self.teacher:
+            raise ValueError(f"train teacher is for objective distill; got it with objective {self.objective}")
+
+    def _check_algorithm(self) -> None:
         free = self.surrogate == "weight"
         for name in ("clip_low", "clip_low_negative"):
             value = getattr(self, name)

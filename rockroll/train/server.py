@@ -49,7 +49,8 @@ async def serve(config: TrainConfig, rank: int) -> None:
         child.leave(0)  # nothing is bound yet, and the loading thread cannot be stopped
     trainer = await loading
     address = config.rank_address(rank)
-    server = rpc.Server(address, _handlers(trainer, compute), types={"step": TrainBatch, "values": TrainBatch})
+    bodies = dict.fromkeys(("step", "values", "measure"), TrainBatch)
+    server = rpc.Server(address, _handlers(trainer, compute), types=bodies)
     await server.start()
     _log.info("rank %d ready at %s after %.1f s", rank, address, time.perf_counter() - started)
     try:
@@ -72,6 +73,9 @@ def _handlers(trainer: RankTrainer, compute: ThreadPoolExecutor) -> dict[str, rp
     async def values(body: TrainBatch, _peer: rpc.Peer) -> Any:
         return await run(trainer.values, body)
 
+    async def measure(body: TrainBatch, _peer: rpc.Peer) -> dict[str, float]:
+        return await run(trainer.measure, body)
+
     async def export(body: str, _peer: rpc.Peer) -> Any:
         return await run(trainer.export, body)
 
@@ -87,7 +91,7 @@ def _handlers(trainer: RankTrainer, compute: ThreadPoolExecutor) -> dict[str, rp
     async def info(_body: None, _peer: rpc.Peer) -> Any:
         return await run(trainer.info)
 
-    handlers = (worst_case, step, values, export, save, load, logprobs, info)
+    handlers = (worst_case, step, values, measure, export, save, load, logprobs, info)
     return {handler.__name__: handler for handler in handlers}
 
 

@@ -90,6 +90,7 @@ class RankTrainer:
             parameters=self.parameters,
             ranks=self.config.ranks,
             pids=[os.getpid()],
+            context=self.context,
         )
 
     # ------------------------------------------------------------------------------------------------- the step
@@ -127,6 +128,20 @@ class RankTrainer:
             raise TrainError(f"values are a critic's to tell; this trainer's objective is {self.config.objective}")
         return values_of(self.share, self.engine, batch, self._rows(batch))
 
+    def measure(self, batch: TrainBatch) -> dict[str, float]:
+        """The objective's metrics on a batch, with the weights as they are and nothing learnt."""
+        state = self.objective.state()
+        rows = self._rows(batch)
+        metrics = self.objective.begin(batch, rows, self.engine)
+        self.objective.weigh(rows)
+        self.engine.eval()
+        with torch.no_grad():
+            for mine in self.share.micro_batches(rows):
+                self._loss(collate(mine).to(self.device), first=True)
+        metrics |= self.objective.end()
+        self.objective.restore(state)
+        return metrics
+
     def _rows(self, batch: TrainBatch) -> list[Row]:
         """The rows that have something to train, checked; what the objective knows of them is yet to come."""
         if not batch.temperature > 0:
@@ -137,7 +152,7 @@ class RankTrainer:
         made = (
             make_row(
                 sample,
-                logprobs=sample.logprobs,
+                logprobs=sample.logprobs or None,
                 number=number,
                 episode=sample.episode,
                 vocabulary=self.vocabulary,

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from rockroll import Sandbox, SandboxConfig
+from rockroll.env import shell_interpreter as interpreter
 from rockroll.sandbox import node_client
-from rockroll.tiny import interpreter
 
 NAMES = ("abc", "xyz", "qrs")
 

@@ -27,6 +27,10 @@ from rockroll.train.config import TrainConfig
         ({"lr_floor": 2}, r"lr_floor is a share of lr, in \[0, 1\]; got 2"),
         ({"dtype": "bfloat16"}, "needs zero_stage 1 or more"),
         ({"ranks": 2, "address": "ipc:///x"}, r"address needs \{rank\} in it for 2 ranks"),
+        ({"objective": "sft", "kl": 0.1}, "kl is a part of objective policy; leave it out for sft; got 0.1"),
+        ({"objective": "distill"}, "distill needs teacher"),
+        ({"teacher": "tiny"}, "teacher is for objective distill; got it with objective policy"),
+        ({"objective": "dpo", "dpo_beta": 0}, "dpo_beta must be over 0"),
     ],
 )
 def test_refused(fields: dict, says: str):

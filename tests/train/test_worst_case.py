@@ -152,6 +152,15 @@ def test_every_algorithm_has_one(config: TrainConfig, algorithm: str):
     assert digest(trainer.tensors()) == weights
 
 
+@pytest.mark.parametrize("objective", ["sft", "dpo", "distill"])
+def test_every_objective_has_one(config: TrainConfig, objective: str):
+    teacher = config.model if objective == "distill" else ""
+    trainer = RankTrainer(replace(config, objective=objective, teacher=teacher))  # pyright: ignore[reportArgumentType]
+    weights = digest(trainer.tensors())
+    assert trainer.worst_case(0).rows == 64
+    assert digest(trainer.tensors()) == weights
+
+
 def test_what_ran_out_of_memory_is_told_from_other_errors():
     assert memory.ran_out(MemoryError())
     assert memory.ran_out(torch.OutOfMemoryError("CUDA out of memory"))

@@ -7,10 +7,19 @@ from __future__ import annotations
 
 from rockroll.train.config import TrainConfig
 from rockroll.train.objective import Objective
+from rockroll.train.objectives.distill import DistillObjective
+from rockroll.train.objectives.dpo import DpoObjective
 from rockroll.train.objectives.policy import PolicyObjective
+from rockroll.train.objectives.sft import SftObjective
 from rockroll.train.objectives.value import ValueObjective
 
-OBJECTIVES: dict[str, type[Objective]] = {"policy": PolicyObjective, "value": ValueObjective}
+OBJECTIVES: dict[str, type[Objective]] = {
+    "policy": PolicyObjective,
+    "sft": SftObjective,
+    "dpo": DpoObjective,
+    "distill": DistillObjective,
+    "value": ValueObjective,
+}
 
 
 def objective_of(config: TrainConfig) -> type[Objective]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rockroll.errors import TrainError
 from rockroll.train import lora
-from rockroll.train.aggregate import row_weights
+from rockroll.train.aggregate import aggregate
 from rockroll.train.api import TrainBatch
 from rockroll.train.batch import MicroBatch, Row
 from rockroll.train.config import TrainConfig
@@ -50,6 +50,11 @@ class PolicyObjective(Objective):
 
     def check(self, batch: TrainBatch) -> None:
         episodes_of(batch)
+        for sample in batch.samples:
+            if len(sample.logprobs) != len(sample.ids):
+                raise TrainError(
+                    f"a sample's lists must be equally long; got {len(sample.ids)} ids, {len(sample.logprobs)} logprobs"
+                )
 
     def begin(self, batch: TrainBatch, rows: list[Row], model: Any) -> dict[str, float]:
         self._temperature = batch.temperature
@@ -104,15 +109,7 @@ class PolicyObjective(Objective):
         )
 
     def weigh(self, rows: list[Row]) -> None:
-        assert self.config.aggregation is not None
-        weights = row_weights(
-            [row.counted for row in rows],
-            [row.episode for row in rows],
-            kind=self.config.aggregation,
-            length=self.config.aggregation_length,
-        )
-        for row, weight in zip(rows, weights, strict=True):
-            row.weight = weight
+        aggregate(rows, self.config)
 
     def loss(self, outputs: Tensor, micro: MicroBatch, *, first: bool) -> Tensor:
         config, totals = self.config, self._totals

@@ -1,8 +1,9 @@
-"""The few commands the tiny model is taught, carried out on a dict of files instead of in a sandbox.
+"""The few commands that `rockroll:shell` needs, carried out on a dict of files instead of in a sandbox.
 
 In: files by name and one command. Out: the files afterwards and what the command said, or None for any command that
-is not one of the forms below. Used at set-up only, to measure a new model before a sandbox exists: a command that a
-model wrote never runs on the host. Leaves real work to Bash; `tests/tiny/test_interpreter.py` holds that both agree.
+is not one of the forms below. For demonstrations, `rockroll:shell_quiz` and the measure of a new model before a
+sandbox exists: a command that a model wrote never runs on the host. Leaves real work to Bash;
+`tests/tiny/test_interpreter.py` holds that both agree.
 
     echo [WORD]… [> NAME | >> NAME]   cat NAME… [> NAME | >> NAME]   cp NAME NAME   mv NAME NAME   rm NAME…   ls
 
