@@ -56,11 +56,13 @@ def train(
     from rockroll.controller import loop
     from rockroll.controller.run_dir import RunDir, default_path
     from rockroll.observe.display import Display, Status, summary
+    from rockroll.recipe import plan as planning
     from rockroll.recipe.load import dump
 
     if resume and run_dir is None:
         raise UsageError("--resume continues the run in --run-dir; name that directory")
     config = _load(recipe, settings)
+    planning.plan(config)  # a teacher or a data set that is not there is found before the run has a directory
     with RunDir(run_dir or default_path(config.name), resume=resume) as run:
         _log_to(run.path / "rockroll.log")
         changed = _changes(run, config) if resume else []

@@ -68,11 +68,12 @@ class Evaluation:
 async def train(config: RunConfig, run: RunDir, display: Display) -> Summary:
     """Trains to `config.steps`. Where `run.resume`: from the last checkpoint, over the batches that the run had taken
     since (trained again as they were), and on with what it had begun."""
-    if data := data_set(config):
+    data = data_set(config)
+    if data is not None:
         config = dataclasses.replace(config, steps=data.steps(config.steps))
         display.status.steps = config.steps
     records = Records(run.path, config.records)
-    async with parts(config, run, records.beside(status_events(display.status)), train=True) as made:
+    async with parts(config, run, records.beside(status_events(display.status)), train=True, data=data) as made:
         return await made.processes.guard(_train(config, run, display, made, records))
 
 

@@ -18,8 +18,7 @@ from rockroll.append import write_whole
 from rockroll.controller.config import RunConfig
 from rockroll.controller.model_path import prepare
 from rockroll.controller.run_dir import RunDir
-from rockroll.controller.source import data_set
-from rockroll.data.source import Deck
+from rockroll.data.source import DataSet, Deck
 from rockroll.engine.client import EngineClient
 from rockroll.engine.kinds import require
 from rockroll.errors import ProcessDied
@@ -35,6 +34,7 @@ from rockroll.train.api import TrainerInfo
 from rockroll.train.client import TrainerClient
 from rockroll.train.config import TrainConfig
 from rockroll.train.critic import critic_config
+from rockroll.train.teacher import check_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,18 +58,18 @@ class Parts:
 
 @asynccontextmanager
 async def parts(
-    config: RunConfig, run: RunDir, on_event: Callable[[Event], None], *, train: bool
+    config: RunConfig, run: RunDir, on_event: Callable[[Event], None], *, train: bool, data: DataSet | None = None
 ) -> AsyncIterator[Parts]:
     """Starts what `config` needs, the slow ones side by side; ends all of it, whatever happened.
 
-    train: False leaves the trainer out, for an evaluation.
+    train: False leaves the trainer out, for an evaluation. data: what is learnt from, where that is a data set.
     """
     if config.samples:
         require(config.engine)
     model = str(await asyncio.to_thread(prepare, config.model))
+    teacher = await asyncio.to_thread(_teacher, config, model) if train else config.train.teacher
     style = config.rollout
     tokenizer = ChatTokenizer(model, calls=style.tool_calls, reasoning=style.reasoning, options=style.template)
-    data = data_set(config) if train else None
     async with AsyncExitStack() as stack:
         ledger = stack.enter_context(Ledger(run.ledger, run.last_step)) if train and data is None else None
         processes = await stack.enter_async_context(Processes(run.logs))
@@ -91,9 +91,7 @@ async def parts(
             seed=config.seed,
             deterministic=config.deterministic,
             threads=config.train.threads or int(config.deterministic),
-            teacher=str(await asyncio.to_thread(prepare, config.train.teacher, "train teacher"))
-            if config.train.teacher
-            else "",
+            teacher=teacher,
             schedule_updates=config.train.schedule_updates
             or config.steps * config.train.epochs * config.train.minibatches,
         )
@@ -157,6 +155,15 @@ async def parts(
             ledger=ledger,
             canary_ids=canary_ids,
         )
+
+
+def _teacher(config: RunConfig, model: str) -> str:
+    """The teacher's folder, "" for none. Raises UsageError or TrainError before anything is started."""
+    if not config.train.teacher:
+        return ""
+    teacher = str(prepare(config.train.teacher, "train teacher"))
+    check_tokenizer(model, teacher)
+    return teacher
 
 
 def _critic(policy: TrainConfig, steps: int, processes: Processes) -> TrainConfig:

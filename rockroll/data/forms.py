@@ -11,7 +11,7 @@ to encode.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ Message = Mapping[str, Any]
 class Conversation:
     """Messages; the assistant's from number `learnt` on are learnt."""
 
-    messages: list[Message]
+    messages: Sequence[Message]
     learnt: int = 0
     tools: tuple[Mapping[str, Any], ...] = ()
 

@@ -181,6 +181,5 @@ def _doc(path: Path_) -> str:
     examples = {
         "name": "give the run a name",
         "steps": "how many training steps",
-        "task": "task: {env: rockroll:shell}",
     }
     return examples.get(str(path[-1]), "a value is needed here")

@@ -8,6 +8,7 @@ import pytest
 
 from rockroll.errors import RecipeError
 from rockroll.recipe.load import dump, load
+from rockroll.recipe.plan import plan
 
 GOOD = """\
 name: try
@@ -36,7 +37,7 @@ def test_values_reach_the_rooms_configurations(recipe) -> None:
     config = load(recipe(GOOD))
     assert (config.name, config.steps, config.rollout.groups, config.rollout.temperature) == ("try", 3, 2, 0.7)
     assert config.train.lr == 0.001 and config.train.betas == (0.9, 0.99)
-    assert config.task.options == {"size": 4}
+    assert config.task is not None and config.task.options == {"size": 4}
     assert config.agent is None
 
 
@@ -58,6 +59,7 @@ def test_a_network_is_a_word_or_a_list_of_hosts(recipe) -> None:
 def test_off_is_the_word_where_a_setting_is_named_so_and_no_for_a_switch(recipe) -> None:
     text = GOOD.replace("size: 4", "size: off").replace("groups: 2", "groups: 2\n  journal: off")
     config = load(recipe(text), ["task.slow=off"])
+    assert config.task is not None
     assert (config.rollout.journal, config.task.slow, config.task.options) == ("off", False, {"size": False})
     assert load(recipe(dump(config))) == config
     assert load(recipe(GOOD), ["rollout.journal=off"]).rollout.journal == "off"
@@ -82,6 +84,17 @@ def test_a_resolved_recipe_reads_back_as_itself(recipe) -> None:
         ("- 1\n", r"r\.yaml:1: a recipe is a mapping of keys"),
         (GOOD + "engine: {address: 'ipc://x'}\n", r"r\.yaml:10: engine\.address is not for recipes"),
         (GOOD + "engine: {model: x}\n", r"engine\.model is not for recipes: set 'model' at the top level"),
+        (
+            GOOD + "  objective: sft\n",
+            r"objective sft learns from a data set: name it, as in data: \{path: my\.jsonl\}",
+        ),
+        (
+            GOOD + "data: {path: a.jsonl}\n",
+            r"data is for train\.objective sft or dpo; policy learns from what it samples",
+        ),
+        (GOOD + "  objective: distil\n", r"r\.yaml:10: train\.objective: .*'distil'"),
+        (GOOD + "  objective: distill\n", r"objective distill needs teacher"),
+        ("name: x\nsteps: 1\n", r"task is missing: what is to be learnt, as in task: \{env: rockroll:shell\}"),
         (GOOD + "sandbox: {memory: 64k}\n", r"memory: 64k is under the 6 MB that a shell needs; try memory: 64m"),
     ],
 )
@@ -105,6 +118,15 @@ def test_settings_overrule_the_file_and_are_named_in_errors(recipe) -> None:
         load(recipe(GOOD), ["name.x=1"])
     with pytest.raises(RecipeError, match=r"--set steps=many: steps: .*'many'"):
         load(recipe(GOOD), ["steps=many"])
+
+
+def test_a_data_set_needs_no_task_and_no_engine_unless_a_task_is_to_evaluate_it(recipe) -> None:
+    text = "name: x\nsteps: 1\ndata: {path: rockroll:shell_preferences, options: {size: 50}}\ntrain: {objective: dpo}\n"
+    config = load(recipe(text))
+    assert not config.samples and load(recipe(dump(config))) == config
+    assert [line.part for line in plan(config)] == ["controller", "trainer", "data"]
+    assert "40 examples" in plan(config)[-1].what and "10 held out" in plan(config)[-1].what
+    assert load(recipe(text + "task: {env: rockroll:shell_quiz}\n")).samples
 
 
 @pytest.mark.parametrize("path", sorted(Path("recipes").glob("*.yaml")), ids=lambda p: p.stem)
