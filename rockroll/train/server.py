@@ -49,7 +49,7 @@ async def serve(config: TrainConfig, rank: int) -> None:
         child.leave(0)  # nothing is bound yet, and the loading thread cannot be stopped
     trainer = await loading
     address = config.rank_address(rank)
-    bodies = dict.fromkeys(("step", "values", "measure"), TrainBatch)
+    bodies = {"step": TrainBatch, "values": TrainBatch, "measure": TrainBatch}
     server = rpc.Server(address, _handlers(trainer, compute), types=bodies)
     await server.start()
     _log.info("rank %d ready at %s after %.1f s", rank, address, time.perf_counter() - started)
