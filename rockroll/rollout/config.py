@@ -6,6 +6,7 @@ and evaluation to the controller.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,6 +21,8 @@ class TaskConfig:
     """Keyword arguments of its constructor."""
     max_turns: int = 16
     """Model calls an episode may make; then it is `truncated`, and scored as it stands."""
+    failure_reward: float = 0.0
+    """Of an episode in which the policy ruined its own sandbox or agent, or used up its time (docs/training.md)."""
     slow: bool = False
     """An environment whose `reset` or `step` takes more than a few milliseconds is stepped in a thread of its own."""
 
@@ -28,6 +31,8 @@ class TaskConfig:
             raise ValueError("task env is rockroll:NAME or module:Class; got an empty one")
         if self.max_turns < 1:
             raise ValueError(f"task max_turns is at least 1; got {self.max_turns}")
+        if not math.isfinite(self.failure_reward):
+            raise ValueError(f"task failure_reward is a finite number; got {self.failure_reward}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +75,10 @@ class RolloutConfig:
     concurrency: int = 32
     """Episodes at once; where they work in sandboxes, also the number of warm ones."""
     episode_timeout: float = 300.0
-    """Seconds of one episode, waiting for a sandbox apart; beyond it the machinery is at fault and it is replaced."""
+    """Seconds of one episode on the wall's clock, waiting for a sandbox apart. Beyond it the episode is ended, and
+    whoever held it for most of them is at fault: the agent is scored, engine and environment are replaced."""
+    stall_timeout: float = 180.0
+    """Seconds in which nothing happens: no call to the model, no answer, no step. Who holds the episode is at fault."""
     replacements: float = 0.5
     """What env, agent or infrastructure may spoil before the run stops, as a share of the batch (8 episodes anyway)."""
     incomplete: float = 0.1
@@ -103,5 +111,6 @@ class RolloutConfig:
             raise ValueError(f"rollout temperature is above 0 (evaluation alone may be greedy); got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"rollout top_p is above 0 and at most 1; got {self.top_p}")
-        if self.episode_timeout <= 0:
-            raise ValueError(f"rollout episode_timeout is a number of seconds above 0; got {self.episode_timeout}")
+        for name in ("episode_timeout", "stall_timeout"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"rollout {name} is a number of seconds above 0; got {getattr(self, name)}")

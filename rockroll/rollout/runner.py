@@ -248,7 +248,8 @@ class Rollout:
             self._journal,
         )
         place = Place(id=id, seed=state.seed, split=split, group=state.id, index=start.index)
-        attempt = Attempt(place, self.task, dialogue, self._config.episode_timeout, self._pool, self._address)
+        limits = {"cap": self._config.episode_timeout, "stall": self._config.stall_timeout}
+        attempt = Attempt(place, self.task, dialogue, self._pool, self._address, **limits)
         attempts[start.index] = attempt
         self._dialogues[id] = dialogue
         self._running += 1
