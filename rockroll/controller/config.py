@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from rockroll.agent.config import AgentConfig
 from rockroll.engine.config import EngineConfig
 from rockroll.rollout.config import RolloutConfig, TaskConfig
+from rockroll.rollout.domain import DomainConfig, check
 from rockroll.sandbox.config import SandboxConfig
 from rockroll.train.config import TrainConfig
 
@@ -70,8 +71,10 @@ class RunConfig:
     """Names the run directory and the display."""
     steps: int
     """Training steps in all; 0 only evaluates."""
-    task: TaskConfig
+    task: TaskConfig | None = None
     """What is to be learnt."""
+    tasks: tuple[DomainConfig, ...] = ()
+    """Or several, each with a name and a weight (docs/training.md, "Several tasks")."""
     seed: int = 0
     """Every random draw of the run comes from this one."""
     model: str = "tiny"
@@ -98,3 +101,26 @@ class RunConfig:
             raise ValueError(f"name is a folder's name, without / and no dot first; got {self.name!r}")
         if self.steps < 0:
             raise ValueError(f"steps is at least 0; got {self.steps}")
+        if (self.task is None) == (not self.tasks):
+            raise ValueError(
+                "what is to be learnt is one task, as in task: {env: rockroll:shell}, or several, as in "
+                f"tasks: [{{name: a, env: …}}, {{name: b, env: …}}]; got {'both' if self.task else 'neither'}"
+            )
+        check(self.domains)
+        if 0 < self.eval.episodes < len(self.domains):
+            raise ValueError(
+                f"eval episodes are shared among the tasks, so at least one for each of {len(self.domains)}; got "
+                f"{self.eval.episodes}"
+            )
+        if (curriculum := self.rollout.curriculum) is not None:
+            levels = any(task.levels for task in self.domains)
+            if not (levels or (curriculum.among == "tasks" and len(self.domains) > 1)):
+                raise ValueError(
+                    f"rollout curriculum chooses among {curriculum.among}, and there is one alone; give a task levels: "
+                    "[{…}, {…}]"
+                )
+
+    @property
+    def domains(self) -> tuple[TaskConfig, ...]:
+        """All tasks, be it one or several."""
+        return self.tasks if self.task is None else (self.task,)

@@ -10,20 +10,23 @@ With rollout.max_staleness 0 the phases take turns. With more, groups of later s
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from rockroll.controller import statistics
+from rockroll.controller import domains, statistics
 from rockroll.controller.config import RunConfig
 from rockroll.controller.delivery import canary, deliver
 from rockroll.controller.parts import Parts, parts
 from rockroll.controller.run_dir import RunDir
+from rockroll.controller.tally import Tally
 from rockroll.observe.display import Display, Status
 from rockroll.observe.metrics import MetricsLog, Row
 from rockroll.observe.record import EpisodeLog
+from rockroll.rollout.domain import held_out
 from rockroll.rollout.sample import Episode, Event, Group
 from rockroll.train.api import TrainBatch, TrainSample, Turn
 
@@ -52,15 +55,18 @@ class Evaluation:
     ci95: tuple[float, float]
     episodes: int
     """Valid ones: what infrastructure broke is replaced, and not in here."""
+    tasks: dict[str, Evaluation] = field(default_factory=dict)
+    """The same of each task, where there are several."""
 
 
 async def train(config: RunConfig, run: RunDir, display: Display) -> Summary:
     """Trains to `config.steps`, from the last checkpoint where `run.resume` and one exists."""
-    async with parts(config, run, status_events(display.status), train=True) as made:
-        return await made.processes.guard(_train(config, run, display, made))
+    tally = Tally(config.rollout.max_staleness)
+    async with parts(config, run, status_events(display.status, tally.note), train=True) as made:
+        return await made.processes.guard(_train(config, run, display, made, tally))
 
 
-async def _train(config: RunConfig, run: RunDir, display: Display, made: Parts) -> Summary:
+async def _train(config: RunConfig, run: RunDir, display: Display, made: Parts, tally: Tally) -> Summary:
     status, trainer, engine = display.status, made.trainer, made.engine
     assert trainer is not None
     first_step = (run.steps() or [0])[-1] if run.resume else 0
@@ -95,7 +101,8 @@ async def _train(config: RunConfig, run: RunDir, display: Display, made: Parts) 
             timed = _Phases(status)
             with timed("rollout", config.rollout.groups * config.rollout.episodes):
                 groups = await stream.take()
-            row = {"step": step, **statistics.batch_row(groups, version)}
+            row = {"step": step, **statistics.batch_row(groups, version), **tally.row(groups)}
+            row |= domains.batch_row(config.domains, groups, made.rollout.mixture)
             with timed("train"):
                 report = await trainer.step(to_batch(step, groups, config.rollout.temperature))
             with timed("sync"):
@@ -141,8 +148,13 @@ async def evaluate(config: RunConfig, run: RunDir, display: Display) -> Evaluati
 
 async def _evaluate(config: RunConfig, made: Parts, status: Status, records: EpisodeLog, step: int) -> Evaluation:
     status.enter("evaluation", config.eval.episodes)
-    episodes = await made.rollout.evaluate(range(config.eval.episodes), config.eval.temperature)
+    held = held_out(config.domains, config.eval.episodes)
+    episodes = await made.rollout.evaluate(held, config.eval.temperature)
     records.write("eval", step, episodes)
+    return dataclasses.replace(_rated(episodes), tasks=domains.apart(config.domains, episodes, _rated))
+
+
+def _rated(episodes: Sequence[Episode]) -> Evaluation:
     valid = [episode for episode in episodes if episode.valid]
     passed = sum((episode.reward or 0) >= statistics.PASS for episode in valid)
     return Evaluation(
@@ -157,13 +169,14 @@ async def _evaluate_into(
         return None
     begun = time.monotonic()
     result = await _evaluate(config, made, status, records, step)
-    row |= {
-        "eval/pass_rate": result.pass_rate,
-        "eval/ci95_low": result.ci95[0],
-        "eval/ci95_high": result.ci95[1],
-        "eval/episodes": result.episodes,
-        "time/eval_s": time.monotonic() - begun,
-    }
+    for suffix, each in {"": result, **{f"/{name}": one for name, one in result.tasks.items()}}.items():
+        row |= {
+            f"eval/pass_rate{suffix}": each.pass_rate,
+            f"eval/ci95_low{suffix}": each.ci95[0],
+            f"eval/ci95_high{suffix}": each.ci95[1],
+            f"eval/episodes{suffix}": each.episodes,
+        }
+    row["time/eval_s"] = time.monotonic() - begun
     status.evals.append((step, result.pass_rate))
     return result
 
@@ -186,6 +199,7 @@ def to_batch(step: int, groups: list[Group], temperature: float) -> TrainBatch:
                         episode=number,
                         group=index,
                         reward=episode.reward,
+                        domain=group.task,
                         turns=[
                             Turn(
                                 number=t.number,
@@ -231,10 +245,11 @@ class _Phases:
         return {f"time/{k}_s": v for k, v in self._seconds.items()} | {"time/step_s": time.monotonic() - self._begun}
 
 
-def status_events(status: Status) -> Callable[[Event], None]:
-    """What the rollout tells, counted into the status."""
+def status_events(status: Status, also: Callable[[Event], None] = lambda _: None) -> Callable[[Event], None]:
+    """What the rollout tells, counted into the status. also: told too."""
 
     def on_event(event: Event) -> None:
+        also(event)
         status.running = event.running
         if event.kind == "turn":
             status.count_tokens(event.tokens)
@@ -262,4 +277,5 @@ def _line(row: Row) -> str:
     if "eval/pass_rate" in row:
         low, high = row["eval/ci95_low"], row["eval/ci95_high"]
         said.append(f"held out {row['eval/pass_rate']:.1%} (95 % interval {low:.1%} to {high:.1%})")
+        said += domains.said(row)
     return "   ".join(said)

@@ -14,12 +14,14 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from rockroll.controller.boxes import pool_sizes
 from rockroll.controller.config import RunConfig
 from rockroll.controller.model_path import resolve
 from rockroll.controller.run_dir import RunDir
 from rockroll.engine.client import EngineClient
 from rockroll.errors import ProcessDied
 from rockroll.placement.local import Processes
+from rockroll.rollout.curriculum_log import CurriculumLog
 from rockroll.rollout.journal import Journal
 from rockroll.rollout.runner import Rollout
 from rockroll.rollout.sample import Event
@@ -71,7 +73,7 @@ async def parts(
             for rank in range(config.train.ranks):
                 name = f"trainer-{rank}"
                 await processes.start(name, "rockroll.train.server", "--config", file, "--rank", str(rank))
-        pool = await stack.enter_async_context(_boxes(config, processes)) if config.agent else None
+        pools = await stack.enter_async_context(_boxes(config, processes))
         engine = await EngineClient.connect(engine_config.address)
         stack.push_async_callback(engine.close)
         trainer = None
@@ -80,17 +82,20 @@ async def parts(
             stack.push_async_callback(trainer.close)
         await processes.guard(_ready(engine, trainer))
         journal = await stack.enter_async_context(Journal(run.path / "journal", config.rollout.journal))
+        curriculum = CurriculumLog(run.path / "curriculum.jsonl")
+        stack.callback(curriculum.close)
         rollout = Rollout(
             config.rollout,
             engine,
-            pool,
-            config.task,
+            pools,
+            config.domains,
             config.agent,
             tokenizer,
             seed=config.seed,
             address=processes.address("relay"),
             events=on_event,
             journal=journal,
+            curriculum=curriculum,
         )
         await stack.enter_async_context(rollout)
         yield Parts(
@@ -108,8 +113,13 @@ async def _ready(engine: EngineClient, trainer: TrainerClient | None) -> None:
 
 
 @asynccontextmanager
-async def _boxes(config: RunConfig, processes: Processes) -> AsyncIterator[Pool]:
-    """The run's sandboxes. Should the node that holds them die, the run ends, and another node clears up after it."""
+async def _boxes(config: RunConfig, processes: Processes) -> AsyncIterator[dict[str, Pool]]:
+    """The run's sandboxes, by task. Should the node that holds them die, the run ends, and another node clears up after
+    it."""
+    sizes = pool_sizes(config)
+    if not sizes:
+        yield {}
+        return
     node = await node_client.connect_node()
     lost = False
 
@@ -121,8 +131,11 @@ async def _boxes(config: RunConfig, processes: Processes) -> AsyncIterator[Pool]
 
     node.on_lost = on_lost
     try:
-        async with Pool(config.sandbox, config.rollout.concurrency) as pool:
-            yield pool
+        async with AsyncExitStack() as stack:
+            pools = {}
+            for box, tasks, size in sizes:
+                pools |= dict.fromkeys(tasks, await stack.enter_async_context(Pool(box, size)))
+            yield pools
     finally:
         node.on_lost = None
         if lost:

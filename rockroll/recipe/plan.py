@@ -6,13 +6,17 @@ In: a RunConfig. Out: rows of (part, where, what) for `rockroll plan`. Leaves do
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from rockroll import units
+from rockroll.controller.boxes import boxes, pool_sizes
 from rockroll.controller.config import RunConfig
 from rockroll.controller.model_path import resolve
 from rockroll.recipe.load import dump
+from rockroll.rollout.domain import held_out, shares
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +32,13 @@ def plan(config: RunConfig) -> list[Line]:
     """Every process and sandbox of the run, in the order in which they start."""
     model = resolve(config.model)
     cores = os.cpu_count() or 1
-    rollout, train, box = config.rollout, config.train, config.sandbox
+    rollout, train = config.rollout, config.train
     batch = rollout.groups * rollout.episodes
-    kind = f"{config.task.env}, {'stepped by an agent program' if config.agent else 'stepped by rockroll'}"
+    with_agent = boxes(config)
+    if config.task is not None:
+        kind = f"{config.task.env}, {'stepped by an agent program' if config.agent else 'stepped by rockroll'}"
+    else:
+        kind = f"a mixture of {len(config.tasks)} tasks"
     lines = [
         Line(part="controller", where="this process", what=f"{config.steps} steps, seed {config.seed}; {kind}"),
         Line(
@@ -44,15 +52,15 @@ def plan(config: RunConfig) -> list[Line]:
             what=f"DeepSpeed ZeRO {train.zero_stage}, {train.dtype}, lr {train.lr:g}",
         ),
     ]
-    if config.agent is not None:
-        memory = rollout.concurrency * box.memory_bytes
+    for box, tasks, size in pool_sizes(config):
+        whose = f", for {', '.join(tasks)}" if config.tasks else ""
         lines.append(
             Line(
                 part="sandboxes",
                 where="this machine",
-                what=f"{rollout.concurrency} of {box.image_name}, {box.cpus:g} cpus, "
-                f"{units.show_size(box.memory_bytes)} each ({units.show_size(memory)} at most), "
-                f"network {box.network_text}",
+                what=f"{size} of {box.image_name}, {box.cpus:g} cpus, "
+                f"{units.show_size(box.memory_bytes)} each ({units.show_size(size * box.memory_bytes)} at most), "
+                f"network {box.network_text}{whose}",
             )
         )
     lines.append(
@@ -63,6 +71,7 @@ def plan(config: RunConfig) -> list[Line]:
             f"{rollout.concurrency} at once, on {cores} cores",
         )
     )
+    lines += mixture(config, with_agent)
     if config.eval.episodes:
         when = f"every {config.eval.every} steps, " if config.eval.every else ""
         lines.append(
@@ -73,6 +82,27 @@ def plan(config: RunConfig) -> list[Line]:
                 f"temperature {config.eval.temperature:g}",
             )
         )
+    return lines
+
+
+def mixture(config: RunConfig, with_agent: Mapping[str, Any]) -> list[Line]:
+    """One line for each of several tasks, or for the levels of one: its share of the groups and of the held-out set."""
+    if not config.tasks and not any(task.levels for task in config.domains):
+        return []
+    part = shares(config.domains)
+    held = Counter(each.task for each in held_out(config.domains, config.eval.episodes))
+    lines = []
+    for task in config.domains:
+        name, groups = task.label, part[task.label] * config.rollout.groups
+        by = "an agent program" if name in with_agent else "rockroll"
+        levels = f", {len(task.levels)} levels" if task.levels else ""
+        what = f"{task.env}, by {by}{levels}: {part[name]:.1%}, {groups:.3g} groups a step"
+        what += f", {held[name]} held-out tasks" if held else ""
+        lines.append(Line(part=f"task {name}", where="controller", what=what))
+    if (curriculum := config.rollout.curriculum) is not None:
+        low, high = curriculum.window
+        what = f"{curriculum.among} with a pass rate from {low:.0%} to {high:.0%} are drawn {curriculum.boost:g} times"
+        lines.append(Line(part="curriculum", where="controller", what=f"{what} as often as others"))
     return lines
 
 

@@ -82,7 +82,9 @@ class Clock:
         limit = min(dues, key=lambda name: dues[name])
         holder = self.holder
         if limit == "cap":
-            held = [(seconds, name) for name, seconds in self.spent.items() if name != "pool"]
+            held: list[tuple[float, Holder]] = [
+                (seconds, name) for name, seconds in self.spent.items() if name != "pool"
+            ]
             holder = max(held, key=lambda one: one[0])[1]
         return Expired(limit, holder, self._limits[limit])
 

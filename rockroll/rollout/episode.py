@@ -82,6 +82,7 @@ class Place:
     split: Split
     group: int
     index: int
+    level: int = 0
 
 
 class Attempt:
@@ -331,5 +332,6 @@ class Attempt:
             record=self.dialogue.record,
             happened=ending.happened,
             log=ending.log,
+            level=place.level,
             spent_s={name: round(seconds, 4) for name, seconds in spent.items()},
         )

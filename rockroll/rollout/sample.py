@@ -18,6 +18,11 @@ Cause = Literal["policy", "agent", "env", "infra"]
 replaced, and so is an `agent` that ended before it asked the model anything: the policy had no part in it. An `agent`
 that broke later is scored with what it left."""
 
+CAUSES: tuple[Cause, ...] = ("policy", "agent", "env", "infra")
+
+PASS = 1.0
+"""An episode passes when its reward is at least this."""
+
 OUTCOMES: tuple[Outcome, ...] = ("ok", "truncated", "env_error", "infra_error", "timeout", "cancelled")
 
 
@@ -101,6 +106,8 @@ class Episode(Struct, frozen=True):
     """The end of what the agent said, where it did not end in order."""
     spent_s: dict[str, float] = {}
     """Seconds by who held it: pool, ours, env, agent, engine."""
+    level: int = 0
+    """Which of the task's levels."""
 
     @property
     def valid(self) -> bool:
@@ -132,6 +139,13 @@ class Group(Struct, frozen=True):
     """Episodes that were started for this group and are not in it, by outcome."""
     incomplete: dict[str, int] = {}
     """Incomplete turns of all episodes that were started for this group, by reason."""
+    level: int = 0
+    """Which of the task's levels."""
+
+    @property
+    def pass_rate(self) -> float:
+        """Share of its episodes that passed."""
+        return sum((episode.reward or 0.0) >= PASS for episode in self.episodes) / len(self.episodes)
 
 
 class Event(Struct, frozen=True):

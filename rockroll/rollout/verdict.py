@@ -122,7 +122,7 @@ class AgentRun:
     over_budget: bool = False
     """A request was refused for want of turns or context."""
     events: Mapping[str, int] = field(default_factory=dict)
-    """Limits met while it ran (sandbox/meter.py)."""
+    """Limits met while it ran (sandbox/container/meter.py)."""
     disk_full: bool = False
 
 

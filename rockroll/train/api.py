@@ -42,6 +42,8 @@ class TrainSample(Struct, frozen=True, kw_only=True):
     """Which group of the batch: episodes of one task and seed, compared with each other."""
     reward: float
     """The episode's reward."""
+    domain: str = ""
+    """Which of several tasks: rewards of different tasks need not compare."""
     turns: list[Turn] = []
     """For turn_returns and gigpo alone: they cover the mask. A branch repeats the turns it shares with others."""
 

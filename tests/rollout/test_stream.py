@@ -10,8 +10,8 @@ import pytest
 
 from rockroll.errors import EnvError
 from rockroll.rollout.admission import Admission, OnStale
+from rockroll.rollout.filters import varied
 from rockroll.rollout.group import GroupState
-from rockroll.rollout.runner import varied
 from rockroll.rollout.sample import Episode, Group, Sample
 from rockroll.rollout.stream import Stream
 
