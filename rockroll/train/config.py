@@ -38,6 +38,8 @@ class TrainConfig:
     """How rewards become advantages."""
     std_normalisation: bool | None = None
     """Divide a group's advantages by the standard deviation of its rewards."""
+    domain_normalisation: bool = False
+    """Several tasks: each task's advantages are made equally large, and `batch` compares within the task alone."""
     gamma: float = 1.0
     """Discount from turn to turn, for turn_returns and gigpo."""
     step_weight: float = 1.0
