@@ -55,6 +55,8 @@ elif mode == "memory":
     [b"x" * 1000000 for _ in iter(int, 1)]
 elif mode == "shell":               # runs what the model says, as Bash, and tells that it got over it
     subprocess.run(["bash", "-c", ask([goal])["content"]])
+    for one in [subprocess.Popen(["sleep", "0.1"]) for _ in range(4)]:
+        one.wait()
     with open("said", "w") as said:
         said.write("x")
 elif mode == "crash":

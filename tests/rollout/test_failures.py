@@ -48,13 +48,16 @@ def rollout(tokenizer: ChatTokenizer, pool: Pool, mode: str, policy: Policy, **m
     )
 
 
+FORKS = "import os, time\ntry:\n while os.fork(): pass\n time.sleep(99)\nexcept OSError: pass"
+"""Leaves as many sleeping children as the box may have."""
+
 COMMANDS = [
     ("true", "finished", 1.0),
     ("python3 -c '[bytes(1000000) for _ in iter(int, 1)]'", "finished", 1.0),
     ("kill -9 $PPID", "agent_killed", FAILED),
     ("kill -9 -1", "shell_ended", FAILED),
     ("kill 1; sleep 9", "box_ended", FAILED),
-    ("(while :; do sleep 99 & done) 2>/dev/null; exec sleep 99", "agent_time", FAILED),
+    (f"python3 -c '{FORKS}'", "pids", FAILED),
     ("dd if=/dev/zero of=/fill bs=4k; echo >> /fill", "disk", FAILED),
 ]
 """What the model says, what becomes of its episode, and the reward."""
@@ -66,7 +69,7 @@ async def test_what_the_policy_s_command_does_to_its_box_is_scored_and_spoils_no
     def policy(prompt: str, request: GenerateRequest) -> str:
         return COMMANDS[int(request.id.split("-")[1])][0]
 
-    run = rollout(tokenizer, pool, "shell", policy, timeout=3)
+    run = rollout(tokenizer, pool, "shell", policy, timeout=60)
     async with run:
         groups = await run.batch(0, groups=len(COMMANDS), episodes=1)
     found = [
@@ -122,3 +125,71 @@ async def test_a_killed_node_is_nobody_s_score(tokenizer: ChatTokenizer, pool: P
         ("ok", None, 0.0),
     ]
     assert group.discarded == {"infra_error": 1}
+
+
+class Hanging:
+    """Never comes back from its first step, the first time it is played."""
+
+    played = 0
+
+    def reset(self, seed: int | None = None) -> Any:
+        Hanging.played += 1
+        return "go", {}
+
+    async def step(self, action: str) -> Any:
+        if Hanging.played == 1:
+            await asyncio.Event().wait()
+        return "x", 1.0, True, False, {}
+
+
+@pytest.mark.parametrize(
+    ("limits", "detail"),
+    [
+        ({"stall_timeout": 1.0}, "stall_timeout: nothing happened for 1 s, and the environment held the episode"),
+        ({"episode_timeout": 1.0}, "episode_timeout of 1 s, 1"),
+    ],
+)
+async def test_an_environment_that_hangs_is_ended_and_replaced_as_its_own_fault(
+    tokenizer: ChatTokenizer, limits: dict[str, Any], detail: str
+) -> None:
+    Hanging.played = 0
+    ended: list[Episode] = []
+    task = TaskConfig(env=f"{__name__}:Hanging")
+    config = RolloutConfig(**limits)
+    engine = ScriptedEngine(tokenizer, lambda *_: "x")
+    async with Rollout(
+        config, engine, None, task, None, tokenizer, events=lambda e: ended.append(e.episode) if e.episode else None
+    ) as run:
+        (group,) = await run.batch(0, groups=1, episodes=1)
+    assert [(e.outcome, e.cause, e.reward) for e in ended] == [("timeout", "env", None), ("ok", None, 1.0)]
+    assert detail in ended[0].detail and group.discarded == {"timeout": 1}
+
+
+async def test_an_engine_that_hangs_is_nobody_s_score(tokenizer: ChatTokenizer) -> None:
+    ended: list[Episode] = []
+    task = TaskConfig(env=f"{__name__}:Hanging")
+    Hanging.played = 1
+    engine = ScriptedEngine(tokenizer, lambda *_: "x")
+    engine.gate = lambda _: asyncio.get_running_loop().create_future() if len(engine.requests) == 1 else None
+    config = RolloutConfig(stall_timeout=1)
+    async with Rollout(
+        config, engine, None, task, None, tokenizer, events=lambda e: ended.append(e.episode) if e.episode else None
+    ) as run:
+        await run.batch(0, groups=1, episodes=1)
+    assert [(e.happened, e.cause, e.reward) for e in ended] == [
+        ("engine_stalled", "infra", None),
+        ("finished", None, 1),
+    ]
+    assert len(engine.aborted) == 1
+
+
+@pytest.mark.slow
+async def test_an_agent_s_time_stands_still_while_the_model_answers(tokenizer: ChatTokenizer, pool: Pool) -> None:
+    run = rollout(tokenizer, pool, "fail", lambda *_: "x", timeout=10)
+    engine: Any = run._engine
+    engine.gate = lambda _: asyncio.ensure_future(asyncio.sleep(12))
+    async with run:
+        (group,) = await run.batch(0, groups=1, episodes=1)
+    (episode,) = group.episodes
+    assert (episode.happened, episode.reward) == ("agent_crashed", 1.0), "it says exit 7 when it is done"
+    assert episode.spent_s["engine"] > 11
