@@ -13,6 +13,12 @@ from collections import Counter
 from collections.abc import Sequence
 
 from rockroll.rollout.sample import CAUSES, Episode, Event, Group
+from rockroll.rollout.verdict import TABLE
+
+FAILURES = {
+    happened for happened, row in TABLE.items() if row.cause and (row.score != "earned" or row.cause == "agent")
+}
+"""What is more than the end of a budget."""
 
 
 class Tally:
@@ -33,7 +39,7 @@ class Tally:
             return
         if episode.cause is not None:
             self._causes[episode.cause] += 1
-        if episode.happened not in ("", "finished", "cancelled"):
+        if episode.happened in FAILURES:
             self._happened[episode.happened] += 1
         if episode.valid:
             self._undecided[-1][episode.id] = episode
