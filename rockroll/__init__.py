@@ -8,7 +8,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from rockroll.release import VERSION
+
 if TYPE_CHECKING:
+    from rockroll.agent.upstream import use_model as use_model
     from rockroll.env.registry import make as make
     from rockroll.sandbox.client import Sandbox as Sandbox
     from rockroll.sandbox.client import list_sandboxes as list_sandboxes
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
     from rockroll.sandbox.warm_pools import set_warm_pool as set_warm_pool
     from rockroll.sandbox.warm_pools import warm_pools as warm_pools
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 _PUBLIC = {
     "Sandbox": "rockroll.sandbox.client",
@@ -26,6 +29,7 @@ _PUBLIC = {
     "delete_warm_pool": "rockroll.sandbox.warm_pools",
     "make": "rockroll.env.registry",
     "set_warm_pool": "rockroll.sandbox.warm_pools",
+    "use_model": "rockroll.agent.upstream",
     "warm_pools": "rockroll.sandbox.warm_pools",
 }
 __all__ = [
@@ -36,6 +40,7 @@ __all__ = [
     "list_sandboxes",
     "make",
     "set_warm_pool",
+    "use_model",
     "warm_pools",
 ]
 

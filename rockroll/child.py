@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import select
 import signal
 import sys
+import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -66,3 +68,19 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # it died before the call above
         sys.exit(1)
+
+
+def end_with_parent() -> None:
+    """This process ends at once when the one that started it is gone: for a child that others started.
+
+    multiprocessing ends its children when their parent ends in order; a parent that is killed, or that leaves by
+    `leave`, would let them live on, each with a whole model in memory. Not PDEATHSIG: that comes when the thread ends
+    that started the child.
+    """
+    parent = os.pidfd_open(os.getppid())
+
+    def wait() -> None:
+        select.select([parent], [], [])
+        os._exit(1)
+
+    threading.Thread(target=wait, name="parent", daemon=True).start()

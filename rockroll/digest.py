@@ -24,12 +24,37 @@ def bit_sum(tensor: Tensor) -> int:
     return int(bits.sum(dtype=torch.int64).item())
 
 
+class Digest:
+    """`digest`, taken of one tensor after the other: none has to stay in memory."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[str, list[int], int]] = {}
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        self._sums[name] = (str(tensor.dtype), list(tensor.shape), bit_sum(tensor))
+
+    def __len__(self) -> int:
+        """How many tensors were added."""
+        return len(self._sums)
+
+    def hex(self) -> str:
+        return fold(self._sums)
+
+
 def digest(tensors: Mapping[str, Tensor]) -> str:
     """32 hex digits of names, dtypes, shapes and bits. The order of the mapping does not count."""
+    folded = Digest()
+    for name, tensor in tensors.items():
+        folded.add(name, tensor)
+    return folded.hex()
+
+
+def fold(sums: Mapping[str, tuple[str, list[int], int]]) -> str:
+    """`digest` of tensors of which another process has told (dtype, shape, `bit_sum`)."""
     folded = hashlib.blake2b(digest_size=16)
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        folded.update(f"{name} {tensor.dtype} {list(tensor.shape)} {bit_sum(tensor)}\n".encode())
+    for name in sorted(sums):
+        dtype, shape, total = sums[name]
+        folded.update(f"{name} {dtype} {shape} {total}\n".encode())
     return folded.hexdigest()
 
 
@@ -37,5 +62,8 @@ def digest_file(path: str | Path) -> str:
     """`digest` of every tensor in one safetensors file."""
     from safetensors import safe_open
 
+    folded = Digest()
     with safe_open(str(path), framework="pt") as file:
-        return digest({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118  (not a mapping)
+        for name in file.keys():  # noqa: SIM118  (not a mapping)
+            folded.add(name, file.get_tensor(name))
+    return folded.hex()

@@ -102,6 +102,10 @@ class PeerLost(RockrollError):
     """The process at the other end of a call is gone."""
 
 
+class WireMisfit(RockrollError):
+    """The process at the other end of a link is of another rockroll, which says things otherwise."""
+
+
 class ProcessDied(RockrollError):
     """A child process of the run died. fields: name, code, log_tail."""
 

@@ -21,6 +21,7 @@ def begin(file: Path | None = None) -> None:
     """From INFO on, to a file or to standard error; what was set up before is replaced."""
     handler = logging.FileHandler(file) if file else logging.StreamHandler()
     handler.setFormatter(Lines(FORMAT))
+    logging.raiseExceptions = False  # a line that a full disk did not take is lost; its traceback helps nobody
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
 
 

@@ -19,6 +19,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
+from rockroll.agent import upstream
 from rockroll.sandbox import client
 from rockroll.sandbox import warm_pools as async_warm_pools
 from rockroll.sandbox.client import Sandbox as AsyncSandbox
@@ -41,6 +42,7 @@ __all__ = [
     "delete_snapshot",
     "list_sandboxes",
     "snapshots",
+    "use_model",
 ]
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -251,6 +253,11 @@ def snapshots(*, base_url: str | None = None, token: str | None = None) -> list[
 def delete_snapshot(name: str, *, base_url: str | None = None, token: str | None = None) -> SnapshotInfo:
     """As rockroll.sandbox.client.delete_snapshot."""
     return _background.run(client.delete_snapshot(name, base_url=base_url, token=token))
+
+
+def use_model(sandbox: Sandbox | str, url: str | None, **options: Any) -> None:
+    """As `rockroll.use_model`."""
+    _background.run(upstream.use_model(sandbox if isinstance(sandbox, str) else sandbox.id, url, **options))
 
 
 @functools.wraps(async_warm_pools.set_warm_pool)

@@ -138,6 +138,7 @@ def server(node_home: Path) -> Iterator[str]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--over-http", action="store_true", help="sandboxes of the SDK's tests are reached over HTTP")
+    parser.addoption("--screenshots", action="store_true", help="write what docs/view.md shows into docs/images")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rockroll import rpc
-from rockroll.errors import HostError, PeerLost, RockrollError, UsageError
+from rockroll.errors import HostError, PeerLost, RockrollError, UsageError, WireMisfit
 from rockroll.rpc.client import Client
-from rockroll.rpc.frame import CALL, Frame
+from rockroll.rpc.frame import CALL, CANCEL, HELLO, REPLY, WINDOW, WIRE, Frame, frame
 from rockroll.rpc.keys import make
 from rockroll.rpc.server import Peer, Server
 
@@ -72,11 +73,12 @@ def test_no_bytes_break_the_server_or_leave_a_task(data: list[bytes]):
 
     async def feed() -> None:
         server = Server("ipc://nowhere", {"echo": echo, "count": count}, types={"echo": dict[str, int]})
-        peer = Peer(id="p", link=Sink())
+        peer = Peer(id="p", link=Sink(), refused=None)
         server._peers["p"] = peer
         for each in data:
             server._on_frame(peer, each)
         await asyncio.sleep(0)
+        peer.refused = None  # it may have said HELLO in some version
         server._on_frame(peer, msgspec.msgpack.encode((CALL, 99, "echo", {"a": 1})))
         await asyncio.wait_for(peer.tasks[99], 1)
         assert msgspec.msgpack.decode(peer.link.sent[-1])[3] == {"a": 1}  # type: ignore[attr-defined]
@@ -205,3 +207,145 @@ async def test_a_tcp_link_that_others_can_reach_has_the_homes_key_or_is_refused(
         await rpc.connect("tcp://192.0.2.1:5000")
     with pytest.raises(UsageError, match="tcp:// only"):
         await rpc.connect(f"ipc://{tmp_path}/x", tmp_path / "rpc.key")
+
+
+# ---- which version ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["unix", "ipc"])
+@pytest.mark.parametrize("theirs", [WIRE + 1, None])
+async def test_a_client_of_another_wire_version_is_refused_with_a_sentence_on_both_sides(
+    scheme, theirs, tmp_path, monkeypatch, caplog
+):
+    caplog.set_level(logging.ERROR, logger="rockroll.rpc.server")
+    server = Server(f"{scheme}://{tmp_path}/s", {"echo": echo})
+    await server.start()
+    other = frame(HELLO, theirs, "9.9.9") if theirs else frame(CANCEL, 1)  # before there was a version
+    monkeypatch.setattr("rockroll.rpc.client.hello", lambda: other)
+    client = await rpc.connect(server.address)
+    with pytest.raises(WireMisfit, match=f"this process speaks wire version {WIRE} .*install it on both sides"):
+        await client.call("echo", 1, timeout=5)
+    if theirs:
+        assert f"is refused: this process speaks wire version {WIRE}" in caplog.text
+        assert f"the other wire version {theirs} (rockroll 9.9.9)" in caplog.text
+    await client.close()
+    await server.close()
+
+
+@pytest.mark.parametrize("scheme", ["unix", "ipc"])
+@pytest.mark.parametrize("theirs", [WIRE + 1, None])
+async def test_a_server_of_another_wire_version_fails_every_call(scheme, theirs, tmp_path, monkeypatch):
+    server = Server(f"{scheme}://{tmp_path}/s", {"echo": echo})
+    await server.start()
+    other = frame(HELLO, theirs, "9.9.9") if theirs else frame(REPLY, 1)
+    monkeypatch.setattr("rockroll.rpc.server.hello", lambda: other)
+    client = await rpc.connect(server.address)
+    for _ in range(2):
+        with pytest.raises(WireMisfit, match="install it on both sides"):
+            await client.call("echo", 1, timeout=5)
+    await client.close()
+    await server.close()
+
+
+# ---- who is there ----------------------------------------------------------------------------------------------------
+
+CLIENT = """
+import asyncio, sys
+from rockroll import rpc
+async def main():
+    client = await rpc.connect(sys.argv[1])
+    await client.call("hang")
+asyncio.run(main())
+"""
+
+
+async def test_a_zeromq_server_hears_of_a_killed_client_and_cancels_its_calls_and_no_others(tmp_path):
+    began, cancelled, gone = asyncio.Queue[str](), asyncio.Queue[str](), asyncio.Queue[str]()
+
+    async def hang(body: Any, peer: Peer) -> None:
+        began.put_nowait(peer.id)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.put_nowait(peer.id)
+
+    server = Server(f"ipc://{tmp_path}/s", {"hang": hang}, on_disconnect=lambda peer: gone.put_nowait(peer.id))
+    await server.start()
+    stays = await rpc.connect(server.address)
+    call = asyncio.create_task(stays.call("hang"))
+    stayed = await began.get()
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", CLIENT, server.address)
+    killed = await began.get()
+    process.kill()
+    async with asyncio.timeout(3):
+        assert await cancelled.get() == killed and await gone.get() == killed
+    assert [peer.id for peer in server.peers] == [stayed] and not call.done()
+    call.cancel()
+    async with asyncio.timeout(3):
+        assert await cancelled.get() == stayed
+    await process.wait()
+    await stays.close()
+    await server.close()
+
+
+async def test_a_call_to_a_server_that_is_down_has_a_bound(tmp_path, monkeypatch):
+    monkeypatch.setattr("rockroll.rpc.client.COMING_S", 0.05)
+    monkeypatch.setattr("rockroll.rpc.client.BACK_S", 0.1)
+    client = await rpc.connect(f"ipc://{tmp_path}/s")
+    with pytest.raises(PeerLost, match="never came"):
+        await asyncio.wait_for(client.call("echo", 1), 5)
+    with pytest.raises(PeerLost, match="never came"):
+        await asyncio.wait_for(anext(client.stream("echo", 1)), 5)
+    server = Server(client.address, {"echo": echo})
+    await server.start()
+    assert await client.call("echo", 1, timeout=5) == 1
+    await server.close()
+    with pytest.raises(PeerLost):
+        while True:  # until it has heard of it
+            await asyncio.wait_for(client.call("echo", 1), 5)
+    with pytest.raises(PeerLost, match="has not come back"):
+        await asyncio.wait_for(client.call("echo", 1), 5)
+    assert not client._pending and not client._waits
+    await client.close()
+
+
+async def test_what_was_asked_of_a_server_that_died_is_not_asked_of_the_next(tmp_path):
+    heard: list[int] = []
+
+    async def hear(body: int, peer: Peer) -> int:
+        heard.append(body)
+        return body
+
+    client = await rpc.connect(f"ipc://{tmp_path}/s")
+    for number in range(3):
+        server = Server(client.address, {"hear": hear})
+        await server.start()
+        assert await client.call("hear", number, timeout=5) == number
+        await server.close()
+        with pytest.raises(PeerLost):
+            await client.call("hear", 100 + number, timeout=0.2)
+    assert heard == [0, 1, 2]
+    await client.close()
+
+
+async def test_a_peer_that_takes_nothing_holds_its_own_stream_and_no_others(tmp_path):
+    made = 0
+
+    async def endless(body: Any, peer: Peer) -> AsyncIterator[bytes]:
+        nonlocal made
+        while True:
+            made += 1
+            yield b"x" * 2**20
+
+    server = Server(f"ipc://{tmp_path}/s", {"endless": endless, "echo": echo})
+    await server.start()
+    slow, quick = await rpc.connect(server.address), await rpc.connect(server.address)
+    stream = slow.stream("endless")
+    assert await anext(stream)
+    for number in range(200):
+        assert await quick.call("echo", number, timeout=5) == number
+    assert made <= WINDOW + 2
+    await stream.aclose()
+    await slow.close()
+    await quick.close()
+    await server.close()

@@ -27,13 +27,19 @@ OUTPUT_KEPT = 16 << 10
 """Bytes kept of each of the agent's own streams: enough for the end of a traceback."""
 
 
-async def route(sandbox: Sandbox, upstream: str | None, token: str, budget: Mapping[str, float] | None = None) -> None:
-    """From now on the model calls of this sandbox go to the relay at `upstream`, under this token.
+async def route(
+    sandbox: Sandbox, upstream: str | None, token: str, budget: Mapping[str, float] | None = None
+) -> str | None:
+    """From now on the model calls of this sandbox go to the relay at `upstream`, under this token; None: they are
+    refused.
 
-    budget: what they may use up together (docs/model-service.md).
+    budget: what they may use up together (docs/model-service.md). Returns why calls of the route before were refused
+    for want of its budget, as a sentence; None where none was.
     """
     node = await connect_node()
-    await node.call("model.route", {"id": sandbox.id, "upstream": upstream, "token": token, "budget": budget or {}})
+    return await node.call(
+        "model.route", {"id": sandbox.id, "upstream": upstream, "token": token, "budget": budget or {}}
+    )
 
 
 class CommandAgent:

@@ -5,7 +5,35 @@ In: the recipe's `agent` section. Out: a checked AgentConfig. Leaves starting it
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetConfig:
+    """What all model calls of one episode may use up together; a call over it gets the vendor's rate or context error,
+    and the episode ends as truncated. Left out: no bound of its own."""
+
+    calls: int | None = None
+    """Answers begun; one that failed is none, nor is a client's retry."""
+    concurrent: int | None = None
+    """Answers under way at once; 16 of a sandbox in any case. A call beyond it may be tried again: nothing is over."""
+    prompt_tokens: int | None = None
+    """Of all prompts added up, what stands in several of them counted each time."""
+    completion_tokens: int | None = None
+    """Sampled; `max_tokens` of a call is cut to what is left."""
+    body_bytes: int | None = None
+    """Of all requests."""
+    seconds: float | None = None
+    """From the moment when the agent may call; a call that began in time may end after it."""
+
+    def __post_init__(self) -> None:
+        for name, value in self.bounds().items():
+            if value <= 0:
+                raise ValueError(f"agent budget {name} is above 0; got {value}; leave it out for no bound")
+
+    def bounds(self) -> dict[str, float]:
+        """Those that were given, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +49,8 @@ class AgentConfig:
     timeout: float = 60.0
     """Seconds of its own, without what it waits for the model; then everything it started is killed, and the episode
     is scored with the task's `failure_reward`."""
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    """What its model calls may use up; beside it `task.max_turns` and `rollout.max_tokens` hold."""
 
     def __post_init__(self) -> None:
         if not self.command.strip():

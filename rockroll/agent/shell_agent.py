@@ -25,6 +25,24 @@ SHOWN_CHARACTERS = 200
 READ_BYTES = 65536
 """A command that writes more is killed: nobody will see it."""
 
+SYSTEM = "You work in a Linux shell. Answer with one Bash command, or done."
+EXAMPLES = (
+    ("Create the file kol with the words red blue.", "echo red blue > kol"),
+    ("ok", "done"),
+    ("Copy fen and call the copy mip.", "cp fen mip"),
+    ("ok", "done"),
+    ("Add the word green to the end of tus.", "echo green >> tus"),
+    ("ok", "done"),
+    ("Write the last word of gad to wob.", "cat gad"),
+    ("ok: one two", "echo two > wob"),
+    ("ok", "done"),
+    ("Delete the file that hin names.", "cat hin"),
+    ("ok: ruv", "rm ruv"),
+    ("ok", "done"),
+)
+"""With --examples, what the conversation begins with: a model that was never taught this work sees it done. Each
+file has a name of its own: the smallest models answer with the name they saw most, not with the one asked for."""
+
 
 class Unanswered(Exception):
     """The model could not be asked."""
@@ -62,6 +80,13 @@ class Model:
             self.connection.connect((self.host, self.port))
         except OSError as error:
             raise Unanswered(f"no model answers at {base_url}: {error}") from None
+
+    def show(self, system: str, examples: tuple[tuple[str, str], ...]) -> None:
+        """Begin the conversation with these messages."""
+        self._add("system", system)
+        for said, answer in examples:
+            self._add("user", said)
+            self._add("assistant", answer)
 
     def ask(self, said: str) -> str:
         """Send one more user message; the assistant's answer, which stays in the conversation as it came."""
@@ -170,6 +195,8 @@ def proposed(answer: str) -> str:
 def main() -> None:
     environ = os.environ
     model = Model(environ.get("OPENAI_BASE_URL", ""), environ.get("OPENAI_API_KEY", ""))
+    if "--examples" in sys.argv[1:]:
+        model.show(SYSTEM, EXAMPLES)
     said = environ.get("ROCKROLL_INSTRUCTION", "")
     for _ in range(TURNS):
         command = proposed(model.ask(said))

@@ -11,7 +11,7 @@ import random
 import time
 from typing import Any
 
-from rockroll.controller.model_path import resolve
+from rockroll.controller.model_path import prepare
 from rockroll.engine.api import Engine, GenerateRequest
 from rockroll.engine.config import EngineConfig
 from rockroll.engine.transformers_engine import TransformersEngine
@@ -23,7 +23,7 @@ async def run(model: str = "tiny") -> dict[str, Any]:
     """one_shot: 32 unlike prompts of 60–250 tokens at once, 24 new tokens each, prompts included in the time.
     turns: 64 episodes in groups of 8 with one prompt, 3 turns of 8–24 tokens; each turn 25 more prompt tokens.
     decode_N: N at once, short prompts. prefill: prompts only."""
-    folder = str(resolve(model))
+    folder = str(prepare(model))
     engine = await TransformersEngine.open(EngineConfig(model=folder))
     try:
         figures = await _measure(engine)

@@ -1,54 +1,43 @@
 """An agent's model call, from inside a sandbox to an engine that answers at once.
 
 In: nothing. Out: latencies and calls a second through every real hop: a client of plain Python stdlib in the sandbox,
-the gateway in the node, ZeroMQ, a relay in a process of its own. Leaves the engine out: what is measured is all that
-stands between an agent and it.
-
-    python -m rockroll.bench.relay ADDRESS    that process
+the gateway in the node, ZeroMQ, a relay in a process of its own with transcripts and a journal. Leaves the engine out:
+what is measured is all that stands between an agent and it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import signal
 import statistics
 import sys
-import tempfile
-import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-import uvloop
-from aiohttp import web
 
-from rockroll import home
 from rockroll.agent.command import route
 from rockroll.bench import relay_load
-from rockroll.bench.relay_load import CALLS_OF_MANY, CALLS_OF_ONE, Load
+from rockroll.bench.relay_load import Load
 from rockroll.errors import ProcessDied, SandboxError, UsageError
-from rockroll.model_service.dialects.openai_chat_answer import completion
-from rockroll.model_service.relay import OnDelta, Relay
-from rockroll.model_service.wire import ChatReply, ChatRequest, Delta
 from rockroll.sandbox.client import Sandbox
 
-CALLS = 2000
+SECONDS = 2.0
+"""How long each load from inside sandboxes goes on: a slow machine makes fewer calls and no longer benchmark."""
 MOST_SESSIONS = 4096
 """Each has a socket and a connection in one process, whose descriptors they are."""
-BOXES, CONNECTIONS, CALLS_EACH = 4, 8, 250
+BOXES, CONNECTIONS = 4, 8
 """32 calls at once, as several agents make them: a sandbox may have 16 under way."""
 
 _CLIENT = r"""
 import http.client, json, os, sys, threading, time, urllib.parse
 url = urllib.parse.urlsplit(os.environ["OPENAI_BASE_URL"])
-connections, calls = int(sys.argv[1]), int(sys.argv[2])
+connections, seconds = int(sys.argv[1]), float(sys.argv[2])
 body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * 200}], "max_tokens": 64})
 took = []
-def work(calls, took):
+def work(until, took):
     link = http.client.HTTPConnection(url.hostname, url.port)
-    for _ in range(calls):
+    while time.monotonic() < until:
         begun = time.perf_counter()
         link.request("POST", url.path + "/chat/completions", body, {"Content-Type": "application/json"})
         answer = link.getresponse()
@@ -56,9 +45,9 @@ def work(calls, took):
         took.append(time.perf_counter() - begun)
         if answer.status != 200:
             sys.exit(text.decode())
-work(50, [])
+work(time.monotonic() + 0.25, [])
 begun = time.monotonic()
-threads = [threading.Thread(target=work, args=(calls, took)) for _ in range(connections)]
+threads = [threading.Thread(target=work, args=(begun + seconds, took)) for _ in range(connections)]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
 print(json.dumps({"begun": begun, "ended": time.monotonic(), "took": took}))
@@ -69,8 +58,9 @@ import http.client, json, os, sys, time, urllib.parse
 url = urllib.parse.urlsplit(os.environ["OPENAI_BASE_URL"])
 body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * 200}], "stream": True})
 link, took = http.client.HTTPConnection(url.hostname, url.port), []
-for i in range(int(sys.argv[1])):
-    if i == 50: took, begun = [], time.monotonic()
+begun = None
+while begun is None or time.monotonic() < begun + float(sys.argv[1]):
+    if len(took) == 50 and begun is None: took, begun = [], time.monotonic()
     link.request("POST", url.path + "/chat/completions", body, {"Content-Type": "application/json"})
     answer = link.getresponse()
     said = ""
@@ -82,7 +72,7 @@ for i in range(int(sys.argv[1])):
     answer.read()
 print(json.dumps({"begun": begun, "ended": time.monotonic(), "took": took}))
 """
-"""How long a word is on its way: what the relay's handler says is the moment at which it says it."""
+"""How long a word is on its way: what the engine says is the moment at which it says it."""
 
 
 class _Ran(msgspec.Struct):
@@ -94,30 +84,28 @@ class _Ran(msgspec.Struct):
 
 
 async def run(sessions: int = 256) -> dict[str, Any]:
-    """Figures: calls one after the other, and 32 at once from four sandboxes; how long a streamed word is on its way;
-    then one sandbox and `sessions` together with transcripts and the journal (relay_load.py).
+    """Figures: calls one after the other, and 32 at once from four sandboxes; how long a streamed word is on its way
+    from the engine; then one sandbox and `sessions` together with each mode of the journal, what an early and a late
+    turn take of the processor, and what many conversations hold (relay_load.py).
 
     Baseline: the same clients on the host against a plain HTTP server in a process of its own, which answers the same
-    bytes: no sandbox, no gateway, no relay.
+    bytes: no sandbox, no gateway, no relay, no transcript.
     """
     if not 1 <= sessions <= MOST_SESSIONS:
         raise UsageError(f"--sessions: 1 to {MOST_SESSIONS} sandboxes call together; got {sessions}")
-    with tempfile.TemporaryDirectory(prefix="bench-", dir=home.runtime_dir()) as folder:
-        address = f"ipc://{folder}/relay"
-        async with _process(address), contextlib.AsyncExitStack() as stack:
-            boxes = [await stack.enter_async_context(Sandbox()) for _ in range(BOXES)]
-            for box in boxes:
-                await route(box, address, "bench")
-            one = await _in_box(boxes[0], _CLIENT, 1, CALLS)
-            many = await asyncio.gather(*(_in_box(box, _CLIENT, CONNECTIONS, CALLS_EACH) for box in boxes))
-            words = await _in_box(boxes[0], _LISTENER, CALLS)
-    async with _process("plain") as port:
-        plain = await _on_host(port, 1, CALLS)
-        plain_many = await _on_host(port, BOXES * CONNECTIONS, CALLS_EACH)
-    kept = {mode: await relay_load.load(1, CALLS_OF_ONE, mode) for mode in ("off", "write", "fsync")}
-    together = {mode: await relay_load.load(sessions, CALLS_OF_MANY, mode) for mode in ("off", "write", "fsync")}
-    one_straight = await relay_load.straight(1, CALLS_OF_ONE)
-    straight = await relay_load.straight(sessions, CALLS_OF_MANY)
+    async with relay_load.serving("write") as (address, _), contextlib.AsyncExitStack() as stack:
+        boxes = [await stack.enter_async_context(Sandbox()) for _ in range(BOXES)]
+        for box in boxes:
+            await route(box, address, box.id)
+        one = await _in_box(boxes[0], _CLIENT, 1, SECONDS)
+        many = await asyncio.gather(*(_in_box(box, _CLIENT, CONNECTIONS, SECONDS) for box in boxes))
+        words = await _in_box(boxes[0], _LISTENER, SECONDS)
+    async with relay_load.process("straight") as port:
+        plain = await _on_host(port, 1, SECONDS)
+        plain_many = await _on_host(port, BOXES * CONNECTIONS, SECONDS)
+    kept = {mode: await relay_load.load(mode, 1, sessions) for mode in ("off", "write", "fsync")}
+    one_straight, straight = await relay_load.straight(1, sessions)
+    growth, held = await relay_load.growth(), await relay_load.memory()
     return {
         "figures": {
             "relay_p50_ms": _percentile([one], 50),
@@ -130,23 +118,30 @@ async def run(sessions: int = 256) -> dict[str, Any]:
             "relay_first_token_p99_ms": _percentile([words], 99),
             **{
                 name: value
-                for mode in kept
+                for mode, (alone, together) in kept.items()
                 for name, value in {
-                    f"transcript_p50_ms_journal_{mode}": _percentile([kept[mode]], 50),
-                    f"transcript_p99_ms_journal_{mode}": _percentile([kept[mode]], 99),
-                    f"sessions_calls_per_s_journal_{mode}": _rate([together[mode]]),
-                    f"sessions_p50_ms_journal_{mode}": _percentile([together[mode]], 50),
-                    f"sessions_p99_ms_journal_{mode}": _percentile([together[mode]], 99),
+                    f"transcript_p50_ms_journal_{mode}": _percentile([alone], 50),
+                    f"transcript_p99_ms_journal_{mode}": _percentile([alone], 99),
+                    f"sessions_calls_per_s_journal_{mode}": _rate([together]),
+                    f"sessions_p50_ms_journal_{mode}": _percentile([together], 50),
+                    f"sessions_p99_ms_journal_{mode}": _percentile([together], 99),
                 }.items()
             },
             "sessions": sessions,
-            "sessions_load_process_cpu": _busy(together["write"]),
+            "sessions_load_process_cpu": _busy(kept["write"][1]),
+            "turn_2_cpu_us": growth.early * 1e6,
+            "turn_200_cpu_us": growth.late * 1e6,
+            "turn_200_per_turn_2": growth.late / growth.early,
+            "turn_200_request_bytes": growth.bytes,
+            "memory_256_conversations_100_turns_mib": held.bytes / 2**20,
+            "memory_256_conversations_100_turns_tokens": held.tokens,
         },
         "baselines": {
             "plain_http_p50_ms": _percentile([plain], 50),
             "plain_http_p99_ms": _percentile([plain], 99),
             "plain_http_calls_per_s": _rate([plain_many]),
             "straight_p50_ms": _percentile([one_straight], 50),
+            "straight_p99_ms": _percentile([one_straight], 99),
             "sessions_straight_calls_per_s": _rate([straight]),
             "sessions_straight_p50_ms": _percentile([straight], 50),
             "sessions_straight_p99_ms": _percentile([straight], 99),
@@ -169,7 +164,7 @@ def _rate(ran: Sequence[_Ran | Load]) -> float:
     return sum(len(each.took) for each in ran) / seconds
 
 
-async def _in_box(box: Sandbox, client: str, *arguments: int) -> _Ran:
+async def _in_box(box: Sandbox, client: str, *arguments: float) -> _Ran:
     command = ["python3", "-I", "-S", "-c", client, *map(str, arguments)]
     done = await box.execute(command, timeout=120)
     if done.exit_code != 0:
@@ -177,8 +172,8 @@ async def _in_box(box: Sandbox, client: str, *arguments: int) -> _Ran:
     return msgspec.json.decode(done.stdout, type=_Ran)
 
 
-async def _on_host(port: str, connections: int, calls: int) -> _Ran:
-    command = [sys.executable, "-I", "-S", "-c", _CLIENT, str(connections), str(calls)]
+async def _on_host(port: str, connections: int, seconds: float) -> _Ran:
+    command = [sys.executable, "-I", "-S", "-c", _CLIENT, str(connections), str(seconds)]
     client = await asyncio.create_subprocess_exec(
         *command, env={"OPENAI_BASE_URL": f"http://127.0.0.1:{port}/v1"}, stdout=asyncio.subprocess.PIPE
     )
@@ -186,59 +181,3 @@ async def _on_host(port: str, connections: int, calls: int) -> _Ran:
     if client.returncode != 0:
         raise ProcessDied(f"the benchmark's client on the host ended with code {client.returncode}")
     return msgspec.json.decode(output, type=_Ran)
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# The process that answers
-# ---------------------------------------------------------------------------------------------------------------
-
-
-@contextlib.asynccontextmanager
-async def _process(where: str) -> AsyncIterator[str]:
-    """A process that answers calls at once; yields what it says when it is ready."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", __name__, where, stdout=asyncio.subprocess.PIPE
-    )
-    assert process.stdout is not None
-    try:
-        if not (said := await process.stdout.readline()):
-            raise ProcessDied(f"the benchmark's relay ended with code {await process.wait()} before it was ready")
-        yield said.decode().strip()
-    finally:
-        if process.returncode is None:
-            process.terminate()
-        await process.wait()
-
-
-REPLY = ChatReply(text="ls -la", finish_reason="stop", prompt_tokens=64, completion_tokens=4)
-
-
-async def _chat(request: ChatRequest, on_delta: OnDelta | None) -> ChatReply:
-    if on_delta is None:
-        return REPLY
-    said = str(time.monotonic())
-    on_delta(Delta(text=said))
-    return ChatReply(text=said, finish_reason="stop", prompt_tokens=64, completion_tokens=4)
-
-
-async def _plain(request: web.BaseRequest) -> web.Response:
-    json.loads(await request.read())
-    return web.Response(body=completion("chatcmpl-0", 0, "m", [REPLY]), content_type="application/json")
-
-
-async def _serve(where: str) -> None:
-    ended = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
-    if where == "plain":
-        server = await asyncio.get_running_loop().create_server(web.Server(_plain, access_log=None), "127.0.0.1", 0)
-        print(server.sockets[0].getsockname()[1], flush=True)
-        await ended.wait()
-        server.close()
-        return
-    async with Relay(where, _chat, ["m"]):
-        print("ready", flush=True)
-        await ended.wait()
-
-
-if __name__ == "__main__":
-    uvloop.run(_serve(sys.argv[1]))

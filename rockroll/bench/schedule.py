@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from rockroll.controller.model_path import resolve
+from rockroll.controller.model_path import prepare
 from rockroll.engine.api import EngineInfo, GenerateRequest, Generation, Loaded
 from rockroll.errors import EngineError
 from rockroll.rollout.admission import Admission
@@ -89,7 +89,7 @@ class Ran:
 
 
 async def run() -> dict[str, Any]:
-    tokenizer = ChatTokenizer(resolve("tiny"))
+    tokenizer = ChatTokenizer(prepare("tiny"))
     turns = await _train(tokenizer, max_staleness=0)
     ahead = await _train(tokenizer, max_staleness=2)
     assert ahead.staleness <= 2, ahead.staleness

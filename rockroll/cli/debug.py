@@ -32,13 +32,18 @@ def debug(
       rockroll debug demo
 
       rockroll debug demo --session build
+
+      rockroll debug ~/.rockroll/runs/quickstart-20260101-120000/train-3-0-0-57
+
+    The last is an episode at work: `rockroll view RUN_DIR` names those that are. What an episode that has ended did is
+    shown by `rockroll view RUN_DIR --export EPISODE > episode.html`; its sandbox is another's by then.
     """
+    target = _of_episode(Path(id)) if "/" in id else id
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError(
             "debug needs a terminal, and standard input or output is none; "
-            f"without one: rockroll sandbox exec {id} --session debug -- CMD"
+            f"without one: rockroll sandbox exec {target} --session debug -- CMD"
         )
-    target = _of_episode(Path(id)) if "/" in id else id
     from rockroll.cli import console
     from rockroll.cli.loop import run
 
@@ -75,26 +80,38 @@ async def _attach(id: str, session: str | None) -> int:
 
 
 def _of_episode(path: Path) -> str:
-    """The sandbox of an episode, by the run's own records. SandboxNotFound says what they know."""
-    import msgspec
+    """The sandbox of an episode at work. SandboxNotFound says what the run's records know of one that is not."""
+    from rockroll.observe.index import EpisodeIndex
+    from rockroll.observe.running import read
+    from rockroll.sandbox import where
 
     run, episode = path.parent, path.name
     if not (run / "episodes").is_dir():
         raise UsageError(f"{run} is no run directory (it has no episodes/); debug takes ID or RUN_DIR/EPISODE")
-    for file in sorted((run / "episodes").glob("*.jsonl")):
-        for line in file.read_bytes().splitlines():
-            if episode.encode() not in line:
-                continue
-            record = msgspec.json.decode(line)
-            if record.get("id") != episode:
-                continue
-            if record.get("sandbox"):
-                return str(record["sandbox"])
+    if (said := read(run, episode)) is not None:
+        sandbox, node = str(said["sandbox"]), str(said["node"])
+        here = os.uname().nodename
+        if where.server() is None and node != here:
             raise SandboxNotFound(
-                f"episode {episode} ({file.stem}) has ended with outcome {record.get('outcome')}, and its sandbox went "
-                "back to the pool; `rockroll sandbox ls` lists those that live"
+                f"episode {episode} works in sandbox {sandbox} on {node}, and this is {here}; there, run: "
+                f"rockroll debug {sandbox}"
             )
+        return sandbox
+    index = EpisodeIndex(run / "episodes")
+    try:
+        for _ in index.refresh():
+            pass
+        with index.read() as database:
+            row = database.execute("SELECT file, outcome FROM episodes WHERE id = ?", (episode,)).fetchone()
+    finally:
+        index.close()
+    if row is None:
+        raise SandboxNotFound(
+            f"{run} has no record of an episode {episode}, and none of that name is in a sandbox now; "
+            "`rockroll sandbox ls` lists the sandboxes that live"
+        )
     raise SandboxNotFound(
-        f"{run} has no record of an episode {episode} (one that still runs gets its record at the end of its step); "
-        "`rockroll sandbox ls` lists the sandboxes that live"
+        f"episode {episode} ({row['file'].removesuffix('.jsonl')}) has ended with outcome {row['outcome']}, and its "
+        "sandbox went back to the pool; "
+        f"to see what it did: rockroll view {run} --export {episode} > episode.html"
     )

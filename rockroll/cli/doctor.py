@@ -1,7 +1,7 @@
 """`rockroll doctor`: what this host can do, each defect with its cure.
 
 In: nothing. Out: a table, or JSON with --json; exit code 1 if sandboxes cannot run.
-Leaves the checks to sandbox/doctor.py, imported on use: aiohttp would make every command start slower.
+Leaves the checks to sandbox/doctor.py and engine/kinds.py, imported on use: aiohttp would make every command slower.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from rockroll.sandbox.doctor import Report
+    from rockroll.sandbox.doctor import Check, Report
 
 
 def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
@@ -24,6 +24,7 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
     from rockroll.sandbox.doctor import examine
 
     report = asyncio.run(examine())
+    report = msgspec.structs.replace(report, checks=[*report.checks, *_engines()])
     if json:
         checks = [{"name": c.name, "ok": c.ok, "detail": c.detail, "cure": c.cure} for c in report.checks]
         typer.echo(msgspec.json.encode({"ok": report.ok, "checks": checks}))
@@ -31,6 +32,14 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
         _show(report)
     if not report.ok:
         raise typer.Exit(1)
+
+
+def _engines() -> list[Check]:
+    """Which engines can run here; a sandbox needs none."""
+    from rockroll.engine.kinds import kinds
+    from rockroll.sandbox.doctor import Check
+
+    return [Check(f"engine {kind.name}", kind.ok, kind.detail, kind.cure) for kind in kinds()]
 
 
 def _show(report: Report) -> None:

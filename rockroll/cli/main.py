@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from rockroll import __version__
-from rockroll.cli import bench, debug, doctor, image, model_service, sandbox, serve, train
+from rockroll.cli import bench, debug, doctor, image, model_service, sandbox, serve, train, view
 from rockroll.cli.text import safe_lines
 from rockroll.errors import RockrollError
 
@@ -47,6 +47,7 @@ app.command("doctor")(doctor.doctor)
 app.add_typer(sandbox.app, name="sandbox")
 app.command("debug")(debug.debug)
 app.command("serve")(serve.serve)
+app.command("view")(view.view)
 app.command("model-service")(model_service.model_service)
 app.command("train")(train.train)
 app.command("plan")(train.plan)

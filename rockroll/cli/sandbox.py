@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import typer
 
-from rockroll.cli import boxes, commands, files, network, pool, processes, snapshots
+from rockroll.cli import boxes, commands, files, model, network, pool, processes, snapshots
 from rockroll.cli.server_option import server_option
 
 app = typer.Typer(
@@ -45,4 +45,5 @@ app.command()(commands.follow)
 app.command()(commands.commands)
 app.command()(network.network)
 app.command()(network.forward)
+app.command()(model.model)
 app.add_typer(pool.app, name="pool")

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rockroll.errors import UsageError
+from rockroll.errors import RockrollError, UsageError
 
 if TYPE_CHECKING:
     from rockroll.controller.config import RunConfig
+    from rockroll.controller.run_dir import RunDir
+    from rockroll.recipe.changes import Change
 
 Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML recipe, such as recipes/quickstart.yaml.")]
 Settings = Annotated[
@@ -31,12 +33,25 @@ def train(
     run_dir: Annotated[
         Path | None, typer.Option(help="Where the run is kept. Default: $ROCKROLL_HOME/runs/NAME-TIME.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --run-dir.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Continue the run in --run-dir, however it ended: kill -9, a full disk, Ctrl-C."),
+    ] = False,
 ) -> None:
     """Train a model by the recipe.
 
     Example: rockroll train recipes/quickstart.yaml --set steps=5 --run-dir /tmp/first
+
+    A run that was stopped, by whatever means, loses nothing that had ended; --resume trains every task once and has
+    every step once in metrics.jsonl:
+    rockroll train /tmp/first/recipe.yaml --run-dir /tmp/first --resume
+
+    It may go on otherwise than it began, with more ranks, another ZeRO stage or dtype: add
+    --set train.ranks=2 --set train.zero_stage=2
+
+    With --set deterministic=true two runs are equal to the last bit, but for time/* (docs/training.md).
     """
+    from rockroll.append import write_whole
     from rockroll.cli.loop import run as run_loop
     from rockroll.controller import loop
     from rockroll.controller.run_dir import RunDir, default_path
@@ -48,14 +63,19 @@ def train(
     config = _load(recipe, settings)
     with RunDir(run_dir or default_path(config.name), resume=resume) as run:
         _log_to(run.path / "rockroll.log")
-        (run.path / "recipe.yaml").write_text(dump(config))
+        changed = _changes(run, config) if resume else []
+        write_whole(run.path / "recipe.yaml", dump(config).encode())
         display = Display(Status(config.name, config.steps))
         try:
             with display:
                 display.line(f"run directory: {run.path}")
+                for change in changed:
+                    display.line(f"goes on with {change}")
                 done = run_loop(loop.train(config, run, display))
-        except KeyboardInterrupt:
-            display.line(f"stopped; continue with: rockroll train {recipe} --run-dir {run.path} --resume")
+        except (KeyboardInterrupt, RockrollError) as error:
+            if not isinstance(error, UsageError):
+                again = f"rockroll train {run.path / 'recipe.yaml'} --run-dir {run.path} --resume"
+                display.line(f"stopped; continue with: {again}")
             raise
     rows = []
     if done.first is not None and done.last is not None:
@@ -67,6 +87,7 @@ def train(
     if done.checkpoint is not None:
         rows.append(("model", str(done.checkpoint / "model")))
         rows.append(("next", f"rockroll eval {recipe} --model {done.checkpoint / 'model'}"))
+        rows.append(("", f"rockroll view {done.run_dir}"))
         rows.append(("", f"tensorboard --logdir {done.run_dir / 'tensorboard'}"))
     summary(rows, f"rockroll · {config.name}")(display.console)
 
@@ -139,12 +160,22 @@ def evaluate(
             print(f"{f'{name}: ' if name else ''}pass rate {each.pass_rate:.1%} ({interval})")
 
 
+def _changes(run: RunDir, config: RunConfig) -> list[Change]:
+    """How the recipe differs from the one that the run was begun with. UsageError where it may not."""
+    from rockroll.recipe import changes
+    from rockroll.recipe.load import load
+
+    found = changes.changes(load(run.path / "recipe.yaml"), config)
+    changes.check(found, done=(run.steps() or [0])[-1])
+    return found
+
+
 def _load(recipe: Path, settings: list[str] | None) -> RunConfig:
-    from rockroll.controller.model_path import resolve
+    from rockroll.controller.model_path import find
     from rockroll.recipe.load import load
 
     config = load(recipe, settings)
-    resolve(config.model)
+    find(config.model)
     return config
 
 

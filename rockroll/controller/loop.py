@@ -20,12 +20,13 @@ from pathlib import Path
 from rockroll.controller import domains, statistics
 from rockroll.controller.config import RunConfig
 from rockroll.controller.delivery import canary, deliver
+from rockroll.controller.learner import Learner
 from rockroll.controller.parts import Parts, parts
+from rockroll.controller.records import Records
 from rockroll.controller.run_dir import RunDir
 from rockroll.controller.tally import Tally
 from rockroll.observe.display import Display, Status
 from rockroll.observe.metrics import MetricsLog, Row
-from rockroll.observe.record import EpisodeLog
 from rockroll.rollout.domain import held_out
 from rockroll.rollout.sample import Episode, Event, Group
 from rockroll.train.api import TrainBatch, TrainSample, Turn
@@ -60,80 +61,101 @@ class Evaluation:
 
 
 async def train(config: RunConfig, run: RunDir, display: Display) -> Summary:
-    """Trains to `config.steps`, from the last checkpoint where `run.resume` and one exists."""
-    tally = Tally(config.rollout.max_staleness)
-    async with parts(config, run, status_events(display.status, tally.note), train=True) as made:
-        return await made.processes.guard(_train(config, run, display, made, tally))
+    """Trains to `config.steps`. Where `run.resume`: from the last checkpoint, over the batches that the run had taken
+    since (trained again as they were), and on with what it had begun."""
+    records, tally = Records(run.path, config.records), Tally(config.rollout.max_staleness)
+    async with parts(config, run, records.beside(status_events(display.status, tally.note)), train=True) as made:
+        return await made.processes.guard(_train(config, run, display, made, records, tally))
 
 
-async def _train(config: RunConfig, run: RunDir, display: Display, made: Parts, tally: Tally) -> Summary:
+async def _train(
+    config: RunConfig, run: RunDir, display: Display, made: Parts, records: Records, tally: Tally
+) -> Summary:
     status, trainer, engine = display.status, made.trainer, made.engine
     assert trainer is not None
-    first_step = (run.steps() or [0])[-1] if run.resume else 0
-    metrics = MetricsLog(run.path, resume_from=first_step if run.resume else None)
-    records = EpisodeLog(run.path)
+    learner = Learner(config.train, trainer, made.critic)
+    first_step, ledger = run.last_step, made.ledger
+    assert ledger is not None
+    metrics = MetricsLog(run.path, resume_from=ledger.past.last_step if run.resume else None)
+    records.step = first_step
     status.curve = [row["reward/mean"] for row in metrics.rows if "reward/mean" in row]
     status.evals = [(int(row["step"]), row["eval/pass_rate"]) for row in metrics.rows if "eval/pass_rate" in row]
-    evaluation: Evaluation | None = None
     trained_episodes = 0
 
+    worst_case: Row = {}
+    if config.train.worst_case_step:
+        status.enter("the longest batch")
+        worst_case = {**await learner.worst_case(config.engine.context_length)}
+        display.line(_worst_case(worst_case))
     if first_step:
         status.enter("loading the checkpoint")
-        await trainer.load(str(run.checkpoint(first_step)))
+        await learner.load(run, first_step)
         display.line(f"continuing after step {first_step} from {run.checkpoint(first_step)}")
+    if run.resume:
+        display.line(str(ledger.past))
+    for step, groups in ledger.past.trained():
+        status.enter(f"training step {step} again")
+        await learner.step(to_batch(step, groups, config.rollout.temperature))
+        first_step = step
     status.enter("delivering weights")
     version = await deliver(trainer, engine, run.weights)
     drift = await canary(trainer, engine, made.canary_ids, config.canary)
     if not metrics.rows:
-        row: Row = {"step": 0, "version": version, "canary/max_abs_dlogp": drift}
-        evaluation = await _evaluate_into(row, config, made, status, records, 0)
+        row: Row = {"step": 0, "version": version, "canary/max_abs_dlogp": drift, **worst_case}
+        await _evaluate_into(row, config, made, status, records, 0)
         metrics.write(row)
         display.line(_line(row))
 
     ahead = made.rollout.stream(
-        version=version,
-        start=run.position(first_step) if first_step else None,
-        batches=config.steps - first_step,
+        version=version, batches=config.steps - first_step, ledger=ledger, in_order=config.deterministic
     )
     async with ahead as stream:
         for step in range(first_step + 1, config.steps + 1):
-            status.step = step
+            status.step = records.step = step
             timed = _Phases(status)
             with timed("rollout", config.rollout.groups * config.rollout.episodes):
                 groups = await stream.take()
             row = {"step": step, **statistics.batch_row(groups, version), **tally.row(groups)}
             row |= domains.batch_row(config.domains, groups, made.rollout.mixture)
             with timed("train"):
-                report = await trainer.step(to_batch(step, groups, config.rollout.temperature))
+                report = await learner.step(
+                    to_batch(step, groups, config.rollout.temperature, config.records.advantages)
+                )
             with timed("sync"):
+                if config.deterministic:
+                    await stream.quiet()  # or it would depend on the clock which tokens the new weights sample
                 version = await deliver(trainer, engine, run.weights)
                 drift = await canary(trainer, engine, made.canary_ids, config.canary)
             trained_episodes += sum(len(group.episodes) for group in groups)
             row |= {"version": version, "canary/max_abs_dlogp": drift, **report.metrics, **timed.row()}
             last = step == config.steps
-            if last or (config.eval.every and step % config.eval.every == 0):
-                evaluation = await _evaluate_into(row, config, made, status, records, step)
-            records.write("train", step, [episode for group in groups for episode in group.episodes])
-            metrics.write(row)
-            status.curve.append(row["reward/mean"])
-            display.line(_line(row))
+            if step > metrics.last_step:  # else it was written before the run was killed, and stays as it was
+                if last or (config.eval.every and step % config.eval.every == 0):
+                    await _evaluate_into(row, config, made, status, records, step)
+                records.trained(step, groups, report.advantages)
+                metrics.write(row)
+                status.curve.append(row["reward/mean"])
+                display.line(_line(row))
             if last or (config.checkpoint.every and step % config.checkpoint.every == 0):
-                status.enter("saving")  # last: a resumed run drops the rows after its checkpoint
-                run.put_position(step, stream.position)
-                await trainer.save(str(run.checkpoint(step)))
+                status.enter("saving")
+                metrics.sync()
+                await learner.save(run, step)
+                ledger.rotate(step)
                 run.prune(config.checkpoint.keep)
+                ledger.prune(run.steps()[0])
             stream.stepped(version)
 
     status.enter("ending")
     metrics.close()
     steps = run.steps()
     rates = [rate for _, rate in status.evals]
+    evaluated = [row for row in metrics.rows if "eval/pass_rate" in row]
     return Summary(
         run_dir=run.path,
         steps=config.steps,
         first=rates[0] if rates else None,
         last=rates[-1] if rates else None,
-        ci95=evaluation.ci95 if evaluation else None,
+        ci95=(evaluated[-1]["eval/ci95_low"], evaluated[-1]["eval/ci95_high"]) if evaluated else None,
         checkpoint=run.checkpoint(steps[-1]) if steps else None,
         episodes=trained_episodes,
         seconds=time.monotonic() - status.started,
@@ -142,15 +164,16 @@ async def _train(config: RunConfig, run: RunDir, display: Display, made: Parts, 
 
 async def evaluate(config: RunConfig, run: RunDir, display: Display) -> Evaluation:
     """The pass rate of `config.model` on held-out tasks; starts no trainer."""
-    async with parts(config, run, status_events(display.status), train=False) as made:
-        return await made.processes.guard(_evaluate(config, made, display.status, EpisodeLog(run.path), 0))
+    records = Records(run.path, config.records)
+    async with parts(config, run, records.beside(status_events(display.status)), train=False) as made:
+        return await made.processes.guard(_evaluate(config, made, display.status, records, 0))
 
 
-async def _evaluate(config: RunConfig, made: Parts, status: Status, records: EpisodeLog, step: int) -> Evaluation:
+async def _evaluate(config: RunConfig, made: Parts, status: Status, records: Records, step: int) -> Evaluation:
     status.enter("evaluation", config.eval.episodes)
     held = held_out(config.domains, config.eval.episodes)
     episodes = await made.rollout.evaluate(held, config.eval.temperature)
-    records.write("eval", step, episodes)
+    records.evaluated(step, episodes)
     return dataclasses.replace(_rated(episodes), tasks=domains.apart(config.domains, episodes, _rated))
 
 
@@ -162,11 +185,9 @@ def _rated(episodes: Sequence[Episode]) -> Evaluation:
     )
 
 
-async def _evaluate_into(
-    row: Row, config: RunConfig, made: Parts, status: Status, records: EpisodeLog, step: int
-) -> Evaluation | None:
+async def _evaluate_into(row: Row, config: RunConfig, made: Parts, status: Status, records: Records, step: int) -> None:
     if not config.eval.episodes:
-        return None
+        return
     begun = time.monotonic()
     result = await _evaluate(config, made, status, records, step)
     for suffix, each in {"": result, **{f"/{name}": one for name, one in result.tasks.items()}}.items():
@@ -178,11 +199,13 @@ async def _evaluate_into(
         }
     row["time/eval_s"] = time.monotonic() - begun
     status.evals.append((step, result.pass_rate))
-    return result
 
 
-def to_batch(step: int, groups: list[Group], temperature: float) -> TrainBatch:
-    """The groups as the trainer takes them: every branch of an episode is a sample with that episode's reward."""
+def to_batch(step: int, groups: list[Group], temperature: float, spans: int = 0) -> TrainBatch:
+    """The groups as the trainer takes them: every branch of an episode is a sample with that episode's reward.
+
+    spans: how many spans of equal advantages of each sample the trainer is to tell.
+    """
     samples: list[TrainSample] = []
     number = 0
     for index, group in enumerate(groups):
@@ -213,7 +236,7 @@ def to_batch(step: int, groups: list[Group], temperature: float) -> TrainBatch:
                     )
                 )
             number += 1
-    return TrainBatch(step=step, samples=samples, temperature=temperature)
+    return TrainBatch(step=step, samples=samples, temperature=temperature, spans=spans)
 
 
 def _turn_rewards(episode: Episode) -> dict[int, float]:
@@ -261,6 +284,15 @@ def status_events(status: Status, also: Callable[[Event], None] = lambda _: None
         status.outcomes[episode.outcome] = status.outcomes.get(episode.outcome, 0) + 1
 
     return on_event
+
+
+def _worst_case(row: Row) -> str:
+    """The worst-case step in one line of text."""
+    peaks = [f"{name} {row[key]:,.0f} MB" for name, key in _PEAKS.items() if key in row]
+    return f"the longest batch, {row['memory/worst_case_tokens']:,.0f} tokens, fits: {', '.join(peaks)} at most"
+
+
+_PEAKS = {"trainer": "memory/trainer_peak_mb", "critic": "memory/critic_peak_mb"}
 
 
 def _line(row: Row) -> str:

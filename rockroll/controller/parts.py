@@ -14,21 +14,26 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from rockroll.append import write_whole
 from rockroll.controller.boxes import pool_sizes
 from rockroll.controller.config import RunConfig
-from rockroll.controller.model_path import resolve
+from rockroll.controller.model_path import prepare
 from rockroll.controller.run_dir import RunDir
 from rockroll.engine.client import EngineClient
+from rockroll.engine.kinds import require
 from rockroll.errors import ProcessDied
 from rockroll.placement.local import Processes
 from rockroll.rollout.curriculum_log import CurriculumLog
 from rockroll.rollout.journal import Journal
+from rockroll.rollout.ledger import Ledger
 from rockroll.rollout.runner import Rollout
 from rockroll.rollout.sample import Event
 from rockroll.rollout.tokenizer import ChatTokenizer
 from rockroll.sandbox import node_client
 from rockroll.sandbox.pool import Pool
 from rockroll.train.client import TrainerClient
+from rockroll.train.config import TrainConfig
+from rockroll.train.critic import critic_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +43,11 @@ class Parts:
     processes: Processes
     engine: EngineClient
     trainer: TrainerClient | None
+    critic: TrainerClient | None
+    """Where the algorithm has one."""
     rollout: Rollout
+    ledger: Ledger | None
+    """Where there is a trainer: what was begun since its checkpoint."""
     canary_ids: list[int]
 
 
@@ -50,13 +59,19 @@ async def parts(
 
     train: False leaves the trainer out, for an evaluation.
     """
-    model = str(resolve(config.model))
+    require(config.engine)
+    model = str(await asyncio.to_thread(prepare, config.model))
     style = config.rollout
     tokenizer = ChatTokenizer(model, calls=style.tool_calls, reasoning=style.reasoning, options=style.template)
     async with AsyncExitStack() as stack:
+        ledger = stack.enter_context(Ledger(run.ledger, run.last_step)) if train else None
         processes = await stack.enter_async_context(Processes(run.logs))
         engine_config = dataclasses.replace(
-            config.engine, model=model, address=processes.address("engine-0"), seed=config.seed
+            config.engine,
+            model=model,
+            address=processes.address("engine-0"),
+            seed=config.seed,
+            deterministic=config.deterministic,
         )
         await processes.start("engine", "rockroll.engine.server", "--config", _written(run, "engine", engine_config))
         train_config = dataclasses.replace(
@@ -65,14 +80,16 @@ async def parts(
             address=processes.address("trainer-{rank}"),
             rendezvous=f"file://{processes.runtime / 'rendezvous'}",
             seed=config.seed,
+            deterministic=config.deterministic,
+            threads=config.train.threads or int(config.deterministic),
             schedule_updates=config.train.schedule_updates
             or config.steps * config.train.epochs * config.train.minibatches,
         )
+        critic_config = _critic(train_config, config.steps, processes) if train and train_config.has_critic else None
         if train:
-            file = _written(run, "trainer", train_config)
-            for rank in range(config.train.ranks):
-                name = f"trainer-{rank}"
-                await processes.start(name, "rockroll.train.server", "--config", file, "--rank", str(rank))
+            await _ranks("trainer", train_config, run, processes)
+        if critic_config is not None:
+            await _ranks("critic", critic_config, run, processes)
         pools = await stack.enter_async_context(_boxes(config, processes))
         engine = await EngineClient.connect(engine_config.address)
         stack.push_async_callback(engine.close)
@@ -80,8 +97,14 @@ async def parts(
         if train:
             trainer = await TrainerClient.connect(train_config)
             stack.push_async_callback(trainer.close)
-        await processes.guard(_ready(engine, trainer))
-        journal = await stack.enter_async_context(Journal(run.path / "journal", config.rollout.journal))
+        critic = None
+        if critic_config is not None:
+            critic = await TrainerClient.connect(critic_config)
+            stack.push_async_callback(critic.close)
+        await processes.guard(_ready(engine, trainer, critic))
+        journal = await stack.enter_async_context(
+            Journal(run.path / "journal", config.rollout.journal, config.rollout.journal_most())
+        )
         curriculum = CurriculumLog(run.path / "curriculum.jsonl")
         stack.callback(curriculum.close)
         rollout = Rollout(
@@ -102,14 +125,32 @@ async def parts(
             processes=processes,
             engine=engine,
             trainer=trainer,
+            critic=critic,
             rollout=rollout,
+            ledger=ledger,
             canary_ids=tokenizer.encode(config.canary.prompt),
         )
 
 
-async def _ready(engine: EngineClient, trainer: TrainerClient | None) -> None:
-    """Both have loaded the model. An error of either one is a death that `guard` tells of."""
-    await asyncio.gather(engine.info(), *([trainer.info()] if trainer else []))
+def _critic(policy: TrainConfig, steps: int, processes: Processes) -> TrainConfig:
+    """The critic beside this policy, with addresses of its own."""
+    return dataclasses.replace(
+        critic_config(policy, steps),
+        address=processes.address("critic-{rank}"),
+        rendezvous=f"file://{processes.runtime / 'rendezvous-critic'}",
+    )
+
+
+async def _ranks(name: str, config: TrainConfig, run: RunDir, processes: Processes) -> None:
+    """The processes of one trainer."""
+    file = _written(run, name, config)
+    for rank in range(config.ranks):
+        await processes.start(f"{name}-{rank}", "rockroll.train.server", "--config", file, "--rank", str(rank))
+
+
+async def _ready(engine: EngineClient, *trainers: TrainerClient | None) -> None:
+    """All have loaded their model. An error of any is a death that `guard` tells of."""
+    await asyncio.gather(engine.info(), *(trainer.info() for trainer in trainers if trainer))
 
 
 @asynccontextmanager
@@ -146,5 +187,5 @@ async def _boxes(config: RunConfig, processes: Processes) -> AsyncIterator[dict[
 def _written(run: RunDir, name: str, config: Any) -> str:
     """A process's configuration as a JSON file in the run directory; its path."""
     path = run.logs / f"{name}.json"
-    path.write_text(json.dumps(dataclasses.asdict(config), indent=1))
+    write_whole(path, json.dumps(dataclasses.asdict(config), indent=1).encode())
     return str(path)

@@ -12,11 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from rockroll import home
 from rockroll.errors import UsageError
-from rockroll.rollout.admission import Position
 
 
 class RunDir:
@@ -67,33 +64,32 @@ class RunDir:
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step_{step}"
 
+    def critic_checkpoint(self, step: int) -> Path:
+        """Beside the policy's, which is written after it: a whole checkpoint has one where there is a critic."""
+        return self.checkpoints / f"step_{step}.critic"
+
     def steps(self) -> list[int]:
         """Steps that have a whole checkpoint, ascending; the trainer renames one into place when it is complete."""
         names = [entry.name for entry in self.checkpoints.iterdir() if (entry / "model" / "config.json").exists()]
         return sorted(int(name[5:]) for name in names if name.startswith("step_") and name[5:].isdigit())
 
+    @property
+    def last_step(self) -> int:
+        """The step to go on after: that of the last whole checkpoint of a run that is continued, or 0."""
+        return (self.steps() or [0])[-1] if self.resume else 0
+
     def prune(self, keep: int) -> None:
-        """Removes all but the last `keep` checkpoints; 0 keeps all."""
+        """Removes all but the last `keep` checkpoints; 0 keeps all. What a death left half written goes too."""
+        for partial in self.checkpoints.glob("step_*.partial"):
+            shutil.rmtree(partial)
         for step in self.steps()[:-keep] if keep else []:
             shutil.rmtree(self.checkpoint(step))
-            self._position(step).unlink(missing_ok=True)
+            shutil.rmtree(self.critic_checkpoint(step), ignore_errors=True)
 
-    def _position(self, step: int) -> Path:
-        return self.checkpoints / f"step_{step}.rollout.json"
-
-    def put_position(self, step: int, position: Position) -> None:
-        """Where the tasks stand at a checkpoint; written before it, so that a whole checkpoint has one."""
-        self._position(step).write_bytes(msgspec.json.encode(position))
-
-    def position(self, step: int) -> Position:
-        """What `put_position` said. UsageError where it cannot be read."""
-        try:
-            return msgspec.json.decode(self._position(step).read_bytes(), type=Position)
-        except (OSError, msgspec.DecodeError) as error:
-            raise UsageError(
-                f"{self._position(step)} says which tasks were trained, and cannot be read ({error}); remove "
-                f"{self.checkpoint(step)} to continue from the checkpoint before it"
-            ) from None
+    @property
+    def ledger(self) -> Path:
+        """What was begun since the checkpoints."""
+        return self.path / "ledger"
 
 
 def default_path(name: str) -> Path:

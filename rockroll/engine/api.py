@@ -66,6 +66,9 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
     """How many tensors were loaded."""
     digest: str
     """`rockroll.digest.digest` of them, as the file names them."""
+    held: int = 0
+    """How many of them were read back from the engine's memory with the same bits; a backend that repacks what it loads
+    shows fewer than `tensors`."""
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):

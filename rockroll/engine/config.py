@@ -14,8 +14,8 @@ from rockroll import units
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    kind: Literal["transformers"] = "transformers"
-    """Which engine."""
+    kind: Literal["transformers", "vllm"] = "transformers"
+    """Which engine: `transformers`, or `vllm`, which scripts/setup --vllm installs (docs/engines.md)."""
     model: str = ""
     """A Hugging Face folder: config.json, model.safetensors and a tokenizer."""
     address: str = ""
@@ -33,19 +33,39 @@ class EngineConfig:
     context_length: int = 0
     """Prompt and new tokens together, at most. 0: what the model's config says."""
     prefix_cache: int = 64
-    """Finished requests whose cache is kept for a next turn with the same beginning. 0: none."""
+    """Finished requests whose cache is kept for a next turn with the same beginning. 0: none. For vllm, which keeps
+    what its memory holds, anything over 0 only switches it on."""
     prefix_cache_memory: str = "1g"
-    """What those may take together; the longest unused go first."""
+    """What those may take together; the longest unused go first. transformers only."""
+    memory: str = "auto"
+    """vllm only: what keys and values may take, those kept for later included, such as 2g. `auto`: 2g on a CPU, on a
+    GPU what gpu_share leaves beside the weights."""
+    gpu_share: float = 0.4
+    """vllm on a GPU only: the part of the GPU's memory that the engine may take; a trainer there needs the rest."""
+    compile: bool | None = None
+    """vllm only: compile the model at start and use CUDA graphs. Unset: on a GPU (a minute at start, and nine times the
+    speed for one stream), not on a CPU."""
     seed: int = 0
     """Seeds the requests that bring no seed of their own."""
     version: int = 0
     """The version of the weights found at start."""
+    deterministic: bool = False
+    """What a request gets depends on no other request, to the last bit: slower, and nothing is shared between them."""
 
     def __post_init__(self) -> None:
         units.size(self.prefix_cache_memory)
+        if self.memory != "auto":
+            units.size(self.memory)
+        if not 0 < self.gpu_share <= 1:
+            raise ValueError(f"engine gpu_share is over 0 and at most 1; got {self.gpu_share}")
         least = {"threads": 1, "max_batch": 1, "prefill_tokens": 1, "context_length": 0, "prefix_cache": 0}
         for name, at_least in least.items():
             if getattr(self, name) < at_least:
                 raise ValueError(f"engine {name} must be at least {at_least}; got {getattr(self, name)}")
+        if self.deterministic and self.threads != 1:
+            raise ValueError(
+                f"engine threads must be 1 where the run is deterministic: more of them divide sums by how many there "
+                f"are and what else runs; got {self.threads}"
+            )
         if self.device != "auto" and self.device.split(":")[0] not in ("cpu", "cuda"):
             raise ValueError(f"engine device is auto, cpu, cuda or cuda:N; got {self.device!r}")

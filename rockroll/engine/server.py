@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib
 import logging
 import time
 from collections.abc import AsyncIterator
@@ -46,20 +47,32 @@ async def serve(config: EngineConfig) -> None:
     if not opening.done():
         child.leave(0)  # nothing is bound yet, and the loading thread cannot be stopped
     types = {"generate": GenerateRequest, "generate.stream": GenerateRequest, "load": _Load}
-    server = rpc.Server(config.address, _handlers(await opening), types=types)
+    engine = await opening
+    server = rpc.Server(config.address, _handlers(engine), types=types)
     await server.start()
     _log.info("ready at %s after %.1f s", config.address, time.perf_counter() - started)
+    losing = asyncio.create_task(engine.lost.wait())
     try:
-        await ending
+        await asyncio.wait([ending, losing], return_when=asyncio.FIRST_COMPLETED)
     finally:
         await server.close()
+    if engine.lost.is_set():
+        raise EngineError("a process of the engine died; what it said is above")
+    if config.kind == "vllm":
+        await engine.close()  # its processes; the other engine's thread may be in a long step, and holds nothing
     child.leave(0)
 
 
-async def _open(config: EngineConfig) -> Engine:
+_ENGINES = {
+    "transformers": ("rockroll.engine.transformers_engine", "TransformersEngine"),
+    "vllm": ("rockroll.engine.vllm_engine", "VllmEngine"),
+}
+
+
+async def _open(config: EngineConfig) -> Any:
     # torch and transformers take seconds to import; the loop listens meanwhile
-    module = await asyncio.to_thread(__import__, "rockroll.engine.transformers_engine", fromlist=["TransformersEngine"])
-    return await module.TransformersEngine.open(config)
+    module, name = _ENGINES[config.kind]
+    return await getattr(await asyncio.to_thread(importlib.import_module, module), name).open(config)
 
 
 def _handlers(engine: Engine) -> dict[str, rpc.Handler]:
@@ -98,3 +111,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+if __name__ == "__mp_main__":  # a process of vLLM, which multiprocessing began by importing this module
+    child.end_with_parent()

@@ -143,11 +143,7 @@ class Slots:
         """One layer. query: [1, heads, N, size], key and value: [1, kv heads, N, size]. Returns [1, N, heads, size]."""
         step = self.step
         assert step is not None
-        if any(options.get(name) is not None for name in ("softcap", "s_aux")):
-            raise EngineError(
-                f"{type(module).__name__} caps its attention scores or adds sinks, which this engine does not compute;"
-                " use a model with plain attention (Llama, Qwen, Mistral, SmolLM, GPT-2, …)"
-            )
+        refuse_unusual(module, options)
         keys, values = self._store(int(module.layer_idx), step, key[0], value[0])  # type: ignore[arg-type]
         groups = query.shape[1] // keys.shape[1]
         out = query.new_empty((query.shape[2], query.shape[1], values.shape[3]))
@@ -197,6 +193,15 @@ class Slots:
             keys[segment.row, :, segment.start : segment.stop] = key[:, segment.at : end]
             values[segment.row, :, segment.start : segment.stop] = value[:, segment.at : end]
         return keys, values
+
+
+def refuse_unusual(module: torch.nn.Module, options: dict[str, Any]) -> None:
+    """EngineError for an attention that is more than a softmax over products."""
+    if any(options.get(name) is not None for name in ("softcap", "s_aux")):
+        raise EngineError(
+            f"{type(module).__name__} caps its attention scores or adds sinks, which this engine does not compute;"
+            " use a model with plain attention (Llama, Qwen, Mistral, SmolLM, GPT-2, …)"
+        )
 
 
 def _grown(old: Tensor, rows: int, positions: int) -> Tensor:

@@ -15,7 +15,6 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import math
 import os
 import threading
 import time
@@ -31,7 +30,9 @@ from rockroll.engine import weights
 from rockroll.engine.api import EngineInfo, GenerateRequest, Generation, Loaded, OnTokens, Piece
 from rockroll.engine.batch import Batch, Sequence
 from rockroll.engine.config import EngineConfig
+from rockroll.engine.limits import Limits
 from rockroll.engine.slots import Slots
+from rockroll.engine.steady import SteadyBatch, SteadySlots
 from rockroll.errors import EngineError
 
 T = TypeVar("T")
@@ -47,21 +48,12 @@ class TransformersEngine:
         self._config = config
         self._model: Any = weights.build(config)
         self._plain: str = self._model.config._attn_implementation
-        self._context_length = weights.context_length(self._model, config.context_length)
+        self._context_length = weights.context_length(self._model.config, config.context_length)
         self._vocab_size = int(self._model.config.get_text_config().vocab_size)
-        self._stop_ids = weights.stop_ids(self._model)
-        slots = Slots()
+        self._limits = Limits(context_length=self._context_length, vocab_size=self._vocab_size)
+        self._stop_ids = weights.stop_ids(self._model.config, self._model.generation_config)
         self._own = f"rockroll_{next(_engines)}"
-        self._register(slots)
-        self._batch = Batch(
-            self._model,
-            slots,
-            max_batch=config.max_batch,
-            context_length=self._context_length,
-            prefill_tokens=config.prefill_tokens,
-            prefix_cache=config.prefix_cache,
-            prefix_cache_bytes=units.size(config.prefix_cache_memory),
-        )
+        self._batch = self._steady(config) if config.deterministic else self._quick(config)
         self._batch.version = config.version
         self._seeds = itertools.count(config.seed << 32)
         self._waiting: dict[Sequence, asyncio.Future[Generation]] = {}  # the decode thread's alone
@@ -69,6 +61,8 @@ class TransformersEngine:
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
         self._closing = False
+        self.lost = asyncio.Event()
+        """Set when the engine cannot answer any more. Never by this one: its model lives and dies with the process."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._decode, name="decode", daemon=True)
 
@@ -87,7 +81,7 @@ class TransformersEngine:
 
     async def generate(self, request: GenerateRequest, on_tokens: OnTokens | None = None) -> Generation:
         """Raises EngineError for a request that cannot be; field `code` is "context_length_exceeded" for a long one."""
-        self._check(request)
+        self._limits.check(request)
         sequence = Sequence(request, next(self._seeds) if request.seed is None else request.seed)
         result: asyncio.Future[Generation] = asyncio.get_running_loop().create_future()
 
@@ -112,16 +106,13 @@ class TransformersEngine:
         def swap() -> Loaded:
             weights.replace(self._model, fitted)
             self._batch.weights_changed(version)
-            tensors, digest = weights.proof(self._model, delivered)
-            return Loaded(version=version, tensors=tensors, digest=digest)
+            return weights.proof(self._model, delivered, version)
 
         return await self._call(swap)
 
     async def logprobs(self, ids: list[int]) -> list[float]:
         """Computed by the model's own attention over the whole sequence, not by the batch's."""
-        self._check_ids(ids)
-        if len(ids) > self._context_length:
-            raise _too_long(f"{len(ids)} tokens exceed the context of {self._context_length}; give fewer")
+        self._limits.check_whole(ids)
         return await self._call(lambda: self._full(ids))
 
     async def info(self) -> EngineInfo:
@@ -140,30 +131,6 @@ class TransformersEngine:
             self._closing = True
             self._wake.notify()
         await asyncio.to_thread(self._thread.join)
-
-    def _check(self, request: GenerateRequest) -> None:
-        self._check_ids(request.prompt_ids)
-        if request.max_tokens < 1:
-            raise EngineError(f"max_tokens must be at least 1; got {request.max_tokens}")
-        if not (math.isfinite(request.temperature) and request.temperature >= 0):
-            raise EngineError(f"temperature must be 0 (greedy) or more; got {request.temperature}")
-        if not 0 < request.top_p <= 1:
-            raise EngineError(f"top_p must be over 0 and at most 1; got {request.top_p}")
-        prompt = len(request.prompt_ids)
-        if prompt + request.max_tokens > self._context_length:
-            raise _too_long(
-                f"a prompt of {prompt} tokens and max_tokens {request.max_tokens} exceed the context of "
-                f"{self._context_length}; shorten the prompt or ask for fewer tokens"
-            )
-
-    def _check_ids(self, ids: list[int]) -> None:
-        if not ids:
-            raise EngineError("there must be at least one token id; got none")
-        if min(ids) < 0 or max(ids) >= self._vocab_size:
-            wrong = next(token for token in ids if not 0 <= token < self._vocab_size)
-            raise EngineError(
-                f"token ids are 0 … {self._vocab_size - 1} for this model; got {wrong}: another tokenizer?"
-            )
 
     def _post(self, work: Callable[[], None]) -> None:
         """Have the decode thread do this before its next step."""
@@ -254,7 +221,27 @@ class TransformersEngine:
             self._model.set_attn_implementation(self._own)
         return torch.log_softmax(logits, -1).gather(1, tensor[0, 1:, None]).squeeze(1).tolist()
 
-    def _register(self, slots: Slots) -> None:
+    def _quick(self, config: EngineConfig) -> Batch:
+        slots = Slots()
+        self._register(slots)
+        return Batch(
+            self._model,
+            slots,
+            max_batch=config.max_batch,
+            context_length=self._context_length,
+            prefill_tokens=config.prefill_tokens,
+            prefix_cache=config.prefix_cache,
+            prefix_cache_bytes=units.size(config.prefix_cache_memory),
+        )
+
+    def _steady(self, config: EngineConfig) -> SteadyBatch:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS refuses
+        torch.use_deterministic_algorithms(True, warn_only=self._model.device.type != "cpu")
+        slots = SteadySlots(config.max_batch, self._context_length)
+        self._register(slots)
+        return SteadyBatch(self._model, slots)
+
+    def _register(self, slots: Slots | SteadySlots) -> None:
         from transformers import AttentionInterface
 
         AttentionInterface.register(self._own, slots.attend)
@@ -299,7 +286,3 @@ def _resolve(
             future.set_exception(error)
         else:
             future.set_result(result)
-
-
-def _too_long(message: str) -> EngineError:
-    return EngineError(message, code="context_length_exceeded")

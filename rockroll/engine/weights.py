@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rockroll.digest import digest
+from rockroll.engine.api import Loaded
 from rockroll.engine.config import EngineConfig
 from rockroll.errors import EngineError
 
@@ -28,7 +29,7 @@ def build(config: EngineConfig) -> Any:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     folder = Path(config.model)
-    _check(folder)
+    check(folder)
     device = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     loader: Any = AutoModelForCausalLM  # with output_loading_info it returns a pair, which its types leave out
     try:
@@ -45,17 +46,18 @@ def build(config: EngineConfig) -> Any:
     return model.requires_grad_(False)
 
 
-def _check(folder: Path) -> None:
+def check(folder: Path) -> None:
+    """EngineError where the folder lacks a config, weights or a tokenizer."""
     if not folder.is_dir():
         raise EngineError(f"there is no model at {folder}: no such folder; scripts/setup makes the tiny one")
     if not (folder / "config.json").is_file():
         raise EngineError(f"there is no model at {folder}: it has no config.json; name a Hugging Face model folder")
-    _files(folder)
+    files(folder)
     if not any((folder / name).is_file() for name in _TOKENIZERS):
         raise EngineError(f"{folder} has a model but no tokenizer (tokenizer.json); save the tokenizer beside it")
 
 
-def _files(folder: Path) -> list[Path]:
+def files(folder: Path) -> list[Path]:
     """The folder's safetensors files: one, or the shards that an index names."""
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
@@ -69,13 +71,27 @@ def _files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
+def shapes(folder: Path) -> dict[str, list[int]]:
+    """The shape of every tensor of the folder's safetensors. EngineError where a file is damaged or cut short."""
+    from safetensors import SafetensorError, safe_open
+
+    found: dict[str, list[int]] = {}
+    for path in files(folder):
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                found |= {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise EngineError(f"{path} cannot be read: {_line(error)}; write or copy it again whole") from error
+    return found
+
+
 def read(folder: Path) -> dict[str, Tensor]:
     """Every tensor of the folder's safetensors, on the CPU."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     tensors: dict[str, Tensor] = {}
-    for file in _files(folder):
+    for file in files(folder):
         try:
             tensors |= load_file(file)
         except (SafetensorError, OSError) as error:
@@ -117,28 +133,24 @@ def replace(model: Any, tensors: dict[str, Tensor]) -> None:
         own[name].copy_(tensor)
 
 
-def proof(model: Any, delivered: dict[str, Tensor]) -> tuple[int, str]:
-    """(tensors, digest) of a delivery, read back from the model wherever it holds them in the same dtype."""
+def proof(model: Any, delivered: dict[str, Tensor], version: int) -> Loaded:
+    """What was delivered, read back from the model wherever it holds it in the same dtype."""
     own: dict[str, Tensor] = model.state_dict()
-    held = {
-        name: own[name] if name in own and own[name].dtype == tensor.dtype else tensor
-        for name, tensor in delivered.items()
-    }
-    return len(held), digest(held)
+    held = {name: own[name] for name, t in delivered.items() if name in own and own[name].dtype == t.dtype}
+    return Loaded(version=version, tensors=len(delivered), digest=digest(delivered | held), held=len(held))
 
 
-def stop_ids(model: Any) -> list[int]:
-    """The model's own end-of-sequence ids, from generation_config.json, else config.json."""
-    found = model.generation_config.eos_token_id if model.generation_config is not None else None
+def stop_ids(config: Any, generation: Any) -> list[int]:
+    """The model's own end-of-sequence ids, from generation_config.json where there is one, else config.json."""
+    found = generation.eos_token_id if generation is not None else None
     if found is None:
-        found = getattr(model.config, "eos_token_id", None)
+        found = getattr(config, "eos_token_id", None)
     return [] if found is None else [found] if isinstance(found, int) else list(found)
 
 
-def context_length(model: Any, wanted: int) -> int:
+def context_length(config: Any, wanted: int) -> int:
     """`wanted`, or where that is 0 what the model's config says."""
-    config = model.config.get_text_config()
-    most = getattr(config, "max_position_embeddings", None)
+    most = getattr(config.get_text_config(), "max_position_embeddings", None)
     if wanted and most and wanted > most:
         raise EngineError(f"engine context_length is {wanted}, the model's is {most}; set at most {most}")
     if not wanted and not most:

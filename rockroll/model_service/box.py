@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,11 +23,15 @@ from rockroll.model_service.calls import HOLD_S, Calls
 from rockroll.model_service.dialects import Call
 from rockroll.model_service.endpoint import MAX_BODIES, MAX_CONNECTIONS, Connection, Endpoint, too_much
 from rockroll.model_service.generation import Generation
+from rockroll.model_service.history import History
 from rockroll.model_service.source import Source
 from rockroll.model_service.wire import ChatReply
 
 MAX_CALLS = 16
 """Completions one sandbox may have under way, and bodies it may be sending; a further one gets 429."""
+
+STUBBORN = 8
+"""After so many refusals for want of budget the rollout side is told again: this agent is not going to stop."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +83,15 @@ class Box:
         self._limits = limits
         self.endpoint: Endpoint
         self.upstream: Source | None = None
+        self.place = ""
+        """Names the upstream among all that the gateway has."""
         self.token = ""
         self.spent = Spent(Budget(), 0.0)
-        self._told_over = False
+        self._refused, self.over = 0, None
+        """Calls refused for want of budget under this route, and why the first was."""
         self.counting: set[asyncio.Task[Any]] = set()
         """Calls of which only the prompt's tokens are wanted."""
+        self.history = History()
         self._calls = Calls()
         self._asked: dict[int, Asked] = {}
         self._reading = self._running = 0
@@ -108,7 +116,9 @@ class Box:
         """From now on calls go there. What was asked before ends, and what it used up is forgotten."""
         self.endpoint.next_turn()
         self.upstream, self.token = upstream, token
-        self.spent, self._told_over = Spent(budget, asyncio.get_running_loop().time()), False
+        self.history.clear()
+        self.spent = Spent(budget, asyncio.get_running_loop().time())
+        self._refused, self.over = 0, None
         self.cancel_calls()
 
     def room(self, n: int, body: int) -> None:
@@ -121,11 +131,35 @@ class Box:
         try:
             self.spent.check(n, body, asyncio.get_running_loop().time())
         except ModelServiceError as error:
-            if self.upstream is not None and not self._told_over:
-                self._told_over = True
+            self._refused += 1
+            self.over = self.over or error.message
+            if self.upstream is not None and self._refused in (1, STUBBORN):
                 limit = error.fields["limit"]
                 self.upstream.over(Over(sandbox=self.id, token=self.token, limit=limit, message=error.message))
             raise
+
+    @contextmanager
+    def forwarding(self, body: int | None) -> Iterator[Callable[[int], None]]:
+        """While a request of so many bytes is forwarded as it is, and one call of the budget; None: it is none, and
+        costs nothing. Yields what is to be told the answer's status. ModelServiceError where it is over a bound."""
+        if body is None:
+            yield lambda _: None
+            return
+        self.room(1, body)
+        spent, status = self.spent, 0
+
+        def told(said: int) -> None:
+            nonlocal status
+            status = said
+
+        spent.begin(1, body)
+        self._running += 1
+        try:
+            yield told
+        finally:
+            self._running -= 1
+            if status != 200:
+                spent.failed(1)
 
     def begin(self, key: bytes, body: int, id: str, created: int, call: Call, upstream: Source) -> Asked:
         """Asks the model. ModelServiceError where that cannot be."""

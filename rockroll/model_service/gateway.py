@@ -9,11 +9,12 @@ a sandbox to box.py, the link to upstream.py, and binding inside a sandbox to th
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import secrets
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from urllib.parse import unquote
 
@@ -26,6 +27,7 @@ from rockroll.model_service.budget import Budget
 from rockroll.model_service.dialects import DIALECTS, Call, Dialect, vendor_at
 from rockroll.model_service.endpoint import Connection, Endpoint, refusal
 from rockroll.model_service.outlet import EventStream, pass_through, whole
+from rockroll.model_service.service import COMPATIBLE, RemoteServer, Service
 from rockroll.model_service.source import Server, Source
 from rockroll.model_service.upstream import Upstream
 
@@ -66,7 +68,8 @@ class Gateway:
         box = self._boxes[sandbox_id] = Box(sandbox_id, limits)
         box.endpoint = Endpoint(sock, answer, connections=limits.connections, bodies=limits.bodies)
         if old is not None:
-            box.upstream, box.token, box.spent = old.upstream, old.token, old.spent
+            box.upstream, box.place, box.token = old.upstream, old.place, old.token
+            box.spent, box.over = old.spent, old.over
             self._end(old)
 
     def shut(self, sandbox_id: str) -> None:
@@ -88,21 +91,41 @@ class Gateway:
         if box is not None:
             await box.endpoint.wait_closed()
 
-    def route(self, sandbox_id: str, upstream: str | None, token: str, budget: Budget = NO_BUDGET) -> None:
-        """From now on the sandbox's calls go to the relay at `upstream`, under `token`; None: they are refused.
+    def route(
+        self,
+        sandbox_id: str,
+        upstream: str | None,
+        token: str,
+        budget: Budget = NO_BUDGET,
+        *,
+        key: str = "",
+        speaks: Collection[str] = (),
+    ) -> str | None:
+        """From now on the sandbox's calls go to the relay at `upstream`, under `token`, or to the server at that
+        http(s) URL, with `key` (the sandbox never sees it); None: they are refused. speaks: as service.py has it.
 
         A change ends what came before it: calls under way are cancelled up to the relay's handler, and connections
         made earlier are closed, so that no byte written before the change is taken for a call after it.
         budget: what all calls under this route may use up together. The same route again changes nothing of it.
+        Returns why calls under the route before were refused for want of its budget; None where none was.
         """
         box = self._attached(sandbox_id)
-        if upstream is not None and not upstream.startswith(("ipc://", "tcp://")):
-            raise UsageError(f"a model route leads to a relay at ipc:// or tcp://, got {upstream!r}")
-        now = None if box.upstream is None else box.upstream.address
-        if (now, box.token) == (upstream, token):
-            return
-        box.route(None if upstream is None else self._upstream(upstream), token, budget)
+        over, place = box.over, _place(upstream, key, speaks)
+        if (box.place, box.token) == (place, token) and (box.upstream is None) == (upstream is None):
+            return over
+        source = None
+        if upstream is not None:
+            if upstream.startswith("http") and not (budget.prompt_tokens is budget.completion_tokens is None):
+                raise UsageError(
+                    "a server's tokens are not counted: an http route's budget has calls, concurrent, body_bytes and "
+                    "seconds; leave prompt_tokens and completion_tokens out"
+                )
+            if (source := self._upstreams.get(place)) is None:
+                source = self._upstreams[place] = _source(upstream, key, speaks)
+        box.route(source, token, budget)
+        box.place = place
         self._close_unused()
+        return over
 
     def route_to(self, sandbox_id: str, source: Source, token: str = "", budget: Budget = NO_BUDGET) -> None:
         """As `route`, to any source of answers; it is the gateway's from now on, which closes it after its last use."""
@@ -112,6 +135,7 @@ class Gateway:
         if self._upstreams.setdefault(source.address, source) is not source:
             raise UsageError(f"another source of answers at {source.address} is in use; route to that one")
         box.route(source, token, budget)
+        box.place = source.address
         self._close_unused()
 
     async def close(self) -> None:
@@ -127,11 +151,6 @@ class Gateway:
     def _end(self, box: Box) -> None:
         box.cancel_calls()
         box.endpoint.close()
-
-    def _upstream(self, address: str) -> Source:
-        if address not in self._upstreams:
-            self._upstreams[address] = Upstream(address)
-        return self._upstreams[address]
 
     def _close_unused(self) -> None:
         """A relay that no sandbox is routed to has most likely ended with its run: no reason to look for it."""
@@ -193,8 +212,10 @@ class Gateway:
             body = await box.endpoint.read_body(request)
         self._routed(box, request)
         try:
-            async with server.ask(request.method, request.raw_path, request.headers, body) as answer:
-                return await pass_through(request, answer)
+            with box.forwarding(len(body) if request.method == "POST" else None) as told:
+                async with server.ask(request.method, request.raw_path, request.headers, body) as answer:
+                    told(answer.status)
+                    return await pass_through(request, answer)
         except ConnectionError:
             return _nobody()
 
@@ -204,7 +225,7 @@ class Gateway:
             key = digest(request.path, request.headers, body)
             self._routed(box, request)
             if (asked := box.again(key, request.headers)) is None:
-                call = dialect.parse(body)
+                call = box.history.parse(dialect, body)
                 size = len(body)
                 del body
                 if dialect.count is None:
@@ -290,6 +311,26 @@ class Gateway:
             # what went wrong on the host is no business of the program in the sandbox
             _log.error("model service: a call of sandbox %s failed: %s", box.id, error)
             raise ModelServiceError("the model could not answer; the run's log says why", status=500) from None
+
+
+def _place(upstream: str | None, key: str, speaks: Collection[str]) -> str:
+    """Names a source of answers among all of the gateway, and gives no key away."""
+    if upstream is None or not (key or speaks):
+        return upstream or ""
+    told = hashlib.sha256("\0".join([key, *sorted(speaks)]).encode()).hexdigest()
+    return f"{upstream} {told}"
+
+
+def _source(upstream: str, key: str, speaks: Collection[str]) -> Source:
+    if upstream.startswith(("http://", "https://")):
+        return Service(RemoteServer(upstream, key), {*COMPATIBLE, *speaks})
+    if not upstream.startswith(("ipc://", "tcp://")):
+        raise UsageError(
+            f"a model route leads to a relay at ipc:// or tcp://, or to a server at http(s)://; got {upstream!r}"
+        )
+    if key or speaks:
+        raise UsageError("a key and dialects are of an http(s):// server; a relay has neither")
+    return Upstream(upstream)
 
 
 def _allow(request: web.BaseRequest, method: str) -> None:

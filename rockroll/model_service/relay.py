@@ -13,6 +13,7 @@ from typing import Any, Self
 from rockroll import rpc
 from rockroll.errors import ModelServiceError
 from rockroll.model_service.budget import Over
+from rockroll.model_service.shared import Receiver
 from rockroll.model_service.wire import CHAT, CHAT_STREAM, COUNT, MODELS, OVER, ChatReply, ChatRequest, Delta, Models
 
 OnDelta = Callable[[Delta], None]
@@ -27,7 +28,7 @@ class Relay:
 
     handler: raises ModelServiceError to refuse a call. It is cancelled when the client in the sandbox hung up and
     when the sandbox's route changed, so a late call of one episode never outlives it.
-    on_over: told, once for each route, that a sandbox was refused a call for want of the budget of its route.
+    on_over: told that a sandbox was refused a call for want of the budget of its route: at the first and the eighth.
     count: answers Anthropic's count_tokens; without it those calls are refused.
     """
 
@@ -45,6 +46,7 @@ class Relay:
         self._count = count
         self._on_over = on_over
         self._models = list(models)
+        self._said = Receiver()
         self._changed = asyncio.Event()
         self._server = rpc.Server(
             address,
@@ -80,11 +82,11 @@ class Relay:
         self._changed = asyncio.Event()
 
     async def _chat(self, request: ChatRequest, peer: rpc.Peer) -> ChatReply:
-        return await self._handler(request, None)
+        return await self._handler(self._said.restore(peer.id, request), None)
 
     async def _stream(self, request: ChatRequest, peer: rpc.Peer) -> AsyncIterator[Delta | ChatReply]:
         said: asyncio.Queue[Delta | None] = asyncio.Queue()
-        answer = asyncio.ensure_future(self._handler(request, said.put_nowait))
+        answer = asyncio.ensure_future(self._handler(self._said.restore(peer.id, request), said.put_nowait))
         answer.add_done_callback(lambda _: said.put_nowait(None))
         try:
             while (delta := await said.get()) is not None:

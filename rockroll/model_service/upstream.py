@@ -18,6 +18,7 @@ import zmq
 from rockroll import rpc
 from rockroll.errors import HostError, ModelServiceError, PeerLost, RockrollError
 from rockroll.model_service.budget import Over
+from rockroll.model_service.shared import UNKNOWN, Sender
 from rockroll.model_service.source import Say
 from rockroll.model_service.wire import CHAT, CHAT_STREAM, COUNT, MODELS, OVER, ChatReply, ChatRequest, Delta, Models
 
@@ -42,6 +43,7 @@ class Upstream:
         self._up = asyncio.Event()
         self._broken: Exception | None = None
         self._client: rpc.Client | None = None
+        self._sent = Sender()
         self._calls: set[asyncio.Task[Any]] = set()
         self._watching = asyncio.get_running_loop().create_task(self._watch())
 
@@ -67,10 +69,8 @@ class Upstream:
 
     def chat(self, request: ChatRequest, say: Say | None = None) -> asyncio.Task[ChatReply]:
         """The call under way, its deltas told to `say`; cancelled where the relay is lost. Only when up."""
-        client = self._live()
-        return self._begin(
-            client.call(CHAT, request, type=ChatReply) if say is None else _streamed(client, request, say)
-        )
+        self._live()
+        return self._begin(self._chat(request, say))
 
     def count(self, request: ChatRequest) -> asyncio.Task[int]:
         """How many tokens the prompt has. As `chat`."""
@@ -86,6 +86,18 @@ class Upstream:
         if self._client is None or not self._up.is_set():
             raise self.lost()
         return self._client
+
+    async def _chat(self, request: ChatRequest, say: Say | None) -> ChatReply:
+        try:
+            return await self._asked(self._sent.shorten(request), say)
+        except ModelServiceError as error:
+            if error.fields.get("code") != UNKNOWN:
+                raise
+        return await self._asked(self._sent.whole(request), say)
+
+    def _asked(self, request: ChatRequest, say: Say | None) -> Coroutine[Any, Any, ChatReply]:
+        client = self._live()
+        return client.call(CHAT, request, type=ChatReply) if say is None else _streamed(client, request, say)
 
     def _begin(self, asked: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         call = asyncio.get_running_loop().create_task(asked)
@@ -123,6 +135,7 @@ class Upstream:
 
     def _down(self) -> None:
         self._up.clear()
+        self._sent = Sender()
         for call in list(self._calls):
             call.cancel()
 

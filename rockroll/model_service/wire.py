@@ -21,7 +21,8 @@ COUNT = "count"
 Nothing is sampled and nothing noted. ModelServiceError where the relay has no such handler."""
 
 OVER = "over"
-"""Over → nothing: a sandbox was refused a call for want of the budget of its route. Said once for each route."""
+"""Over → nothing: a sandbox was refused a call for want of the budget of its route. Said at
+the first such refusal of a route, and again at its eighth: that agent is not going to stop."""
 
 MODELS = "models"
 """{} → a stream of Models: the names served now, then again at every change, without end. While it is open the relay
@@ -86,6 +87,10 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     """None: not wanted. k: the log-prob of each sampled token, and of the k likeliest where the engine has them."""
     index: int = 0
     """Which of the `n` completions of one HTTP request this is."""
+    number: int = 0
+    """Names this request among those of its token on its link, for later ones to go on from; 0: none will."""
+    after: int | None = None
+    """The number of an earlier request with the same token on the same link, whose messages stand before `messages`."""
 
 
 class TokenLogprob(msgspec.Struct, frozen=True):

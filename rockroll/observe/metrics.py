@@ -6,10 +6,15 @@ Leaves what the numbers mean to those who measured them.
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import socket
 import time
 from pathlib import Path
 from typing import Any
+
+from rockroll.append import Appended, unwritable, write_whole
 
 Row = dict[str, float | int]
 
@@ -26,18 +31,25 @@ class MetricsLog:
         self.rows: list[Row] = []
         if resume_from is not None and self.path.exists():
             self.rows = [row for row in read_rows(self.path) if row["step"] <= resume_from]
-            aside = self.path.with_suffix(".tmp")
-            aside.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
-            aside.replace(self.path)
-        self._file = self.path.open("a", buffering=1)
+            write_whole(self.path, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
+        self._file = Appended(self.path)
         self._board = _Board(run_dir / "tensorboard")
 
+    @property
+    def last_step(self) -> int:
+        """Of the last row; -1 where there is none."""
+        return int(self.rows[-1]["step"]) if self.rows else -1
+
     def write(self, row: Row) -> None:
-        """One step's row. It must have "step"."""
+        """One step's row. It must have "step". HostError where it cannot be written: then nothing of it is there."""
         rounded: dict[str, Any] = {k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()}
-        self._file.write(json.dumps(rounded) + "\n")
+        self._file.add(f"{json.dumps(rounded)}\n".encode())
         self.rows.append(row)
         self._board.write(row)
+
+    def sync(self) -> None:
+        """The rows are on the disk: they survive loss of power."""
+        self._file.sync()
 
     def close(self) -> None:
         self._file.close()
@@ -56,27 +68,41 @@ def read_rows(path: Path) -> list[Row]:
 
 
 class _Board:
-    """TensorBoard's event file, written without TensorFlow or torch. Absent where tensorboard is not installed."""
+    """TensorBoard's event file, written without TensorFlow or torch. Absent where tensorboard is not installed.
+
+    Its own writer has a thread, whose errors nobody hears.
+    """
 
     def __init__(self, folder: Path) -> None:
         try:
             from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
             from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
-            from tensorboard.summary.writer.event_file_writer import EventFileWriter
+            from tensorboard.summary.writer.record_writer import RecordWriter
         except ImportError:
-            self._writer = None
+            self._file = None
             return
-        self._event, self._summary = Event, Summary
-        self._writer = EventFileWriter(str(folder))
+        self._event, self._summary, self._record = Event, Summary, RecordWriter
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritable(folder, error) from None
+        name = f"events.out.tfevents.{int(time.time()):010}.{socket.gethostname()}.{os.getpid()}"
+        self._file = Appended(folder / name)
+        self._put(Event(wall_time=time.time(), file_version="brain.Event:2"))
 
     def write(self, row: Row) -> None:
-        if self._writer is None:
+        if self._file is None:
             return
         values = [self._summary.Value(tag=k, simple_value=float(v)) for k, v in row.items() if k != "step"]
         summary = self._summary(value=values)
-        self._writer.add_event(self._event(wall_time=time.time(), step=int(row["step"]), summary=summary))
-        self._writer.flush()
+        self._put(self._event(wall_time=time.time(), step=int(row["step"]), summary=summary))
+
+    def _put(self, event: Any) -> None:
+        assert self._file is not None
+        framed = io.BytesIO()
+        self._record(framed).write(event.SerializeToString())
+        self._file.add(framed.getvalue())
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        if self._file is not None:
+            self._file.close()

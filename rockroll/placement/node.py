@@ -47,9 +47,13 @@ class Route(wire.Struct, frozen=True, kw_only=True):
 
     id: str
     upstream: str | None
-    """A relay's address; None: calls are refused."""
-    token: str
+    """A relay's address, or the http(s) URL of a server that speaks OpenAI's dialects; None: calls are refused."""
+    token: str = ""
     """Names the episode to the relay; never shown in the box."""
+    key: str = ""
+    """The server's; never shown in the box."""
+    speaks: list[str] = []
+    """Dialects that the server speaks beside chat and completions."""
     budget: Budget = NO_BUDGET
     """What all calls under this route may use up together; the relay is told when one is refused for it."""
 
@@ -120,8 +124,10 @@ class Node:
         _log.info("ending: %s", why)
         self._over.set()
 
-    async def _route(self, body: Route, _peer: rpc.Peer) -> None:
-        self._gateway.route(self._host.resolve(body.id), body.upstream, body.token, body.budget)
+    async def _route(self, body: Route, _peer: rpc.Peer) -> str | None:
+        return self._gateway.route(
+            self._host.resolve(body.id), body.upstream, body.token, body.budget, key=body.key, speaks=body.speaks
+        )
 
     def _client_gone(self, peer: rpc.Peer) -> None:
         """Its boxes go, in a task of the node's own: the server cancels its tasks when it closes, and a removal that is

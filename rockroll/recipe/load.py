@@ -20,8 +20,15 @@ from rockroll.controller.config import RunConfig
 from rockroll.errors import RecipeError
 
 _INTERNAL = {
-    "engine": {"model": "model", "address": None, "version": None, "seed": "seed"},
-    "train": {"model": "model", "address": None, "rendezvous": None, "seed": "seed", "version": None},
+    "engine": {"model": "model", "address": None, "version": None, "seed": "seed", "deterministic": "deterministic"},
+    "train": {
+        "model": "model",
+        "address": None,
+        "rendezvous": None,
+        "seed": "seed",
+        "version": None,
+        "deterministic": "deterministic",
+    },
     "sandbox": {"name": None, "ttl": None},
 }
 """Keys that are rockroll's to fill in, with the top-level key to use instead where there is one."""

@@ -14,9 +14,13 @@ from typing import Any
 from rockroll import units
 from rockroll.controller.boxes import boxes, pool_sizes
 from rockroll.controller.config import RunConfig
-from rockroll.controller.model_path import resolve
+from rockroll.controller.model_path import Model, find
+from rockroll.engine.kinds import kinds
 from rockroll.recipe.load import dump
 from rockroll.rollout.domain import held_out, shares
+from rockroll.train.config import TrainConfig
+from rockroll.train.critic import critic_config
+from rockroll.train.extent import context_of, parameters_of, state_bytes, widest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,28 +34,42 @@ class Line:
 
 def plan(config: RunConfig) -> list[Line]:
     """Every process and sandbox of the run, in the order in which they start."""
-    model = resolve(config.model)
+    model = find(config.model)
+    kind = next(kind for kind in kinds() if kind.name == config.engine.kind)
     cores = os.cpu_count() or 1
     rollout, train = config.rollout, config.train
     batch = rollout.groups * rollout.episodes
     with_agent = boxes(config)
     if config.task is not None:
-        kind = f"{config.task.env}, {'stepped by an agent program' if config.agent else 'stepped by rockroll'}"
+        task = f"{config.task.env}, {'stepped by an agent program' if config.agent else 'stepped by rockroll'}"
     else:
-        kind = f"a mixture of {len(config.tasks)} tasks"
+        task = f"a mixture of {len(config.tasks)} tasks"
     lines = [
-        Line(part="controller", where="this process", what=f"{config.steps} steps, seed {config.seed}; {kind}"),
+        Line(part="controller", where="this process", what=f"{config.steps} steps, seed {config.seed}; {task}"),
+        Line(
+            part="model",
+            where="this machine",
+            what=f"{model}{', ' * bool(model.todo)}{model.todo}",
+        ),
         Line(
             part="engine",
-            where="one process, this machine",
-            what=f"{config.engine.kind}, {model}, {config.engine.dtype}, {config.engine.max_batch} requests at once",
+            where="one process, this machine" if kind.ok else "cannot run here",
+            what=f"{kind.detail}, {config.engine.dtype}, {config.engine.max_batch} requests at once"
+            if kind.ok
+            else f"{config.engine.kind}: {kind.detail}; {kind.cure}",
         ),
         Line(
             part="trainer",
             where=f"{train.ranks} process{'es' * (train.ranks > 1)}, this machine",
-            what=f"DeepSpeed ZeRO {train.zero_stage}, {train.dtype}, lr {train.lr:g}",
+            what=_trainer(train, model, config),
         ),
     ]
+    if train.has_critic:
+        critic = critic_config(train, config.steps)
+        itself = find(critic.model) if critic.model else model
+        lines.append(
+            Line(part="critic", where=lines[-1].where, what=_trainer(critic, itself, config) + "; it learns values")
+        )
     for box, tasks, size in pool_sizes(config):
         whose = f", for {', '.join(tasks)}" if config.tasks else ""
         lines.append(
@@ -104,6 +122,22 @@ def mixture(config: RunConfig, with_agent: Mapping[str, Any]) -> list[Line]:
         what = f"{curriculum.among} with a pass rate from {low:.0%} to {high:.0%} are drawn {curriculum.boost:g} times"
         lines.append(Line(part="curriculum", where="controller", what=f"{what} as often as others"))
     return lines
+
+
+def _trainer(train: TrainConfig, model: Model, config: RunConfig) -> str:
+    """How it learns, what each process holds, and the longest batch that is tried before step 1."""
+    said = f"DeepSpeed ZeRO {train.zero_stage}, {train.dtype}, lr {train.lr:g}"
+    if model.folder is None or model.todo:  # nothing is known of it yet
+        return said
+    parameters = parameters_of(model.folder)
+    said += f"; {parameters:,} parameters"
+    if train.lora is None:
+        said += f": {units.show_size(state_bytes(parameters, train))} of weights, gradients and optimizer each"
+    longest = min(filter(None, (config.engine.context_length, context_of(model.folder))), default=0)
+    if longest:
+        rows, length = widest(longest, train.tokens_per_microbatch)[0]
+        said += f", and activations of {rows} × {length} tokens at most"
+    return said
 
 
 def as_json(config: RunConfig) -> dict[str, Any]:

@@ -18,7 +18,7 @@ max_staleness, always. Two rules make that so:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from msgspec import Struct
@@ -34,20 +34,32 @@ class Taken:
     """B ids, in the order of their admission."""
     cancelled: list[int]
     """Groups that run and could not be trained in time any more: to be cancelled."""
+    until: int = field(default=0, compare=False)
+    """Groups below this number had been admitted; in order: were admitted before the last of the batch, and so are
+    known to be done or gone."""
+    again: bool = field(default=False, compare=False)
+    """It was taken before, by a run that was killed while it trained it."""
 
 
 class Position(Struct, frozen=True):
-    """Where a run stands among its tasks, for a checkpoint: each is trained once, whenever it is stopped."""
+    """Where a run stands among its tasks: each is trained once, whenever it is stopped."""
 
     next: int = 0
     """The first group that was never admitted."""
     open: list[int] = []
     """Groups that were admitted and not yet trained: they come first, from their beginning."""
+    held: dict[int, int] = {}
+    """Groups of which something is kept, with the version at their admission: they go on where they can still be
+    trained in time, and come from their beginning where not."""
+    taken: list[list[int]] = []
+    """Batches that were taken and not trained to their end: they are the next ones."""
 
 
 class Admission:
     """Belongs to one run. batch: B. extra: groups started beyond need, of which as many are cancelled. start: where to
-    go on. batches: how many there will be: what the last ones do not need is not started. None: no end."""
+    go on. batches: how many there will be: what the last ones do not need is not started. None: no end.
+    in_order: a batch is the B groups with the lowest ids, whichever were done first: what it is made of does not depend
+    on the clock."""
 
     def __init__(
         self,
@@ -59,6 +71,7 @@ class Admission:
         version: int = 0,
         start: Position | None = None,
         batches: int | None = None,
+        in_order: bool = False,
     ) -> None:
         if batch < 1 or max_staleness < 0 or extra < 0:
             raise ValueError(
@@ -70,30 +83,51 @@ class Admission:
         self._batch, self._bound, self._extra, self._on_stale = batch, max_staleness, extra, on_stale
         start = start or Position()
         self._next, self._again = start.next, list(start.open)
-        self._left = batches
+        self._pending = [sorted(ids) for ids in start.taken]
+        self._left, self._in_order = batches, in_order
         self._running: dict[int, int] = {}
         """Version at admission, by id, in the order of admission."""
         self._done: dict[int, int] = {}
         """The same, in the order in which they finished."""
         self._training: list[int] = []
+        for id, admitted in sorted(start.held.items(), key=lambda item: (item[1], item[0])):
+            if self._fits(admitted):
+                self._running[id] = admitted
+            else:
+                self._again.append(id)
+        self._again.sort()
+
+    def _fits(self, admitted: int) -> bool:
+        """Whether a group of that version, with those that run, can still be trained in time: always, but where the
+        recipe asks for less staleness or smaller batches than before it was stopped."""
+        slack = self._slack(admitted)
+        later = slack + 1 - len(self._pending)
+        older = sum(self._slack(each) <= slack for each in self._running.values())
+        return later > 0 and (self._on_stale == "drop" or older < later * self._batch + self._extra)
+
+    @property
+    def running(self) -> list[int]:
+        """Groups that were admitted and are not done, in the order of admission."""
+        return list(self._running)
 
     @property
     def held(self) -> int:
         """Groups that hold a slot."""
-        return len(self._running) + len(self._done) + len(self._training)
+        return len(self._running) + len(self._done) + len(self._training) + sum(map(len, self._pending))
 
     @property
     def slots(self) -> int:
         """How many groups may hold one now. What starts during a step is one version older at the next batch: then
         only those that the batches after it can take, none at all where max_staleness is 0."""
-        extra = self._extra if self._bound or not self._training else 0
+        extra = self._extra if self._bound or not (self._training or self._pending) else 0
         return (self._bound + 1) * self._batch + extra
 
     def admit(self) -> list[int]:
         """Ids to start now: as many as there are free slots."""
         free = self.slots - self.held
         if self._left is not None:
-            free = min(free, self._left * self._batch + self._extra - len(self._running) - len(self._done))
+            needed = (self._left - len(self._pending)) * self._batch + self._extra
+            free = min(free, needed - len(self._running) - len(self._done))
         ids = self._again[: max(0, free)]
         del self._again[: len(ids)]
         new = range(self._next, self._next + max(0, free - len(ids)))
@@ -113,9 +147,16 @@ class Admission:
 
     def take(self) -> Taken | None:
         """The batch to train now, or None where it must still be waited for. Between a batch and `stepped`: None."""
-        if self._training or not self.ready:
+        if self._training:
             return None
-        chosen: list[int] = []
+        if self._pending:
+            self._training = self._pending.pop(0)
+            if self._left is not None:
+                self._left -= 1
+            return Taken(self._training, [], again=True)
+        if not self.ready:
+            return None
+        chosen: list[int] = sorted(self._done)[: self._batch] if self._in_order else []
         slack = {id: self._slack(admitted) for id, admitted in self._done.items()}
         for j in range(self._bound + 1):
             within = [id for id in self._done if slack[id] <= j]
@@ -133,13 +174,15 @@ class Admission:
         self._training = sorted(chosen)
         if self._left is not None:
             self._left -= 1
-        return Taken(self._training, late)
+        return Taken(self._training, late, self._training[-1] if self._in_order else self._next)
 
     @property
     def ready(self) -> bool:
         """There is a batch, and nothing that must be in it is still running."""
         if len(self._done) < self._batch:
             return False
+        if self._in_order:
+            return min(self._running, default=self._next) > sorted(self._done)[self._batch - 1]
         if self._on_stale == "drop":
             return True
         done = [self._slack(admitted) for admitted in self._done.values()]
@@ -151,11 +194,6 @@ class Admission:
             raise ValueError(f"a step makes the next version; got {version} after {self.version}")
         self.version = version
         self._training = []
-
-    @property
-    def position(self) -> Position:
-        """As if the batch in training had been trained."""
-        return Position(self._next, sorted([*self._again, *self._running, *self._done]))
 
     def _slack(self, admitted: int) -> int:
         """How many later batches could still take a group of that version."""

@@ -5,6 +5,7 @@ content, reasoning, calls, the stop string that ended it. Pure. Leaves tokens to
 
     style     a call                                                          its family
     hermes    <tool_call>{"name": …, "arguments": {…}}</tool_call>, any number   Qwen, Hermes
+    xml       <tool_call><function=NAME><parameter=KEY>VALUE</parameter>…</function></tool_call>, any number   Qwen
     llama     {"name": …, "parameters": {…}} and nothing else, with or without <|python_tag|> before it   Llama 3
     mistral   [TOOL_CALLS] [{"name": …, "arguments": {…}}, …] or [TOOL_CALLS]name[ARGS]{…}, at the end     Mistral
 
@@ -20,7 +21,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-CallStyle = Literal["hermes", "llama", "mistral", "none"]
+from rockroll.rollout import xml_calls
+
+CallStyle = Literal["hermes", "xml", "llama", "mistral", "none"]
 OPEN, CLOSE = "<think>", "</think>"
 _CALL, _END = "<tool_call>", "</tool_call>"
 _MISTRAL, _ARGS, _ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
@@ -46,6 +49,8 @@ class Style:
         thought = ""
         if self.reasoning:
             thought = f"\n{CLOSE}\n\n" if thinking else f"{OPEN}\n\n{CLOSE}\n\n"
+        if self.calls == "xml":
+            return f"{thought}{_CALL}\n<function" + ("" if name is None else f"={name}>\n")
         said = "" if name is None else f" {json.dumps(name, ensure_ascii=False)},"
         member = "" if name is None else ' "parameters":' if self.calls == "llama" else ' "arguments":'
         begun = '{"name":' + said + member
@@ -60,7 +65,7 @@ class Call:
 
     name: str
     arguments: str
-    """A JSON object, letter by letter the model's."""
+    """A JSON object, letter by letter the model's; xml: made of its parameters."""
     id: str = ""
     """The model's own id of it, where its family writes one."""
 
@@ -82,8 +87,8 @@ def detect(template: str) -> Style:
     calls: CallStyle = "none"
     if _MISTRAL in template:
         calls = "mistral"
-    elif _CALL in template and "<function=" not in template:  # Qwen3-Coder's calls are XML: they remain text
-        calls = "hermes"
+    elif _CALL in template:
+        calls = "xml" if "<function=" in template else "hermes"
     elif _PYTHON in template or '"parameters": ' in template:
         calls = "llama"
     return Style(calls=calls, reasoning=CLOSE in template, named=_ARGS in template)
@@ -93,6 +98,7 @@ class AnswerParser:
     """One answer. `feed` its text, then `finish`; what they return, joined, is content, reasoning and calls.
 
     tools: names that may be called; None: calls are not looked for. stop: strings before which the answer ends.
+    types: what the parameters of those tools are, for the xml style.
     thinking: the prompt ends within reasoning. single: the answer ends after its first call.
     `over` is True once a stop string or the only call has ended the answer; later text is not looked at.
     """
@@ -102,6 +108,7 @@ class AnswerParser:
         style: Style,
         *,
         tools: frozenset[str] | None = None,
+        types: xml_calls.Types | None = None,
         stop: Sequence[str] = (),
         thinking: bool = False,
         single: bool = False,
@@ -112,7 +119,7 @@ class AnswerParser:
         """The stop string that ended the answer."""
         self.over = False
         self._calls: CallStyle = style.calls if tools is not None else "none"
-        self._tools, self._single = tools or frozenset(), single
+        self._tools, self._types, self._single = tools or frozenset(), types or {}, single
         self._stops = [s for s in stop if s]
         self._unstopped = ""
         """Text that may be the beginning of a stop string."""
@@ -178,7 +185,7 @@ class AnswerParser:
             case "thinking":
                 return self._think(said)
             case "call":
-                return self._hermes(said)
+                return self._tagged(said)
             case "held":
                 return self._single and self._first_of_list(said)
             case _:
@@ -208,7 +215,7 @@ class AnswerParser:
                 return True
             if not bare or _PYTHON.startswith(bare):
                 return False
-        mark = {"hermes": _CALL, "mistral": _MISTRAL}.get(self._calls)
+        mark = {"hermes": _CALL, "xml": _CALL, "mistral": _MISTRAL}.get(self._calls)
         if mark is None:
             self._tell(self._rest, said)
             self._rest = ""
@@ -216,18 +223,22 @@ class AnswerParser:
         before, found, after = self._rest.partition(mark)
         if found:
             self._tell(before, said)
-            self._rest, self._state = found + after, "call" if self._calls == "hermes" else "held"
+            self._rest, self._state = found + after, "call" if mark == _CALL else "held"
             return True
         held = _overlap(self._rest, mark)
         self._tell(self._rest[: len(self._rest) - held], said)
         self._rest = self._rest[len(self._rest) - held :]
         return False
 
-    def _hermes(self, said: Said) -> bool:
+    def _tagged(self, said: Said) -> bool:
+        """A call between <tool_call> and its end."""
         inside, found, after = self._rest.removeprefix(_CALL).partition(_END)
-        if not found:
+        if self._calls == "xml" and (end := xml_calls.END.search(inside + found + after)):
+            whole = inside + found + after  # the text of a parameter may hold what ends a call
+            inside, after = whole[: end.end() - len(_END)], whole[end.end() :]
+        elif not found or (self._calls == "xml" and xml_calls.begun(inside)):
             return False
-        call = _hermes_call(inside)
+        call = _hermes_call(inside) if self._calls == "hermes" else _xml_call(inside, self._types)
         self._state = "content"
         if call is None:
             self._tell(_CALL + inside + _END, said)
@@ -359,6 +370,11 @@ def _call_at(text: str, at: int, member: str) -> tuple[Call, int] | None:
 def _hermes_call(text: str) -> Call | None:
     got = _call_at(text, _skip(text, 0), "arguments")
     return got[0] if got and not text[got[1] :].strip() else None
+
+
+def _xml_call(text: str, types: xml_calls.Types) -> Call | None:
+    got = xml_calls.read(text, types)
+    return None if got is None else Call(*got)
 
 
 def _llama_call(text: str) -> Call | None:

@@ -17,6 +17,7 @@ from typing import Literal
 from rockroll.engine.api import Generation, Piece
 from rockroll.errors import EngineError
 from rockroll.model_service.wire import Delta, TokenLogprob, Tool, ToolCall
+from rockroll.rollout import xml_calls
 from rockroll.rollout.answer import AnswerParser, Call, Said
 from rockroll.rollout.tokenizer import ChatTokenizer
 
@@ -64,6 +65,9 @@ class Answering:
         self._parser = AnswerParser(
             tokenizer.style if not raw else type(tokenizer.style)(),
             tools=None if tools is None else frozenset(tool.name for tool in tools),
+            types=xml_calls.types((tool.name, tool.parameters) for tool in tools)
+            if tools and tokenizer.style.calls == "xml"
+            else None,
             stop=stop,
             thinking=tokenizer.thinking and not raw,
             single=single,

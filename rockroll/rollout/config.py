@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from rockroll.units import size
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig:
@@ -115,7 +117,8 @@ class RolloutConfig:
     """Episodes at once; where they work in sandboxes, also the number of warm ones."""
     episode_timeout: float = 300.0
     """Seconds of one episode on the wall's clock, waiting for a sandbox apart. Beyond it the episode is ended, and
-    whoever held it for most of them is at fault: the agent is scored, engine and environment are replaced."""
+    whoever held it for most of them is at fault: the agent is scored, engine and environment are replaced.
+    0: no limit, of `stall_timeout` neither."""
     stall_timeout: float = 180.0
     """Seconds in which nothing happens: no call to the model, no answer, no step. Who holds the episode is at fault."""
     replacements: float = 0.5
@@ -129,7 +132,10 @@ class RolloutConfig:
     journal: Literal["off", "write", "fsync"] = "write"
     """Every answered turn goes into RUN_DIR/journal before its agent has its end. write: it survives the death of all
     processes; fsync: also loss of power, for the price of a disk's flush a turn."""
-    tool_calls: Literal["auto", "hermes", "llama", "mistral", "none"] = "auto"
+    journal_keep: str = "8g"
+    """How much of RUN_DIR/journal stays: a size, of which the oldest turns go first; `all`; or `none`: what a run wrote
+    goes when it has ended well. Nothing is read from there by a run: it is for whoever wants to know what was said."""
+    tool_calls: Literal["auto", "hermes", "xml", "llama", "mistral", "none"] = "auto"
     """How the model writes tool calls; `auto` is what its chat template shows."""
     reasoning: Literal["auto", "think", "none"] = "auto"
     """Whether what it says between <think> and </think> is its reasoning; `auto` is what its chat template shows."""
@@ -152,12 +158,28 @@ class RolloutConfig:
             raise ValueError(f"rollout window is two pass rates, 0 <= low < high <= 1; got {list(self.window)}")
         if not 0 < self.failure_rate <= 1:
             raise ValueError(f"rollout failure_rate is a share above 0 and at most 1; got {self.failure_rate}")
+        self.journal_most()
         if not 0 <= self.incomplete <= 1:
             raise ValueError(f"rollout incomplete is a share, 0 to 1; got {self.incomplete}")
         if self.temperature <= 0:
             raise ValueError(f"rollout temperature is above 0 (evaluation alone may be greedy); got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"rollout top_p is above 0 and at most 1; got {self.top_p}")
-        for name in ("episode_timeout", "stall_timeout"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"rollout {name} is a number of seconds above 0; got {getattr(self, name)}")
+        if self.episode_timeout < 0:
+            raise ValueError(
+                f"rollout episode_timeout is a number of seconds, or 0 for none; got {self.episode_timeout}"
+            )
+        if self.stall_timeout <= 0:
+            raise ValueError(f"rollout stall_timeout is a number of seconds above 0; got {self.stall_timeout}")
+
+    def journal_most(self) -> int | None:
+        """Bytes of `journal_keep`, as a Journal takes them."""
+        if self.journal_keep in ("all", "none"):
+            return None if self.journal_keep == "all" else 0
+        try:
+            most = size(self.journal_keep)
+        except ValueError:
+            most = 0
+        if most < 2**20:
+            raise ValueError(f"rollout journal_keep is all, none, or a size from 1m on; got {self.journal_keep!r}")
+        return most

@@ -218,6 +218,13 @@ class Dialogue:
             await self._write(self._journal, turn)
         return turn
 
+    def spent(self, message: str) -> None:
+        """A call was refused before it came here, for want of the budget of its route: the episode is truncated. Told
+        again, it ends: an agent that goes on asking is not going to stop."""
+        if self.truncated == message:
+            self._end(None)
+        self.truncated = self.truncated or message
+
     def killed(self) -> None:
         """The agent was ended from outside: a call that it left and never made again was not given up by it."""
         for at, asked in self._left:
@@ -285,8 +292,8 @@ class Dialogue:
             episode=self.id,
             number=number,
             after=after,
-            new=ids[begin : turn.start].tolist(),
-            sampled=ids[turn.start : turn.end].tolist(),
+            new=ids[begin : turn.start],
+            sampled=ids[turn.start : turn.end],
             logprobs=list(turn.logprobs),
             versions=list(turn.versions),
             finish_reason=turn.finish_reason,

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -35,7 +37,7 @@ from rockroll.errors import (
 )
 from rockroll.rollout.clock import TimeUp, Watch
 from rockroll.rollout.dialogue import Dialogue
-from rockroll.rollout.sample import Episode
+from rockroll.rollout.sample import Episode, Placed
 from rockroll.rollout.tasks import AgentTask, EnvTask, Task
 from rockroll.rollout.verdict import TABLE, AgentRun, Happened, of_agent, of_time
 from rockroll.sandbox.wire import Observation
@@ -98,6 +100,7 @@ class Attempt:
         dialogue: Dialogue,
         boxes: Boxes | None,
         upstream: str,
+        placed: Callable[[Placed], None] = lambda _: None,
         *,
         cap: float,
         stall: float,
@@ -108,6 +111,8 @@ class Attempt:
         agent = task.agent.config.timeout if isinstance(task, AgentTask) else math.inf
         self._watch = Watch(cap=cap, stall=stall, agent=agent)
         dialogue.on_wait = self._watch.asks
+        self._placed = placed
+        self._at: Placed | None = None
         self._turn_rewards: list[float] = []
 
     async def run(self) -> Episode:
@@ -189,6 +194,9 @@ class Attempt:
         if self._boxes is None:
             raise HostError(f"{task.name} is worked on in sandboxes, and this rollout was given no pool of them")
         async with self._boxes.lease() as sandbox:
+            info = sandbox.info
+            self._at = Placed(self.place.id, task.name, info.id, info.node, time.time())
+            self._placed(self._at)
             self._watch.hold("env")
             return await self._watch.within(self._work(task, sandbox))
 
@@ -199,15 +207,19 @@ class Attempt:
             raise EnvError(f"{task.name}: situation raised {type(error).__name__}: {error}") from error
         self._watch.hold("ours")
         try:
-            await route(sandbox, self._upstream, self.dialogue.id)
+            await route(sandbox, self._upstream, self.dialogue.id, task.agent.config.budget.bounds())
             await task.agent.put(sandbox, {situation.path(name): data for name, data in situation.files.items()})
             self._watch.hold("agent")
             observation = await self._run_agent(task, sandbox, situation)
             self._watch.hold("ours")
             await task.agent.end(sandbox)
+            alive = observation is None or observation.outcome != "lost"
             if observation is None or observation.outcome != "ok":
                 self.dialogue.killed()
             await self.dialogue.close()
+            # The relay may not have been told yet why the agent's last call was refused; the node knows.
+            if alive and (why := await route(sandbox, None, "")):
+                self.dialogue.spent(why)
             if fault := self._fault():
                 raise fault
             run = await self._facts(sandbox, observation)
@@ -310,7 +322,8 @@ class Attempt:
         return RockrollError(f"the engine failed: {type(error).__name__}: {error}")
 
     def _episode(self, ending: Ending) -> Episode:
-        place, spent = self.place, self._watch.clock.spent
+        place, spent, at = self.place, self._watch.clock.spent, self._at
+        took = sum(seconds for name, seconds in spent.items() if name != "pool")
         outcome, cause, score = TABLE[ending.happened]
         if outcome not in ("ok", "truncated"):
             self.dialogue.killed()
@@ -326,7 +339,7 @@ class Attempt:
             reward=reward,
             samples=self.dialogue.transcript.samples(),
             turns=self.dialogue.turns,
-            duration_s=sum(seconds for name, seconds in spent.items() if name != "pool"),
+            duration_s=took,
             detail=ending.detail,
             turn_rewards=self._turn_rewards,
             record=self.dialogue.record,
@@ -334,4 +347,7 @@ class Attempt:
             log=ending.log,
             level=place.level,
             spent_s={name: round(seconds, 4) for name, seconds in spent.items()},
+            began_at=time.time() - took,
+            sandbox=at.sandbox if at else "",
+            node=at.node if at else "",
         )

@@ -7,6 +7,7 @@ I/O, no clock, no tasks. Leaves running and cancelling to runner.py.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -43,6 +44,7 @@ class GroupState:
         self._running: dict[int, int] = {}
         """Attempt by index, of the episodes that were started and have not ended."""
         self._valid: list[Episode] = []
+        self._kept: list[Episode] = []
         self._wasted = 0
         self._broken = 0
         self._discarded: Counter[str] = Counter()
@@ -58,12 +60,21 @@ class GroupState:
         """Indices of the episodes that were started and have not ended."""
         return list(self._running)
 
+    def keep(self, episodes: Sequence[Episode]) -> None:
+        """Before it begins: episodes of this group that ended before the run was stopped, in that order."""
+        self._kept = list(episodes)
+
     def begin(self) -> list[Start]:
-        """The first n + extra episodes."""
+        """The first n + extra episodes, but for those that were kept; others in place of kept ones without a reward."""
         if self._running or self._valid:
             raise ValueError("a group begins once")
         self._running = dict.fromkeys(range(self._n + self._extra), 0)
-        return [Start(index, 0) for index in self._running]
+        for episode in self._kept:
+            if episode.index in self._running:
+                self.end(episode)
+        if self.complete:
+            self._running = {}
+        return [Start(index, attempt) for index, attempt in sorted(self._running.items())]
 
     def end(self, episode: Episode) -> Start | None:
         """An episode ended; the one to start in its place, if it is needed."""

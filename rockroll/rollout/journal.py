@@ -3,16 +3,18 @@
 In: turns as they are answered. Out: RUN_DIR/journal/N.journal, and its entries again for whoever reads it. Leaves what
 is trained to transcript.py: the journal says what was sampled, whatever became of its episode afterwards.
 
-A file is MAGIC and then records: 4 bytes of length, 4 of CRC-32 (both little-endian), and an Entry as msgpack. Records
-are only ever added, and each opening begins a file, so that the one thing a death can leave is a torn last record.
+A file is MAGIC and then records (frames.py), each an Entry as msgpack. Records are only ever added, and each opening
+begins a file, so that the one thing a death can leave is a torn last record.
+
+All files of a folder together are bounded, if that is wanted: one that has grown to an eighth of the bound is closed
+and the next is begun, and the oldest are deleted, whichever run wrote them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
-import struct
-import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,13 +22,16 @@ from typing import Literal, Self
 
 import msgspec
 
-from rockroll.errors import HostError, UsageError
+from rockroll.append import cause
+from rockroll.errors import HostError
+from rockroll.rollout import frames
 
 Mode = Literal["off", "write", "fsync"]
 """write: handed to the kernel, survives the death of every process. fsync: on the disk, survives loss of power."""
 
 MAGIC = b"rockroll journal 1\n"
-_HEAD = struct.Struct("<II")
+FILES = 8
+"""How many files a bounded journal is in, about."""
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):
@@ -51,11 +56,17 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
 class Journal:
     """open ─► put … ─► close. Belongs to one event loop. Mode off: nothing is written anywhere.
 
+    most: bytes of all files in the folder, a little more while it is written; None: no bound. 0: as None, and what
+    this journal wrote is deleted when its block ends without an exception.
     HostError where the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, mode: Mode = "write") -> None:
+    def __init__(self, folder: Path, mode: Mode = "write", most: int | None = None) -> None:
         self.mode = mode
+        self.number = 0
+        """Of the file under way: as many were begun here before, by any run."""
+        self._folder, self._most = folder, most
+        self._written: list[Path] = []
         self._file = -1
         self._end = len(MAGIC)
         self._syncing: asyncio.Task[None] | None = None
@@ -65,27 +76,56 @@ class Journal:
         self._thread = ThreadPoolExecutor(1, "journal")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            numbers = [int(each.stem) for each in folder.glob("*.journal") if each.stem.isdigit()]
-            self.path = folder / f"{max(numbers, default=-1) + 1:05}.journal"
-            self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
-            os.write(self._file, MAGIC)
-            if mode == "fsync":
-                _sync_folder(folder)
+            self._begin()
         except OSError as error:
             raise HostError(f"the journal in {folder} cannot be written: {error.strerror}") from None
+
+    def _begin(self) -> None:
+        """The next file; the oldest go that are over the bound."""
+        files = _files(self._folder)
+        number = max(files, default=-1) + 1
+        path = self._folder / f"{number:05}.journal"
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+        try:
+            os.write(file, MAGIC)
+        except OSError:
+            os.close(file)
+            path.unlink()
+            raise
+        self.path, self.number, self._file, self._end = path, number, file, len(MAGIC)
+        self._written.append(path)
+        if self.mode == "fsync":
+            _sync_folder(self._folder)
+        if self._most:
+            size = {old: path.stat().st_size for old, path in files.items()}
+            for old in sorted(files):
+                if sum(size.values()) <= self._most - self._most // FILES:
+                    break
+                files[old].unlink()
+                del size[old]
+
+    def _roll(self) -> None:
+        """What is in this file is as safe as its mode promises before the next one is begun: a sync that is still to
+        come will be of that."""
+        before = self._file
+        if self.mode == "fsync":
+            os.fdatasync(before)
+        self._begin()
+        os.close(before)
 
     async def put(self, entry: Entry) -> None:
         """Returns when the entry is as safe as the mode promises. HostError where it cannot be written."""
         if self._file < 0:
             return
-        body = msgspec.msgpack.encode(entry)
-        record = _HEAD.pack(len(body), zlib.crc32(body)) + body
+        record = frames.pack(msgspec.msgpack.encode(entry))
         try:
+            if self._most and self._end > self._most // FILES:
+                self._roll()
             if os.write(self._file, record) < len(record):
-                raise OSError(0, "the disk is full")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             os.ftruncate(self._file, self._end)  # no torn record in the middle
-            raise HostError(f"the journal {self.path} cannot be written: {error.strerror}; make room") from None
+            raise HostError(f"the journal {self.path} cannot be written: {cause(self.path, error)}") from None
         self._end += len(record)
         if self.mode == "fsync":
             await asyncio.shield(self._synced())
@@ -101,10 +141,13 @@ class Journal:
         if before is not None:
             await asyncio.wait((before,))
         self._syncing, self._next = self._next, None
+        file = os.dup(self._file)  # this file, whatever is begun meanwhile
         try:
-            await asyncio.get_running_loop().run_in_executor(self._thread, os.fdatasync, self._file)
+            await asyncio.get_running_loop().run_in_executor(self._thread, os.fdatasync, file)
         except OSError as error:
             raise HostError(f"the journal {self.path} cannot be synced: {error.strerror}") from None
+        finally:
+            os.close(file)
 
     async def close(self) -> None:
         """A second time it does nothing."""
@@ -119,8 +162,11 @@ class Journal:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, kind: object, *_: object) -> None:
         await self.close()
+        if self._most == 0 and kind is None:
+            for each in self._written:
+                each.unlink(missing_ok=True)
 
 
 def read(path: Path) -> Iterator[Entry]:
@@ -129,27 +175,16 @@ def read(path: Path) -> Iterator[Entry]:
     UsageError for what is no journal, HostError for one that was damaged before its end.
     """
     if path.is_dir():
-        for each in sorted(path.glob("*.journal")):
+        for _, each in sorted(_files(path).items()):
             yield from read(each)
         return
-    data = path.read_bytes()
-    if not data.startswith(MAGIC):
-        if MAGIC.startswith(data):
-            return  # it died before it had written anything
-        raise UsageError(f"{path} is no journal of rockroll's: it begins with {data[: len(MAGIC)]!r}")
-    at, decode = len(MAGIC), msgspec.msgpack.Decoder(Entry).decode
-    while at + _HEAD.size <= len(data):
-        length, checksum = _HEAD.unpack_from(data, at)
-        begin, end = at + _HEAD.size, at + _HEAD.size + length
-        body = data[begin:end]
-        if end > len(data) or not any(data[at:]):
-            return  # torn: or the zeros of a file whose size reached the disk before its content
-        if zlib.crc32(body) != checksum:
-            if end == len(data) or not any(data[end:]):
-                return
-            raise HostError(f"{path} is damaged at byte {at}: a record there does not have its checksum")
+    decode = msgspec.msgpack.Decoder(Entry).decode
+    for body in frames.unpack(path, MAGIC, "journal"):
         yield decode(body)
-        at = end
+
+
+def _files(folder: Path) -> dict[int, Path]:
+    return {int(each.stem): each for each in folder.glob("*.journal") if each.stem.isdigit()}
 
 
 def _sync_folder(folder: Path) -> None:

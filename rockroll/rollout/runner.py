@@ -10,6 +10,7 @@ A Rollout is open between `start` and `close` (or in `async with`): meanwhile it
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -19,6 +20,7 @@ from rockroll.agent.config import AgentConfig
 from rockroll.engine.api import Engine
 from rockroll.env.api import Split
 from rockroll.errors import AgentError, EnvError, ModelServiceError, UsageError
+from rockroll.model_service.budget import Over
 from rockroll.model_service.relay import OnDelta, Relay
 from rockroll.model_service.wire import ChatReply, ChatRequest
 from rockroll.rollout.admission import Admission, Position
@@ -31,7 +33,9 @@ from rockroll.rollout.filters import Filter
 from rockroll.rollout.group import GroupState, Start
 from rockroll.rollout.guards import Guards
 from rockroll.rollout.journal import Journal
+from rockroll.rollout.ledger import Ledger
 from rockroll.rollout.mixture import Arm, Mixture
+from rockroll.rollout.opened import Ended
 from rockroll.rollout.sample import Episode, Event, Group
 from rockroll.rollout.seed import derive
 from rockroll.rollout.stream import Stream
@@ -89,12 +93,14 @@ class Rollout:
         self._config, self._engine, self._tokenizer = config, engine, tokenizer
         self._journal, self._curriculum = journal, curriculum
         self._seed, self._address = seed, address
-        self._relay = Relay(address, self.chat, [MODEL], count=self.count) if self._boxes else None
+        self._relay = None
+        if self._boxes:
+            self._relay = Relay(address, self.chat, [MODEL], count=self.count, on_over=self._over)
         self._slots = asyncio.Semaphore(config.concurrency)
         self._dialogues: dict[str, Dialogue] = {}
         """The episodes under way, by the token that their sandbox's route carries."""
         self._running = 0
-        self._serial = 0
+        self._serial = journal.number * 1_000_000 if journal else 0  # no id stands twice in the journal
         self._context_length = 0
 
     async def start(self) -> Self:
@@ -125,12 +131,15 @@ class Rollout:
         version: int = 0,
         start: Position | None = None,
         batches: int | None = None,
+        ledger: Ledger | None = None,
+        in_order: bool = False,
     ) -> Stream:
         """Batches of complete groups, sampled ahead as far as the configuration's max_staleness allows.
 
         groups, episodes: of a batch and of a group; those of the configuration where None. version: of the weights the
         engine has. start: where to go on; a group's number names its task and every draw. batches: how many will be
-        taken; None: no end.
+        taken; None: no end. ledger: goes on with what it kept, in place of `start`, and is told what happens. in_order:
+        as Admission takes it.
         It raises EnvError, AgentError or RockrollError when more episodes were spoiled than `replacements` allows, and
         at once what would meet every episode alike (a dead engine, a host that cannot run sandboxes).
         """
@@ -153,9 +162,13 @@ class Rollout:
             arm, seed = mixture.arm(number), derive(self._seed, "train", number, bits=SEED_BITS)
             return GroupState(number, arm.task, seed, episodes, config.redundancy.episodes, arm.level)
 
+        def ended(episode: Episode) -> None:
+            if ledger is not None:
+                ledger.put(Ended(episode))
+
         async def collect(state: GroupState) -> Group:
             tries = 0
-            while (group := await self._group(state, "train", sampling, guards, mixture)) is None:
+            while (group := await self._group(state, "train", sampling, guards, mixture, ended)) is None:
                 tries += 1
                 arm = mixture.arm(state.id)
                 state.restart(*arm, derive(self._seed, "train", state.id, "instead", tries, bits=SEED_BITS))
@@ -176,10 +189,18 @@ class Rollout:
             extra=config.redundancy.groups,
             on_stale=config.on_stale,
             version=version,
-            start=start,
+            start=ledger.past.position if ledger else start,
             batches=batches,
+            in_order=in_order,
         )
-        return Stream(admission, state, collect, keep)
+        return Stream(
+            admission,
+            state,
+            collect,
+            keep,
+            past=ledger.past if ledger else None,
+            note=ledger.put if ledger else lambda _: None,
+        )
 
     async def batch(self, step: int, groups: int | None = None, episodes: int | None = None) -> list[Group]:
         """One batch and no more: the groups of one training step. Cancelling it cancels every episode."""
@@ -214,6 +235,10 @@ class Rollout:
         """Tokens that the prompt of this request would have, for the episode that its token names."""
         return self._dialogue(request).count(request)
 
+    def _over(self, over: Over) -> None:
+        if (dialogue := self._dialogues.get(over.token)) is not None:
+            dialogue.spent(over.message)
+
     def _dialogue(self, request: ChatRequest) -> Dialogue:
         dialogue = self._dialogues.get(request.token)
         if dialogue is None:
@@ -244,9 +269,11 @@ class Rollout:
         sampling: Sampling,
         guards: Guards,
         mixture: Mixture | None = None,
+        ended: Callable[[Episode], None] = lambda _: None,
     ) -> Group | None:
         """Runs one group to its end; whatever of it still runs then is cancelled. None where it is given up: its
-        situation always breaks, or its task does and there are others."""
+        situation always breaks, or its task does and there are others. ended: told of each episode that ended by
+        itself, before it counts."""
         attempts: dict[int, Attempt] = {}
         guard = guards.of(state.task)
 
@@ -261,6 +288,7 @@ class Rollout:
                 while not (state.complete or state.hopeless or guard.broken):
                     for episode in await owned.next():
                         attempts.pop(episode.index)
+                        ended(episode)
                         guard.ended(episode)
                         if again := state.end(episode):
                             owned.start(run(again))
@@ -269,8 +297,7 @@ class Rollout:
                 if not guards.bench(state.task, error, mixture):
                     raise
             finally:
-                ended = await owned.cancel()
-                for episode in ended:
+                for episode in await owned.cancel():
                     state.end(episode)
                 for index in state.running:
                     attempt = attempts.get(index)
@@ -295,8 +322,17 @@ class Rollout:
             self._journal,
         )
         place = Place(id=id, seed=state.seed, split=split, group=state.id, index=start.index, level=state.level)
-        limits = {"cap": self._config.episode_timeout, "stall": self._config.stall_timeout}
-        attempt = Attempt(place, task, dialogue, self._boxes.get(state.task), self._address, **limits)
+        timed = self._config.episode_timeout > 0
+        attempt = Attempt(
+            place,
+            task,
+            dialogue,
+            self._boxes.get(state.task),
+            self._address,
+            lambda placed: self.events(Event("placed", split, self._running, placed=placed)),
+            cap=self._config.episode_timeout if timed else math.inf,
+            stall=self._config.stall_timeout if timed else math.inf,
+        )
         attempts[start.index] = attempt
         self._dialogues[id] = dialogue
         self._running += 1

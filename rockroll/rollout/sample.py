@@ -108,6 +108,12 @@ class Episode(Struct, frozen=True):
     """Seconds by who held it: pool, ours, env, agent, engine."""
     level: int = 0
     """Which of the task's levels."""
+    began_at: float = 0.0
+    """When it began, in seconds since 1970: the run's logs speak of it between then and `duration_s` later."""
+    sandbox: str = ""
+    """The id of the box that it had; empty where it had none. Another episode has it now, or nobody."""
+    node: str = ""
+    """The host of that box."""
 
     @property
     def valid(self) -> bool:
@@ -148,10 +154,20 @@ class Group(Struct, frozen=True):
         return sum((episode.reward or 0.0) >= PASS for episode in self.episodes) / len(self.episodes)
 
 
-class Event(Struct, frozen=True):
-    """One thing the display may show: an episode began, was answered a turn, or ended."""
+class Placed(Struct, frozen=True):
+    """An episode that works in a sandbox now, until it is finished."""
 
-    kind: Literal["started", "turn", "finished"]
+    id: str
+    task: str
+    sandbox: str
+    node: str
+    began_at: float
+
+
+class Event(Struct, frozen=True):
+    """One thing the display may show: an episode began, got its sandbox, was answered a turn, or ended."""
+
+    kind: Literal["started", "placed", "turn", "finished"]
     split: Literal["train", "eval"]
     running: int
     """Episodes in flight after this event."""
@@ -159,3 +175,5 @@ class Event(Struct, frozen=True):
     """Tokens sampled by this turn, or by the episode that finished."""
     episode: Episode | None = None
     """The episode, where kind is `finished`."""
+    placed: Placed | None = None
+    """Where kind is `placed`."""

@@ -1,7 +1,8 @@
 """Training groups, sampled ahead of the trainer as far as staleness allows.
 
-In: how one group is collected; the trainer's steps, as they are done. Out: batches of complete groups, each within its
-bound. Leaves which groups may run and which make a batch to admission.py, one group to runner.py.
+In: how one group is collected; the trainer's steps, as they are done; what a run before it had begun. Out: batches of
+complete groups, each within its bound; records of what happens. Leaves which groups may run and which make a batch to
+admission.py, one group to runner.py, and what is kept of a run that was killed to opened.py.
 
 Between `take` and `stepped` the groups of later batches go on; with max_staleness 0 there are none, and sampling and
 training take turns.
@@ -16,8 +17,11 @@ from typing import Any, Self
 
 import msgspec
 
-from rockroll.rollout.admission import Admission, Position, Taken
+from rockroll.errors import RockrollError
+from rockroll.rollout import opened
+from rockroll.rollout.admission import Admission, Taken
 from rockroll.rollout.group import GroupState
+from rockroll.rollout.opened import Kept, Opened
 from rockroll.rollout.sample import Group
 
 Collect = Callable[[GroupState], Coroutine[Any, Any, Group]]
@@ -28,7 +32,8 @@ class Stream:
     """Use as `async with`: what still runs at its end is cancelled and awaited.
 
     state: the group of an id. collect: runs it. keep: whether a complete group is worth training; one that is not is
-    discarded and another is begun in its slot.
+    discarded and another is begun in its slot. past: what an earlier run had begun; the admission starts where it
+    says. note: told what happens before it counts.
     """
 
     def __init__(
@@ -37,6 +42,9 @@ class Stream:
         state: Callable[[int], GroupState],
         collect: Collect,
         keep: Callable[[Group], bool] = lambda _: True,
+        *,
+        past: Opened | None = None,
+        note: Callable[[opened.Record], None] = lambda _: None,
     ) -> None:
         self._admission, self._state, self._collect, self._keep = admission, state, collect, keep
         self._tasks: dict[int, asyncio.Task[Group]] = {}
@@ -44,15 +52,30 @@ class Stream:
         self._complete: dict[int, Group] = {}
         self._unwanted: set[int] = set()
         """Cancelled for want of time; one may complete all the same before it notices."""
-        self._spent = 0
-        self._discarded: Counter[str] = Counter()
+        self._past, self._note = past or Opened(), note
+        self._books = self._past.books.copy()
         self._failure: BaseException | None = None
         self._changed = asyncio.Event()
         self._over = False
 
     async def __aenter__(self) -> Self:
-        self._begin()
+        try:
+            self._start()
+        except RockrollError:  # what happens cannot be noted
+            await self.__aexit__()
+            raise
         return self
+
+    def _start(self) -> None:
+        for groups in self._past.batches.values():
+            self._complete |= {group.id: group for group in groups}
+        going = set(self._admission.running)
+        for id, kept in self._past.open.items():
+            if id in going:
+                self._go_on(id, kept)
+            else:  # it could not be trained in time any more, and is begun anew when there is a slot
+                self._books.void(id, kept.episodes)
+        self._begin()
 
     async def __aexit__(self, *_: object) -> None:
         self._over = True
@@ -69,16 +92,20 @@ class Stream:
         for id in taken.cancelled:
             if (group := self._complete.pop(id, None)) is not None:
                 self._book(group, "cancelled")
-        self._begin()
         groups = [self._complete.pop(id) for id in taken.groups]
-        last = groups[-1]
-        groups[-1] = msgspec.structs.replace(
-            last,
-            wasted_tokens=last.wasted_tokens + self._spent,
-            discarded=dict(Counter(last.discarded) + self._discarded),
-        )
-        self._spent, self._discarded = 0, Counter()
+        if not taken.again:
+            self._note(opened.Taken(self._admission.version, taken.groups, taken.until))
+            groups = self._books.on(groups, taken.until)
+        self._begin()
         return groups
+
+    async def quiet(self) -> None:
+        """Nothing is being sampled. Raises what a group raised."""
+        while self._tasks:
+            self._changed.clear()
+            await self._changed.wait()
+        if self._failure is not None:
+            raise self._failure
 
     async def _next(self) -> Taken:
         while True:
@@ -95,43 +122,65 @@ class Stream:
         self._begin()
         self._changed.set()
 
-    @property
-    def position(self) -> Position:
-        """Where to go on after the batch that was taken last."""
-        return self._admission.position
-
     def _begin(self) -> None:
         if self._over or self._failure is not None:
             return
         for id in self._admission.admit():
-            state = self._states[id] = self._state(id)
-            task = self._tasks[id] = asyncio.get_running_loop().create_task(self._collect(state))
-            task.add_done_callback(lambda task, id=id: self._ended(id, task))
+            self._note(opened.Began(id, self._admission.version))
+            self._run(id, self._state(id))
+
+    def _run(self, id: int, state: GroupState) -> None:
+        self._states[id] = state
+        task = self._tasks[id] = asyncio.get_running_loop().create_task(self._collect(state))
+        task.add_done_callback(lambda task, id=id: self._ended(id, task))
+
+    def _go_on(self, id: int, kept: Kept) -> None:
+        """A group that an earlier run had begun: what of it had ended is not sampled again."""
+        state = self._state(id)
+        if any((each.task, each.seed) != (state.task, state.seed) for each in kept.episodes):
+            self._note(opened.Began(id, kept.version))  # the recipe has another seed or task now
+            self._books.void(id, kept.episodes)
+            self._run(id, state)
+        elif kept.whole is not None:
+            self._complete[id] = kept.group
+            self._admission.finish(id)
+        else:
+            state.keep(kept.episodes)
+            self._run(id, state)
 
     def _ended(self, id: int, task: asyncio.Task[Group]) -> None:
         """A group's task is done: by itself, or because it was cancelled."""
         del self._tasks[id]
         state = self._states.pop(id)
-        if task.cancelled():
-            self._spent += state.spent_tokens
-            self._discarded += state.ended
-        elif (error := task.exception()) is not None:
+        try:
+            if task.cancelled():
+                if not self._over:  # at the end nothing is given up: the next run goes on with it
+                    self._give_up(id, state.spent_tokens, state.ended)
+            elif (error := task.exception()) is not None:
+                self._failure = self._failure or error
+            elif id in self._unwanted:
+                self._book(task.result(), "cancelled")
+            elif self._keep(group := task.result()):
+                books = msgspec.structs.replace(group, episodes=[])
+                self._note(opened.Whole(books, [episode.index for episode in group.episodes]))
+                self._complete[id] = group
+                self._admission.finish(id)
+            else:
+                self._book(group, "filtered")
+                self._admission.discard(id)
+                self._begin()
+        except RockrollError as error:  # what happened could not be noted
             self._failure = self._failure or error
-        elif id in self._unwanted:
-            self._book(task.result(), "cancelled")
-        elif self._keep(group := task.result()):
-            self._complete[id] = group
-            self._admission.finish(id)
-        else:
-            self._book(group, "filtered")
-            self._admission.discard(id)
-            self._begin()
         self._changed.set()
 
     def _book(self, group: Group, why: str) -> None:
         """A complete group that no batch takes."""
-        self._spent += group.wasted_tokens + sum(episode.sampled for episode in group.episodes)
-        self._discarded += Counter(group.discarded) + Counter({why: len(group.episodes)})
+        tokens = group.wasted_tokens + sum(episode.sampled for episode in group.episodes)
+        self._give_up(group.id, tokens, Counter(group.discarded) + Counter({why: len(group.episodes)}))
+
+    def _give_up(self, id: int, tokens: int, discarded: Counter[str]) -> None:
+        self._note(opened.Gone(id, tokens, dict(discarded)))
+        self._books.add(id, tokens, discarded)
 
     async def _cancel(self, ids: list[int]) -> None:
         tasks = [self._tasks[id] for id in ids]

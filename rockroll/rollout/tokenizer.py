@@ -40,7 +40,7 @@ class ChatTokenizer:
         self,
         path: str | Path,
         *,
-        calls: Literal["auto", "hermes", "llama", "mistral", "none"] = "auto",
+        calls: Literal["auto", "hermes", "xml", "llama", "mistral", "none"] = "auto",
         reasoning: Literal["auto", "think", "none"] = "auto",
         options: Mapping[str, Any] | None = None,
     ) -> None:
@@ -77,6 +77,7 @@ class ChatTokenizer:
         self.shows_call_ids = self._shows_ids()
         """The model reads the ids of calls: an answer with other ids is another answer."""
         self._bytes = _byte_values(self._tokenizer)
+        self._ids: dict[int, int] = {}
         self.continuation = Continuation(self)
         if differs := self.continuation.prove():
             raise UsageError(
@@ -88,6 +89,11 @@ class ChatTokenizer:
     def vocab_size(self) -> int:
         """Number of ids, added tokens included."""
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def marks(self) -> dict[int, str]:
+        """Special tokens by id: what a template sets between messages, and no message is made of."""
+        return {id: token.content for id, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
 
     def render(
         self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None, add_generation_prompt: bool = True
@@ -114,6 +120,11 @@ class ChatTokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of a text as it stands: special tokens written in it are read, none are added."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def shared(self, ids: Sequence[int]) -> list[int]:
+        """The same ids, of which each number is one object however often it stands in whichever list: a list of them
+        takes 8 bytes an id."""
+        return list(map(self._ids.setdefault, ids, ids))
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of sampled ids: a stop token at the end is left out, other special tokens are shown."""

@@ -20,7 +20,6 @@ one that the template would show otherwise than it was (continuation.py). Nothin
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any, Literal
@@ -38,9 +37,13 @@ from rockroll.rollout.tokenizer import ChatTokenizer
 
 
 class Branch:
-    """Ids and messages of one line of turns, each kept once however many turns there are."""
+    """Ids and messages of one line of turns, each kept once however many turns there are.
 
-    def __init__(self, ids: array[int], messages: list[Given]) -> None:
+    ids: a list, since engines take one: a copy of it costs a tenth of a list made from an array. Its members are
+    shared (ChatTokenizer.shared).
+    """
+
+    def __init__(self, ids: list[int], messages: list[Given]) -> None:
         self.ids, self.messages = ids, messages
 
 
@@ -48,7 +51,7 @@ class Prompt:
     """One model call about to be made: its messages, its ids, and the turn it goes on from."""
 
     def __init__(
-        self, messages: list[Given], parent: Turn | None, new: array[int], past: Past | None, tools: Sequence[Tool],
+        self, messages: list[Given], parent: Turn | None, new: list[int], past: Past | None, tools: Sequence[Tool],
         forced: str,
     ) -> None:  # fmt: skip
         self.messages, self.parent, self.new = messages, parent, new
@@ -67,7 +70,9 @@ class Prompt:
 
     @property
     def ids(self) -> list[int]:
-        return (self.parent.ids if self.parent else []) + self.new.tolist()
+        ids = self.parent.ids if self.parent else []
+        ids += self.new
+        return ids
 
 
 class Turn:
@@ -104,7 +109,7 @@ class Turn:
     @property
     def ids(self) -> list[int]:
         """All ids up to the end of this answer."""
-        return self.branch.ids[: self.end].tolist()
+        return self.branch.ids[: self.end]
 
     @property
     def history(self) -> list[Any]:
@@ -150,7 +155,7 @@ class Transcript:
         forced: text that the answer is made to begin with; it is part of the prompt, hence never trained.
         """
         asked, tools = list(messages), list(tools)
-        begin = array("i", self._tokenizer.encode(forced)) if forced else array("i")
+        begin = self._encode(forced) if forced else []
         parent = self._parent(asked, tools)
         if parent is not None and parent.past is not None:
             new = [said.template_form(message) for message in asked[parent.count + 1 :]]
@@ -158,16 +163,15 @@ class Transcript:
             follows = self._tokenizer.continuation.after(parent.past, answer, new)
             if follows is not None:
                 # An answer that was cut is closed as the template closes it; nobody sampled that: it is not trained.
-                ids = array("i", [] if parent.stopped else [follows.stop_id])
-                ids.extend(self._tokenizer.encode(follows.text))
-                return Prompt(asked, parent, ids + begin, parent.past.then(parent.shape, new), tools, forced)
+                ids = [*([] if parent.stopped else [follows.stop_id]), *self._encode(follows.text), *begin]
+                return Prompt(asked, parent, ids, parent.past.then(parent.shape, new), tools, forced)
         forms = [said.template_form(message) for message in asked]
-        ids = array("i", self._tokenizer.render(forms, tools=said.template_tools(tools) or None))
+        ids = self._tokenizer.shared(self._tokenizer.render(forms, tools=said.template_tools(tools) or None))
         return Prompt(asked, None, ids + begin, Past.of(forms, bool(tools)), tools, forced)
 
     def text_prompt(self, text: str) -> Prompt:
         """The ids of a text to go on from, to which no template is applied: a branch of its own."""
-        return Prompt([], None, array("i", self._tokenizer.encode(text)), None, [], "")
+        return Prompt([], None, self._encode(text), None, [], "")
 
     def name_call(self, call: Call) -> str:
         """The id of a call: the model's own where it is new and of the kind that templates take, else one of ours."""
@@ -193,7 +197,7 @@ class Transcript:
             prompt.messages[-1] if prompt.messages else None, answer.reasoning, answer.content, answer.calls
         )
         turn = Turn(prompt, answer, self._extend(prompt, message), self._tokenizer.shows_call_ids, incomplete)
-        turn.branch.ids.extend(answer.ids)
+        turn.branch.ids += self._tokenizer.shared(answer.ids)
         turn.number = len(self.turns) if incomplete is None else -1
         (self.turns if incomplete is None else self.incomplete).append(turn)
         if prompt.past is not None:
@@ -215,6 +219,9 @@ class Transcript:
     def sampled(self) -> int:
         """Tokens sampled in all turns."""
         return sum(turn.sampled for turn in self.turns)
+
+    def _encode(self, text: str) -> list[int]:
+        return self._tokenizer.shared(self._tokenizer.encode(text))
 
     def _parent(self, messages: list[Given], tools: list[Tool]) -> Turn | None:
         """The turn that these messages go on from; the one with the longest history, the latest of equals."""
@@ -240,7 +247,7 @@ class Transcript:
         """The branch that the turn goes into: its parent's, if that has not grown since; else one of its own."""
         parent = prompt.parent
         if parent is None:
-            return Branch(array("i", prompt.new), [*prompt.messages, answer])
+            return Branch(list(prompt.new), [*prompt.messages, answer])
         branch = parent.branch
         if len(branch.ids) > parent.end:
             branch = Branch(branch.ids[: parent.end], branch.messages[: parent.count + 1])

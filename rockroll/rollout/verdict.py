@@ -133,7 +133,7 @@ def of_agent(run: AgentRun) -> Happened:
         if run.asked and run.box in BY_ITSELF:
             return "box_memory" if run.box == "oom" else "box_ended"
         return "box_lost" if run.box not in BY_ITSELF else "agent_mute"
-    if not run.asked:
+    if not run.asked and not run.over_budget:
         return "agent_mute"
     if run.over_budget:
         return "budget"

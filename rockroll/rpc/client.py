@@ -15,16 +15,15 @@ from typing import Any, TypeVar, overload
 
 import msgspec
 import zmq
-import zmq.asyncio
-from zmq.utils.monitor import parse_monitor_message
 
-from rockroll.errors import PeerLost, RockrollError, by_name
+from rockroll.errors import PeerLost, RockrollError, WireMisfit, by_name
 from rockroll.rpc.frame import (
     CALL,
     CANCEL,
     CHUNK,
     END,
     ERROR,
+    HELLO,
     LAST,
     MORE,
     OPEN,
@@ -39,12 +38,16 @@ from rockroll.rpc.frame import (
     decode,
     decode_count,
     frame,
+    hello,
+    misfit,
 )
 from rockroll.rpc.keys import call_with
 from rockroll.rpc.stream import Stream
-from rockroll.rpc.zeromq import ZmqLink, zmq_socket
+from rockroll.rpc.zeromq import ZmqLink, ZmqPort
 
 T = TypeVar("T")
+BACK_S, COMING_S = 30.0, 900.0
+"""How long a call waits for a ZeroMQ server that is not there: one that was there before, one that may be starting."""
 _log = logging.getLogger(__name__)
 
 
@@ -74,11 +77,14 @@ class Client:
         self._ids = itertools.count(1)
         self._link: Link
         self._stream: Stream | None = None
-        self._zmq: zmq.asyncio.Socket | None = None
-        self._monitor: zmq.asyncio.Socket | None = None
-        self._tasks: list[asyncio.Task[None]] = []
+        self._port: ZmqPort | None = None
         self._there = not address.startswith(("ipc:", "tcp:"))
         """Whether the server is connected; a ZeroMQ client may come before it."""
+        self._was_there = False
+        self._greeted = False
+        """The server has said which version it speaks."""
+        self._waits: dict[int, asyncio.TimerHandle] = {}
+        """Calls that no server was there to be asked, and when they will have waited long enough."""
         self.on_lost: Callable[[], None] | None = None
 
     async def _open(self) -> None:
@@ -90,36 +96,56 @@ class Client:
             except OSError as error:
                 raise PeerLost(f"nothing answers at {self.address}: {error.strerror or error}") from error
             self._stream = self._link = stream
+            stream.send(hello())
             return
-        sock = self._zmq = zmq_socket(zmq.DEALER)
-        sock.setsockopt(zmq.RECONNECT_IVL, 50)
-        sock.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
-        self._monitor = monitor = sock.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        port = self._port = ZmqPort(
+            zmq.DEALER, lambda parts: self._on_frame(parts[-1]), self._zmq_there, self._zmq_gone
+        )
+        port.sock.setsockopt(zmq.RECONNECT_IVL, 50)
+        port.sock.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+        # Nothing waits inside ZeroMQ for a server that is away: what was asked of one that died is not asked of the
+        # next, and HELLO comes first.
+        port.sock.setsockopt(zmq.IMMEDIATE, 1)
         try:
-            call_with(sock, self.address, self._key)
-            sock.connect(self.address)
+            call_with(port.sock, self.address, self._key)
+            port.sock.connect(self.address)
         except RockrollError:
-            self._close_zmq()
+            port.close()
             raise
         except zmq.ZMQError as error:
-            self._close_zmq()
+            port.close()
             raise RockrollError(
                 f"an rpc address is unix://PATH, ipc://PATH or tcp://HOST:PORT; got {self.address!r} ({error})"
             ) from error
-        self._link = ZmqLink(sock, [])
-        loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(self._receive_zmq(sock)), loop.create_task(self._watch_zmq(monitor))]
+        self._link = ZmqLink(port)
+        self._link.there = False
+        port.open()
 
-    async def _receive_zmq(self, sock: zmq.asyncio.Socket) -> None:
-        while True:
-            self._on_frame((await sock.recv_multipart())[-1])
+    def _zmq_there(self) -> None:
+        link = self._link
+        assert isinstance(link, ZmqLink)
+        self._there = self._was_there = True
+        self._greeted = False
+        self._stop_waiting()
+        link.begin(hello())
 
-    async def _watch_zmq(self, monitor: Any) -> None:
-        while True:
-            event = parse_monitor_message(await monitor.recv_multipart())
-            self._there = event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED
-            if not self._there:
-                self._fail_pending(PeerLost(f"the process at {self.address} closed the connection"))
+    def _stop_waiting(self) -> None:
+        for wait in self._waits.values():
+            wait.cancel()
+        self._waits.clear()
+
+    def _zmq_gone(self) -> None:
+        link = self._link
+        assert isinstance(link, ZmqLink)
+        self._there = link.there = False
+        link.drop()
+        self._fail_pending(PeerLost(f"the process at {self.address} closed the connection"))
+
+    def _absent(self, call_id: int) -> None:
+        """A call that no server was there to be asked."""
+        if pending := self._pending.get(call_id):
+            why = "has not come back" if self._was_there else "never came"
+            pending.fail(PeerLost(f"nothing answered at {self.address}: its process {why}; is it up?"))
 
     def _on_frame(self, data: bytes | bytearray) -> None:
         try:
@@ -128,6 +154,13 @@ class Client:
             _log.error("rpc: %s sent a frame that cannot be read: %s", self.address, error)
 
     def _on_answer(self, got: Frame) -> None:
+        if not self._greeted:
+            version, release = (got.id, got.method) if got.kind == HELLO else (0, "")
+            self._greeted = True
+            if (wrong := misfit(version, release)) is not None:
+                self.fail(WireMisfit(f"{self.address}: {wrong}"))
+        if got.kind == HELLO:
+            return
         pending = self._pending.get(got.id)
         if pending is None:
             return  # cancelled meanwhile
@@ -170,6 +203,9 @@ class Client:
         except BaseException:
             del self._pending[call_id]
             raise
+        if not self._there:
+            within = BACK_S if self._was_there else COMING_S
+            self._waits[call_id] = asyncio.get_running_loop().call_later(within, self._absent, call_id)
         return call_id, pending
 
     def _ask(self, call_id: int, count: int) -> None:
@@ -177,6 +213,8 @@ class Client:
             self._link.send(frame(MORE, call_id, body=count))
 
     def _end(self, call_id: int, *, cancel: bool) -> None:
+        if (wait := self._waits.pop(call_id, None)) is not None:
+            wait.cancel()
         if self._pending.pop(call_id, None) and cancel and self.closed is None:
             self._link.send(frame(CANCEL, call_id))
 
@@ -206,7 +244,7 @@ class Client:
         """One reply, decoded to `type`. Raises what the handler raised, PeerLost if its process died.
 
         timeout: seconds, then TimeoutError; PeerLost where by then no server has been there to be asked. Without one,
-        a ZeroMQ call waits for a server that is down until one comes.
+        a ZeroMQ call waits BACK_S for a server that has gone to come back, COMING_S for one that was never there.
         parts: sent after the body, each when the handler is near to taking it; none is asked for once the handler has
         answered. What `parts` raises is raised here, and the handler is cancelled. The caller closes it.
         """
@@ -291,18 +329,11 @@ class Client:
         """Ends the link; calls under way raise PeerLost."""
         self.on_lost = None
         self.fail(PeerLost(f"the connection to {self.address} was closed by this side"))
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._stop_waiting()
         if self._stream is not None:
             self._stream.close()
-        self._close_zmq()
-
-    def _close_zmq(self) -> None:
-        if self._zmq is not None and self._monitor is not None:
-            self._zmq.disable_monitor()
-            self._monitor.close(0)
-            self._zmq.close(0)
+        if self._port is not None:
+            self._port.close()
 
 
 def _fail_with(pending: _Pending, sent: asyncio.Future[None]) -> None:

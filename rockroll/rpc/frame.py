@@ -5,6 +5,7 @@ In: plain msgpack values or Structs. Out: bytes, and back. Leaves sending them t
     CALL ──► REPLY | ERROR          a coroutine handler
     CALL ──► CHUNK* ──► END | ERROR an async generator handler
     OPEN ──► PART* ──► LAST         a call whose body is followed by parts, at any time; answered as a CALL is
+    HELLO                           either way, before all else: id is the sender's WIRE version, method its rockroll's
     CANCEL                          the caller lost interest; the handler's task is cancelled, nothing comes back
     MORE                            either way: so many chunks or parts of this call were taken, send as many more
 
@@ -19,9 +20,13 @@ from typing import Annotated, Any, Protocol
 
 import msgspec
 
+from rockroll.release import VERSION
+
 MAX_MESSAGE = 256 * 2**20
 """Bytes of one frame, at most."""
-CALL, REPLY, CHUNK, END, ERROR, CANCEL, OPEN, PART, LAST, MORE = range(1, 11)
+CALL, REPLY, CHUNK, END, ERROR, CANCEL, OPEN, PART, LAST, MORE, HELLO = range(1, 12)
+WIRE = 1
+"""The version of all that processes say to each other: it changes where an older reader would misunderstand."""
 WINDOW = 16
 """Chunks or parts of one call under way: sent, and not yet asked for by who takes them."""
 ASK_AT = WINDOW // 2
@@ -105,6 +110,21 @@ _count = msgspec.msgpack.Decoder(Annotated[int, msgspec.Meta(ge=0, le=2**31)])
 def frame(kind: int, call_id: int, method: str = "", body: Any = None) -> bytes:
     """The bytes of one frame. A large binary in the body is copied once."""
     return _encode((kind, call_id, method, body))
+
+
+def hello() -> bytes:
+    return frame(HELLO, WIRE, VERSION)
+
+
+def misfit(version: int, release: str) -> str | None:
+    """Why this process cannot talk with one of that wire version; None: it can."""
+    if version == WIRE:
+        return None
+    told = f"wire version {version} (rockroll {release})" if version else "no wire version that it would tell"
+    return (
+        f"this process speaks wire version {WIRE} (rockroll {VERSION}) and the other {told}; both need the same "
+        "rockroll: install it on both sides and start both again"
+    )
 
 
 UNREADABLE = (msgspec.MsgspecError, RecursionError, ValueError)

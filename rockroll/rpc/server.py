@@ -22,7 +22,6 @@ from typing import Any
 
 import msgspec
 import zmq
-import zmq.asyncio
 
 from rockroll.errors import RemoteError, RockrollError
 from rockroll.rpc.frame import (
@@ -31,6 +30,7 @@ from rockroll.rpc.frame import (
     CHUNK,
     END,
     ERROR,
+    HELLO,
     LAST,
     MORE,
     OPEN,
@@ -45,13 +45,16 @@ from rockroll.rpc.frame import (
     decode,
     decode_count,
     frame,
+    hello,
+    misfit,
 )
 from rockroll.rpc.keys import serve_with
 from rockroll.rpc.stream import AcceptedStream, Stream, answers
-from rockroll.rpc.zeromq import ZmqLink, zmq_socket
+from rockroll.rpc.zeromq import ZmqLink, ZmqPort
 
 Handler = Callable[..., Any]
 _log = logging.getLogger(__name__)
+PROBE_AGAIN_S = (0.05, 0.5)
 
 
 @dataclass(eq=False)
@@ -65,6 +68,8 @@ class Peer:
     tasks: dict[int, asyncio.Task[None]] = field(default_factory=dict)
     parts: dict[int, Inbox] = field(default_factory=dict)
     credits: dict[int, Credit] = field(default_factory=dict)
+    refused: str | None = "it has not said which wire version it speaks"
+    """Why its calls are refused; None: it has said HELLO, and speaks as we do."""
 
     def forget(self, call_id: int) -> None:
         """A call is over. Not at the end of its task's own code: one that is cancelled at once never runs that."""
@@ -93,7 +98,8 @@ class Server:
     handlers: method -> `async def h(body, peer)` or an async generator of the same arguments; what is called with
     parts takes them as a third: `async def h(body, peer, parts: Parts)`.
     types: method -> the type its body is decoded to (default: plain msgpack types); a misfit is refused.
-    on_disconnect: called with the peer when a unix peer's link ends (never for ZeroMQ, whose peers come and go).
+    on_disconnect: called with the peer when its link ends; its calls are cancelled. A ZeroMQ client that comes back is
+    another peer.
     key: as in `connect`; made where it is missing.
     """
 
@@ -116,7 +122,8 @@ class Server:
         self._own: set[asyncio.Task[Any]] = set()
         self._ids = itertools.count(1)
         self._unix: asyncio.AbstractServer | None = None
-        self._zmq: zmq.asyncio.Socket | None = None
+        self._port: ZmqPort | None = None
+        self._probes: set[asyncio.TimerHandle] = set()
 
     @property
     def peers(self) -> list[Peer]:
@@ -129,18 +136,18 @@ class Server:
             if scheme == "unix":
                 await self._listen_unix(place)
             else:
-                sock = zmq_socket(zmq.ROUTER)
-                sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
+                port = ZmqPort(zmq.ROUTER, self._on_message, lambda: None, self._someone_gone)
+                port.sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
                 try:
-                    serve_with(sock, self.address, self._key)
-                    sock.bind(self.address)
+                    serve_with(port.sock, self.address, self._key)
+                    port.sock.bind(self.address)
                 except BaseException:
-                    sock.close(0)
+                    port.close()
                     raise
                 if scheme == "ipc":
                     Path(place).chmod(0o600)
-                self._zmq = sock
-                self._spawn(self._receive_zmq(sock))
+                self._port = port
+                port.open()
         except (OSError, zmq.ZMQError) as error:
             raise RockrollError(f"cannot listen at {self.address}: {error}; is another rockroll using it?") from error
 
@@ -180,16 +187,35 @@ class Server:
         if self._on_disconnect and (done := self._on_disconnect(peer)) is not None:
             self._spawn(_awaited(done))
 
-    async def _receive_zmq(self, sock: zmq.asyncio.Socket) -> None:
-        while True:
-            identity, data = (await sock.recv_multipart())[:2]
-            name = identity.hex()
-            peer = self._peers.get(name)
-            if peer is None:
-                peer = self._peers[name] = Peer(id=name, link=ZmqLink(sock, [identity]))
-                if self._on_connect:
-                    self._on_connect(peer)
-            self._on_frame(peer, data)
+    def _on_message(self, parts: list[bytes]) -> None:
+        identity, data = parts[:2]
+        name = identity.hex()
+        peer = self._peers.get(name)
+        if peer is None:
+            assert self._port is not None
+            link = ZmqLink(self._port, identity, lambda: self._gone(name))
+            peer = self._peers[name] = Peer(id=name, link=link)
+            if self._on_connect:
+                self._on_connect(peer)
+        self._on_frame(peer, data)
+
+    def _someone_gone(self) -> None:
+        """One ZeroMQ client's connection has ended, and ZeroMQ does not say whose: each is greeted, and the one that is
+        gone cannot be. Again a little later, for the socket may hear of it after its monitor."""
+        self._greet_all()
+        for seconds in PROBE_AGAIN_S:
+            self._probes.add(asyncio.get_running_loop().call_later(seconds, self._greet_all))
+
+    def _greet_all(self) -> None:
+        now = asyncio.get_running_loop().time()
+        self._probes = {each for each in self._probes if not each.cancelled() and each.when() > now}
+        for peer in self.peers:
+            if isinstance(peer.link, ZmqLink):
+                peer.link.send(hello())
+
+    def _gone(self, name: str) -> None:
+        if (peer := self._peers.get(name)) is not None:
+            self._drop(peer)
 
     def _on_frame(self, peer: Peer, data: bytes | bytearray) -> None:
         try:
@@ -198,7 +224,15 @@ class Server:
             _log.error("rpc: peer %s sent a frame that cannot be read: %s", peer.id, error)
 
     def _on_call(self, peer: Peer, call: Frame) -> None:
-        if call.kind == CANCEL:
+        if call.kind == HELLO:
+            peer.link.send(hello())
+            peer.refused = misfit(call.id, call.method)
+            if peer.refused:
+                _log.error("rpc: peer %s at %s is refused: %s", peer.id, self.address, peer.refused)
+        elif peer.refused:
+            if call.kind in (CALL, OPEN):
+                peer.link.send(frame(ERROR, call.id, body=Failure("WireMisfit", peer.refused, {})))
+        elif call.kind == CANCEL:
             if task := peer.tasks.get(call.id):
                 task.cancel()
         elif call.kind in (CALL, OPEN) and call.id not in peer.tasks:
@@ -268,10 +302,13 @@ class Server:
         for peer in self.peers:
             if isinstance(peer.link, Stream):
                 peer.link.close()
-        if self._zmq is not None:
-            self._zmq.close(0)
+        for probe in self._probes:
+            probe.cancel()
+        self._probes.clear()
+        if self._port is not None:
+            self._port.close()
         scheme, _, place = self.address.partition("://")
-        if scheme in ("unix", "ipc") and (self._unix or self._zmq):  # else it is another server's
+        if scheme in ("unix", "ipc") and (self._unix or self._port):  # else it is another server's
             Path(place).unlink(missing_ok=True)
 
 

@@ -104,12 +104,15 @@ def gae(
     if bool((rewards[~mask] != 0).any()):
         raise ValueError("a reward belongs to a sampled token; one stands where mask is False")
     advantages, returns = torch.zeros_like(values), torch.zeros_like(values)
+    steps: list[float] = []
+    sampled = values[mask].tolist()  # numbers of Python's own: a tensor's elements one by one take fifty times as long
     following_value, following = 0.0, 0.0
-    for t in reversed(mask.nonzero()[:, 0].tolist()):
-        value = float(values[t])
-        following = float(rewards[t]) + gamma * following_value - value + gamma * lam * following
+    for reward, value in zip(reversed(rewards[mask].tolist()), reversed(sampled), strict=True):
+        following = reward + gamma * following_value - value + gamma * lam * following
         following_value = value
-        advantages[t], returns[t] = following, following + value
+        steps.append(following)
+    advantages[mask] = torch.tensor(steps[::-1], dtype=values.dtype)
+    returns[mask] = advantages[mask] + values[mask]
     return advantages, returns
 
 

@@ -10,11 +10,25 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+ObjectiveName = Literal["policy", "value"]
+"""What is minimised: policy, the loss that the rest of this file names; value, a critic's (critic.py makes it)."""
+
 Algorithm = Literal[
-    "dapo", "grpo", "dr_grpo", "rloo", "reinforce", "reinforce_pp", "gspo", "cispo", "topr", "gigpo", "turn_returns"
+    "dapo",
+    "grpo",
+    "dr_grpo",
+    "rloo",
+    "reinforce",
+    "reinforce_pp",
+    "gspo",
+    "cispo",
+    "topr",
+    "gigpo",
+    "turn_returns",
+    "ppo",
 ]
 
-Advantage = Literal["group", "leave_one_out", "batch", "reward", "turn_returns", "gigpo"]
+Advantage = Literal["group", "leave_one_out", "batch", "reward", "turn_returns", "gigpo", "gae"]
 """How rewards become advantages.
 
     group           reward - mean of its group (over its std with std_normalisation)
@@ -23,6 +37,7 @@ Advantage = Literal["group", "leave_one_out", "batch", "reward", "turn_returns",
     reward          the reward itself
     turn_returns    discounted return of each turn, against the group's turns
     gigpo           group, plus each turn against the turns of its group that began in the same state
+    gae             generalised advantage estimates of each token with a critic's values, whitened over the batch
 """
 
 RatioLevel = Literal["token", "sequence", "geometric"]
@@ -94,6 +109,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "gigpo": _COMMON | {"advantage": "gigpo", "aggregation": "sequence_mean_of_means"},
     # REINFORCE with discounted returns of each turn, against the group's turns
     "turn_returns": _COMMON | {"advantage": "turn_returns"},
+    # arXiv 1707.06347 with a critic of its own and GAE, 1506.02438
+    "ppo": _COMMON | {"advantage": "gae"},
 }
 CHOICES: tuple[str, ...] = tuple(_COMMON)
 """The fields of TrainConfig that a preset fills where the recipe leaves them out."""

@@ -45,7 +45,9 @@ class TrainSample(Struct, frozen=True, kw_only=True):
     domain: str = ""
     """Which of several tasks: rewards of different tasks need not compare."""
     turns: list[Turn] = []
-    """For turn_returns and gigpo alone: they cover the mask. A branch repeats the turns it shares with others."""
+    """For turn_returns and gigpo they cover the mask, gae needs none. A branch repeats those it shares with others."""
+    values: list[float] = []
+    """For gae alone: the critic's value of each trained token, in order."""
 
 
 class TrainBatch(Struct, frozen=True, kw_only=True):
@@ -55,6 +57,10 @@ class TrainBatch(Struct, frozen=True, kw_only=True):
     samples: list[TrainSample]
     temperature: float = 1.0
     """The sampling temperature, > 0: the trainer divides its logits by it, so that log-probs compare."""
+    spans: int = 0
+    """The report is to say so many spans of equal advantages of each sample, at most."""
+    learn: bool = True
+    """False: the step is done with the weights as they are, under the next version (a critic's head start)."""
 
 
 class StepReport(Struct, frozen=True, kw_only=True):
@@ -63,6 +69,8 @@ class StepReport(Struct, frozen=True, kw_only=True):
     version: int
     metrics: dict[str, float]
     """loss/*, advantage/*, logp_diff/*, tokens/trained, tokens/padding_fraction, time/train_s."""
+    advantages: list[list[tuple[int, int, float]]] = []
+    """By sample: (start, end, advantage of ids[start:end]), as far as the batch asked for them."""
 
 
 class Exported(Struct, frozen=True, kw_only=True):
@@ -73,6 +81,17 @@ class Exported(Struct, frozen=True, kw_only=True):
     """How many tensors the weights file holds (tied ones once)."""
     digest: str
     """`rockroll.digest.digest` of those tensors."""
+
+
+class WorstCase(Struct, frozen=True, kw_only=True):
+    """The longest micro-batch that a recipe permits, run through once."""
+
+    rows: int
+    length: int
+    """Tokens of each row."""
+    peak_bytes: int
+    """The most that a rank held meanwhile: tensors on a GPU, the whole process on a CPU."""
+    seconds: float
 
 
 class TrainerInfo(Struct, frozen=True, kw_only=True):
@@ -89,11 +108,20 @@ class TrainerInfo(Struct, frozen=True, kw_only=True):
 class Trainer(Protocol):
     """One trainable copy of the model. Calls are not concurrent: one at a time, in order."""
 
+    async def worst_case(self, longest: int) -> WorstCase:
+        """A step of the longest micro-batch, sequences of `longest` tokens (0: the model's context), that changes
+        nothing. Before any other step or load. Raises TrainError that names the setting to lower."""
+        ...
+
     async def step(self, batch: TrainBatch) -> StepReport:
         """Advantages, packing, loss, DeepSpeed step; the version goes up by one.
 
         Raises TrainError for a batch that has nothing to train or does not fit the model; the weights are untouched.
         """
+        ...
+
+    async def values(self, batch: TrainBatch) -> list[list[float]]:
+        """Of a critic: the value of each trained token, sample by sample. TrainError where this is none."""
         ...
 
     async def export(self, path: str) -> Exported:

@@ -41,7 +41,7 @@ class Row:
     behaviour: Tensor
     """[n] float32: the engine's log-probs of the targets."""
     advantages: Tensor
-    """[n] float32"""
+    """[n] float32; for a critic, the returns."""
     sample: int = 0
     """Which sample of the batch this is."""
     episode: int = 0
@@ -49,7 +49,10 @@ class Row:
     weight: float = 0.0
     """What each of its tokens weighs in the loss of the update under way."""
     old: Tensor | None = None
-    """[n] float32: the trainer's own log-probs at the step's start, where they are needed before the loss."""
+    """[n] float32: the trainer's own log-probs at the step's start, where they are needed before the loss; a critic's
+    values."""
+    reference: Tensor | None = None
+    """[n] float32: the start model's log-probs, where the loss is told how far it went."""
     kept: Tensor | None = None
     """[n] bool: what a filter left; None: all."""
 
@@ -121,17 +124,35 @@ def deal(lengths: Sequence[int], ranks: int) -> list[list[int]]:
     return hands
 
 
+MICRO_BATCH_PRICE = 64
+"""What a forward and backward costs beside its tokens, in tokens: 70 were measured on a CPU with the tiny model. It
+decides between a little padding and one more micro-batch. Batches of 32 to 4,096 multi-turn episodes with a heavy tail
+are left with 0 to 1.6 % padding where filling each micro-batch up left 0 to 63 %."""
+
+
 def pack(lengths: Sequence[int], rows: Sequence[int], budget: int) -> list[list[int]]:
-    """Micro-batches of similar lengths with at most `budget` tokens, padding included; a longer row goes alone."""
+    """Micro-batches with at most `budget` tokens, padding included, the longest first; a longer row goes alone.
+
+    Of all ways to share the rows it takes the cheapest, by tokens computed and MICRO_BATCH_PRICE a micro-batch. Rows
+    sorted by length need no other order: swapping two rows of unlike micro-batches never makes either narrower.
+    """
+    order = sorted(rows, key=lambda i: (-lengths[i], i))
+    cost, begin = [0], [0]  # of the first n rows: the least cost, and where their last micro-batch begins
+    for end in range(1, len(order) + 1):
+        first = end - 1
+        best, at = cost[first] + lengths[order[first]], first
+        while first > 0 and (end - first + 1) * lengths[order[first - 1]] <= budget:
+            first -= 1
+            if (found := cost[first] + (end - first) * lengths[order[first]]) <= best:
+                best, at = found, first
+        cost.append(best + MICRO_BATCH_PRICE)
+        begin.append(at)
     packs: list[list[int]] = []
-    longest = 0
-    for i in sorted(rows, key=lambda i: (-lengths[i], i)):
-        if packs and (len(packs[-1]) + 1) * longest <= budget:
-            packs[-1].append(i)
-        else:
-            packs.append([i])
-            longest = lengths[i]
-    return packs
+    end = len(order)
+    while end:
+        packs.append(order[begin[end] : end])
+        end = begin[end]
+    return packs[::-1]
 
 
 def plan(lengths: Sequence[int], ranks: int, budget: int) -> list[list[list[int]]]:
@@ -170,27 +191,30 @@ class MicroBatch:
     """[n] float32: what each token's loss weighs; 0 where a filter dropped it."""
     old: Tensor | None
     """[n] float32"""
+    reference: Tensor | None
+    """[n] float32"""
     empty: bool
     """It stands in for a missing one: one token that weighs nothing."""
 
     def to(self, device: torch.device) -> MicroBatch:
         if device.type == "cpu":
             return self
-        old = None if self.old is None else self.old.to(device)
+        old, reference = (t if t is None else t.to(device) for t in (self.old, self.reference))
         tensors = (self.inputs, self.index, self.targets, self.behaviour, self.advantages, self.row, self.weights)
-        return MicroBatch(*(t.to(device) for t in tensors), old=old, empty=self.empty)
+        return MicroBatch(*(t.to(device) for t in tensors), old=old, reference=reference, empty=self.empty)
 
 
 def collate(rows: Sequence[Row]) -> MicroBatch:
     """The tensors of these rows; of none, a stand-in with one token for a rank that has no more."""
     if not rows:
         zero, one = torch.zeros(1, dtype=torch.int64), torch.zeros(1)
-        return MicroBatch(zero[None], zero, zero, one, one, zero, one * 0, old=one, empty=True)
+        return MicroBatch(zero[None], zero, zero, one, one, zero, one * 0, old=one, reference=None, empty=True)
     width = max(map(len, rows))
     inputs = torch.zeros(len(rows), width, dtype=torch.int64)
     for i, row in enumerate(rows):
         inputs[i, : len(row)] = row.inputs
     olds = [row.old for row in rows if row.old is not None]
+    references = [row.reference for row in rows if row.reference is not None]
     return MicroBatch(
         inputs,
         torch.cat([row.positions + i * width for i, row in enumerate(rows)]),
@@ -202,5 +226,6 @@ def collate(rows: Sequence[Row]) -> MicroBatch:
             [torch.full((len(row.targets),), row.weight) * (1 if row.kept is None else row.kept) for row in rows]
         ),
         old=torch.cat(olds) if len(olds) == len(rows) else None,
+        reference=torch.cat(references) if len(references) == len(rows) else None,
         empty=False,
     )

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from rockroll import rpc
 from rockroll.errors import RockrollError
-from rockroll.train.api import Exported, StepReport, TrainBatch, TrainerInfo
+from rockroll.train.api import Exported, StepReport, TrainBatch, TrainerInfo, WorstCase
 from rockroll.train.config import TrainConfig
 
 T = TypeVar("T")
@@ -30,8 +30,14 @@ class TrainerClient:
         """Clients of every rank of `config`. The ranks may still be loading: the first call waits for them."""
         return cls([await rpc.connect(config.rank_address(rank)) for rank in range(config.ranks)])
 
+    async def worst_case(self, longest: int) -> WorstCase:
+        return (await self._all("worst_case", longest, WorstCase))[0]
+
     async def step(self, batch: TrainBatch) -> StepReport:
         return (await self._all("step", batch, StepReport))[0]
+
+    async def values(self, batch: TrainBatch) -> list[list[float]]:
+        return (await self._all("values", batch, list[list[float]]))[0]
 
     async def export(self, path: str) -> Exported:
         exported = (await self._all("export", path, Exported | None))[0]

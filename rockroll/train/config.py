@@ -10,11 +10,24 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from rockroll.train.algorithm import PRESETS, Advantage, Aggregation, Algorithm, Correction, RatioLevel, Surrogate
+from rockroll.train.algorithm import (
+    PRESETS,
+    Advantage,
+    Aggregation,
+    Algorithm,
+    Correction,
+    ObjectiveName,
+    RatioLevel,
+    Surrogate,
+)
+from rockroll.train.critic import CriticConfig
+from rockroll.train.lora_config import LoraConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
+    objective: ObjectiveName = "policy"
+    """What a step minimises (train/objectives/)."""
     lr: float = 1e-6
     """Learning rate of AdamW, after the warm-up."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -41,7 +54,11 @@ class TrainConfig:
     domain_normalisation: bool = False
     """Several tasks: each task's advantages are made equally large, and `batch` compares within the task alone."""
     gamma: float = 1.0
-    """Discount from turn to turn, for turn_returns and gigpo."""
+    """Discount from turn to turn, for turn_returns and gigpo; from sampled token to sampled token for gae."""
+    gae_lambda: float = 0.95
+    """gae: how far it trusts rewards (1) or the critic's values (0) (arXiv 1506.02438)."""
+    critic: CriticConfig | None = None
+    """gae: how the critic learns. Left out there: by CriticConfig's own values."""
     step_weight: float = 1.0
     """gigpo: how much a turn's own advantage counts beside its episode's."""
     ratio: Literal["decoupled", "direct"] = "decoupled"
@@ -91,6 +108,8 @@ class TrainConfig:
     tokens_per_microbatch: int = 8192
     """Tokens of one forward, padding included: bounds memory, not the result. One longer sequence goes alone."""
 
+    lora: LoraConfig | None = None
+    """Train an adapter beside frozen weights, as in {rank: 16, alpha: 32}. Left out: all weights are trained."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     """What DeepSpeed shards over ranks: 0 nothing, 1 optimizer, 2 and gradients, 3 and weights."""
     ranks: int = 1
@@ -101,6 +120,9 @@ class TrainConfig:
     """`auto` is cuda where there is one."""
     threads: int = 0
     """CPU threads of one rank. 0: the cores this process may use, shared among the ranks."""
+    worst_case_step: bool = True
+    """Before step 1, a step of the longest batch that the recipe permits, which changes nothing: memory fails then,
+    with the setting to lower, or never."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward: less memory, a third more time."""
     seed: int = 0
@@ -114,6 +136,8 @@ class TrainConfig:
     """Where ranks meet: file://PATH (one machine; not yet there) or tcp://HOST:PORT. The controller fills it in."""
     version: int = 0
     """The version of the weights found at start."""
+    deterministic: bool = False
+    """Equal batches make equal weights, to the last bit, on one machine with one number of threads."""
 
     def __post_init__(self) -> None:
         for name, value in PRESETS[self.algorithm].items():
@@ -134,6 +158,8 @@ class TrainConfig:
             raise ValueError(f"train lr_floor is a share of lr, in [0, 1]; got {self.lr_floor}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"train betas must be in [0, 1); got {list(self.betas)}")
+        if self.advantage == "gae" and self.critic is None:
+            object.__setattr__(self, "critic", CriticConfig())
         self._check_objective()
         if self.dtype == "bfloat16" and self.zero_stage == 0:
             raise ValueError(
@@ -155,8 +181,17 @@ class TrainConfig:
                 raise ValueError(f"train {name} must be over 0; got {value}")
         if 0 < self.dual_clip <= 1 or self.dual_clip < 0:
             raise ValueError(f"train dual_clip must be over 1 (3 is usual), or 0 for none; got {self.dual_clip}")
-        if not 0 <= self.gamma <= 1:
-            raise ValueError(f"train gamma must be in [0, 1]; got {self.gamma}")
+        for name in ("gamma", "gae_lambda"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"train {name} must be in [0, 1]; got {getattr(self, name)}")
+        if self.critic is not None and self.advantage != "gae":
+            raise ValueError(
+                f"train critic is of use to advantage: gae alone, as in algorithm: ppo; got {self.advantage}"
+            )
+        if self.advantage == "gae" and self.kl and self.kl_in == "reward":
+            raise ValueError(
+                "train kl_in: reward is not for advantage gae, whose critic would not know of it; use loss"
+            )
         if self.correction_high < 1:
             raise ValueError(
                 f"train correction_high must be 1 or more, so that matching tokens count whole; "
@@ -198,6 +233,11 @@ class TrainConfig:
         done = min(1.0, (updates - self.warmup_steps) / (self.schedule_updates - self.warmup_steps))
         left = 1 - done if self.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
         return self.lr * (self.lr_floor + (1 - self.lr_floor) * left)
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether a second trainer learns the values that this one needs."""
+        return self.objective == "policy" and self.advantage == "gae"
 
     @property
     def needs_old(self) -> bool:

@@ -27,6 +27,7 @@ from rockroll.train.api import TrainBatch, TrainSample, Turn
 from rockroll.train.batch import Row
 from rockroll.train.config import TrainConfig
 from rockroll.train.domains import even_out, whiten_apart
+from rockroll.train.estimates import estimates, whiten
 
 
 def assign(
@@ -38,6 +39,8 @@ def assign(
     numbers, groups of one where members are compared, and turns that do not cover what is trained.
     """
     groups, rewards = episodes_of(batch)
+    if config.advantage == "gae":
+        return _by_critic(batch, rows, config)
     for episode, penalty in (penalties or {}).items():
         rewards[episode] -= penalty
     try:
@@ -56,6 +59,20 @@ def assign(
         for row, advantages in zip(rows, evened, strict=True):
             row.advantages = advantages
     return _metrics(groups, rewards, of_episode)
+
+
+def _by_critic(batch: TrainBatch, rows: Sequence[Row], config: TrainConfig) -> dict[str, float]:
+    """GAE of every trained token, whitened over all that count."""
+    raw = [advantages for advantages, _ in estimates(batch, rows, config)]
+    for row, advantages in zip(rows, whiten(raw, [row.kept for row in rows]), strict=True):
+        row.advantages = advantages
+    before, after = torch.cat(raw), torch.cat([row.advantages for row in rows])
+    return {
+        "advantage/mean": float(before.mean()),
+        "advantage/abs_mean": float(before.abs().mean()),
+        "advantage/max": float(after.max()),
+        "advantage/min": float(after.min()),
+    }
 
 
 def episodes_of(batch: TrainBatch) -> tuple[dict[int, int], dict[int, float]]:

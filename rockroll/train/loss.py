@@ -133,6 +133,26 @@ def correction(
 
 
 # ---------------------------------------------------------------------------------------------------------------
+# Values
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def value_loss(values: Tensor, old: Tensor, returns: Tensor, *, clip: float) -> tuple[Tensor, Tensor]:
+    """The critic's loss of each token, and whether the bound took its gradient away.
+
+    values: [n] with gradient. old: [n] those at the step's start. returns: [n] what they should have been.
+        clip > 0   max((V - R)², (V_old + bounded(V - V_old, ±clip) - R)²) / 2     arXiv 2005.12729, section 3
+        clip 0     (V - R)² / 2                                                    arXiv 1707.06347, eq. 9
+    Returns ([n], [n] bool).
+    """
+    plain = (values - returns).square()
+    if not clip:
+        return plain / 2, torch.zeros_like(values, dtype=torch.bool)
+    bounded = (old + (values - old).clamp(-clip, clip) - returns).square()
+    return torch.maximum(plain, bounded) / 2, (bounded > plain).detach()
+
+
+# ---------------------------------------------------------------------------------------------------------------
 # Distance from the reference
 # ---------------------------------------------------------------------------------------------------------------
 

@@ -1,8 +1,8 @@
 """The process of one trainer rank: `python -m rockroll.train.server --config FILE --rank R`.
 
-In: a TrainConfig as JSON, then calls over rpc (step, export, save, load, logprobs, info). Out: replies; logs on
-stderr. It answers from the moment it is ready, ends with the process that started it, and removes its socket.
-Leaves fanning out to the ranks to client.py, noticing that this process died to its parent.
+In: a TrainConfig as JSON, then calls over rpc (those of api.Trainer). Out: replies; logs on stderr. It answers from the
+moment it is ready, ends with the process that started it, and removes its socket. Leaves fanning out to the ranks to
+client.py, noticing that this process died to its parent.
 
 The event loop only carries messages; all of torch runs in one other thread, in the order of the calls.
 """
@@ -49,7 +49,7 @@ async def serve(config: TrainConfig, rank: int) -> None:
         child.leave(0)  # nothing is bound yet, and the loading thread cannot be stopped
     trainer = await loading
     address = config.rank_address(rank)
-    server = rpc.Server(address, _handlers(trainer, compute), types={"step": TrainBatch})
+    server = rpc.Server(address, _handlers(trainer, compute), types={"step": TrainBatch, "values": TrainBatch})
     await server.start()
     _log.info("rank %d ready at %s after %.1f s", rank, address, time.perf_counter() - started)
     try:
@@ -63,8 +63,14 @@ def _handlers(trainer: RankTrainer, compute: ThreadPoolExecutor) -> dict[str, rp
     async def run(work: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(compute, work, *arguments)
 
+    async def worst_case(body: int, _peer: rpc.Peer) -> Any:
+        return await run(trainer.worst_case, body)
+
     async def step(body: TrainBatch, _peer: rpc.Peer) -> Any:
         return await run(trainer.step, body)
+
+    async def values(body: TrainBatch, _peer: rpc.Peer) -> Any:
+        return await run(trainer.values, body)
 
     async def export(body: str, _peer: rpc.Peer) -> Any:
         return await run(trainer.export, body)
@@ -81,7 +87,8 @@ def _handlers(trainer: RankTrainer, compute: ThreadPoolExecutor) -> dict[str, rp
     async def info(_body: None, _peer: rpc.Peer) -> Any:
         return await run(trainer.info)
 
-    return {"step": step, "export": export, "save": save, "load": load, "logprobs": logprobs, "info": info}
+    handlers = (worst_case, step, values, export, save, load, logprobs, info)
+    return {handler.__name__: handler for handler in handlers}
 
 
 def main() -> None:

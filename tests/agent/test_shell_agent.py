@@ -53,12 +53,14 @@ async def endpoint(unused_tcp_port: int) -> AsyncIterator[Endpoint]:
     await runner.cleanup()
 
 
-async def run(endpoint: Endpoint, cwd: Path, *answers: str, goal: str = "Do it.") -> tuple[int, str]:
+async def run(
+    endpoint: Endpoint, cwd: Path, *answers: str, goal: str = "Do it.", arguments: tuple[str, ...] = ()
+) -> tuple[int, str]:
     """(exit code, stderr) of the program, started as the quick start's recipe does."""
     endpoint.answers = list(answers)
     env = {"OPENAI_BASE_URL": endpoint.url, "OPENAI_API_KEY": "k", "ROCKROLL_INSTRUCTION": goal}
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-I", "-S", str(PROGRAM)),
+        *(sys.executable, "-I", "-S", str(PROGRAM), *arguments),
         cwd=cwd,
         env={"PATH": os.environ["PATH"], **env},
         stderr=subprocess.PIPE,
@@ -172,3 +174,16 @@ def test_long_output_is_shown_cut() -> None:
     assert shell_agent.show(b"x" * 999, 0) == f"ok: {'x' * shell_agent.SHOWN_CHARACTERS} ..."
     assert shell_agent.show(b" \n", 2) == "error 2"
     assert json.dumps(shell_agent.show(b"\xff", 0)) == '"ok: \\ufffd"'
+
+
+async def test_with_examples_a_model_sees_the_work_done_first(endpoint: Endpoint, tmp_path: Path) -> None:
+    assert await run(endpoint, tmp_path, "echo x > a", "done", arguments=("--examples",)) == (0, "")
+    begun = endpoint.asked[0]["messages"]
+    assert [message["role"] for message in begun] == [
+        "system",
+        *["user", "assistant"] * len(shell_agent.EXAMPLES),
+        "user",
+    ]
+    assert begun[-1]["content"] == "Do it."
+    assert endpoint.asked[1]["messages"][: len(begun)] == begun
+    assert (tmp_path / "a").read_text() == "x\n"

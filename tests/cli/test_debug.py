@@ -363,16 +363,25 @@ def test_a_sandbox_that_does_not_run_is_an_error_with_the_cure(node_home: Path) 
         terminal.close()
 
 
-def test_an_episode_is_found_by_its_run(box: Sandbox, tmp_path: Path) -> None:
-    (tmp_path / "episodes").mkdir()
-    records = [{"id": "e1", "outcome": "ok"}, {"id": "e2", "outcome": "ok", "sandbox": box.id}]
-    (tmp_path / "episodes" / "train-000001.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+def test_an_episode_at_work_is_found_by_its_run_and_one_that_has_ended_is_not(box: Sandbox, tmp_path: Path) -> None:
+    for folder in ("episodes", "running"):
+        (tmp_path / folder).mkdir()
+    # The box is another episode's by the time that a record has it.
+    ended = {"id": "e1", "outcome": "ok", "sandbox": box.id, "node": os.uname().nodename}
+    (tmp_path / "episodes" / "train-000001.jsonl").write_text(json.dumps(ended) + "\n")
+    here = {"id": "e2", "sandbox": box.id, "node": os.uname().nodename}
+    (tmp_path / "running" / "e2.json").write_text(json.dumps(here))
+    (tmp_path / "running" / "e4.json").write_text(json.dumps(here | {"id": "e4", "node": "elsewhere"}))
     terminal = Terminal(f"{tmp_path}/e2")
     terminal.until(PROMPT)
     terminal.type("exit 4\n")
     assert terminal.end() == 4
     terminal.close()
-    for episode, said in (("e1", b"outcome ok"), ("e3", b"no record of an episode e3")):
+    for episode, said in (
+        ("e1", b"has ended with outcome ok"),
+        ("e3", b"no record of an episode e3"),
+        ("e4", b"on elsewhere"),
+    ):
         terminal = Terminal(f"{tmp_path}/{episode}")
         assert terminal.end() == 1
         assert said in terminal.left.replace(b"\r\n", b" ")

@@ -8,7 +8,6 @@ import pytest
 
 from rockroll.controller.run_dir import RunDir
 from rockroll.errors import UsageError
-from rockroll.rollout.admission import Position
 
 
 def test_one_run_at_a_time(tmp_path: Path) -> None:
@@ -39,14 +38,12 @@ def test_only_whole_checkpoints_count_and_old_ones_go(tmp_path: Path) -> None:
         for step in (2, 10, 9):
             (run.checkpoint(step) / "model").mkdir(parents=True)
             (run.checkpoint(step) / "model" / "config.json").touch()
-            run.put_position(step, Position(step, [1]))
-        (run.checkpoints / "step_11.tmp").mkdir()
+        (run.checkpoints / "step_11.partial").mkdir()
         run.checkpoint(12).mkdir()
         assert run.steps() == [2, 9, 10]
         run.prune(2)
         assert run.steps() == [9, 10]
-        assert run.position(9) == Position(9, [1])
-        with pytest.raises(UsageError, match="says which tasks were trained"):
-            run.position(2)
+        assert run.last_step == 0, "a new run has none, whatever is there"
+        assert not (run.checkpoints / "step_11.partial").exists(), "what a death left half written goes too"
         run.prune(0)
         assert run.steps() == [9, 10]

@@ -30,7 +30,9 @@ def subject(engine: Any, models: Path) -> Subject:
 
 
 @pytest_asyncio.fixture(
-    loop_scope="module", scope="module", params=["here", "without a prefix cache", "small steps", "in another process"]
+    loop_scope="module",
+    scope="module",
+    params=["here", "without a prefix cache", "small steps", "steady", "in another process"],
 )
 async def engine(
     request: pytest.FixtureRequest, models: Path, tmp_path_factory: pytest.TempPathFactory
@@ -54,6 +56,8 @@ async def engine(
         config = EngineConfig(model=str(models / "first"), prefix_cache=0, max_batch=4)
     if request.param == "small steps":
         config = EngineConfig(model=str(models / "first"), prefill_tokens=7, prefix_cache=2, max_batch=3)
+    if request.param == "steady":
+        config = EngineConfig(model=str(models / "first"), deterministic=True, max_batch=16)
     engine = await TransformersEngine.open(config)
     yield engine
     await engine.close()

@@ -99,7 +99,9 @@ async def test_a_stream_that_broke_is_told_again_from_its_beginning(place, serve
         again = await read(sock, b'"lo"')
         await speaking.say(reply())
         again += await read(sock, b"[DONE]")
-    assert first.partition(b"\r\n\r\n")[2] in again
+    # event for event: how many of them a piece of HTTP carries is a matter of time
+    events = [line for line in first.splitlines() if line.startswith(b"data: ")]
+    assert events == [line for line in again.splitlines() if line.startswith(b"data: ")][: len(events)]
     assert len(speaking.requests) == 1 and speaking.requests[0].id.encode() in again
     assert again.count(b'"Hel"') == again.count(b'"lo"') == 1
 

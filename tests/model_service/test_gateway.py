@@ -405,7 +405,9 @@ async def test_a_route_for_a_sandbox_that_is_not_here_or_to_no_relay_is_refused(
         place.gateway.route("nobody", place.address, "t")
     await place.box(token=None)
     with pytest.raises(UsageError, match="ipc://"):
-        place.gateway.route("box", "http://example.com", "t")
+        place.gateway.route("box", "ftp://example.com", "t")
+    with pytest.raises(UsageError, match="a relay has neither"):
+        place.gateway.route("box", place.address, "t", key="secret")
 
 
 async def test_close_leaves_no_task_behind(place, serve, held):

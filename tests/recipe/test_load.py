@@ -177,3 +177,32 @@ def test_a_plan_shows_the_mixture(recipe) -> None:
 @pytest.mark.parametrize("path", sorted(Path("recipes").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_recipe_here_is_right(path: Path) -> None:
     assert load(path).name
+
+
+@pytest.mark.parametrize(
+    ("setting", "rule"),
+    [
+        ("agent={command: python3 a.py}", "without an agent: what a program in a sandbox asks"),
+        ("rollout.redundancy.episodes=1", "no redundancy: which episodes end first .* got redundancy episodes 1"),
+        ("rollout.on_stale=drop", "on_stale: wait: .*; got drop"),
+        ("rollout.episode_timeout=30", r"set rollout episode_timeout: 0 \(no limit\); got 30"),
+        ("train={ranks: 2, zero_stage: 1}", "train ranks: 1: .* got 2"),
+        ("engine.threads=2", "engine threads: 1: .* got 2"),
+        ("engine.deterministic=true", "engine.deterministic is not for recipes: set 'deterministic' at the top level"),
+    ],
+)
+def test_what_depends_on_the_clock_is_refused_where_a_run_is_to_be_repeated(recipe, setting: str, rule: str) -> None:
+    path, settings = recipe(GOOD), ["deterministic=true", "rollout.episode_timeout=0"]
+    assert load(path, settings).deterministic
+    with pytest.raises(RecipeError, match=rule):
+        load(path, [*settings, setting])
+
+
+def test_a_budget_of_the_agents_calls_is_read_and_checked(recipe) -> None:
+    text = "name: a\nsteps: 1\ntask: {env: rockroll:shell}\nagent:\n  command: x\n  budget: {calls: 20, seconds: 2.5}\n"
+    agent = load(recipe(text)).agent
+    assert agent is not None and agent.budget.bounds() == {"calls": 20, "seconds": 2.5}
+    with pytest.raises(RecipeError, match=r"6: agent.budget.*agent budget calls is above 0; got 0"):
+        load(recipe(text.replace("20", "0")))
+    with pytest.raises(RecipeError, match=r"unknown key 'call' in agent\.budget; did you mean 'calls'"):
+        load(recipe(text.replace("calls", "call")))

@@ -57,6 +57,8 @@ _MISTRAL = (*_MISTRAL, "[/TOOL_RESULTS]", "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]",
 FAMILIES = {
     "qwen2.5": Family((*_CHATML, *_QWEN[:2]), ("<|im_end|>", "<|endoftext|>")),
     "qwen3": Family((*_CHATML, *_QWEN), ("<|im_end|>", "<|endoftext|>")),
+    "qwen3-coder": Family((*_CHATML, *_QWEN[:2]), ("<|im_end|>", "<|endoftext|>")),
+    "qwen3.5": Family((*_CHATML, *_QWEN), ("<|im_end|>", "<|endoftext|>"), options={"enable_thinking": False}),
     "qwq": Family((*_CHATML, *_QWEN), ("<|im_end|>", "<|endoftext|>"), options={"enable_thinking": True}),
     "llama-3.1": Family((*_LLAMA, "<|python_tag|>"), ("<|eot_id|>", "<|eom_id|>"), _LLAMA[0], calls_at_once=1),
     "llama-3.2": Family((*_LLAMA, "<|python_tag|>"), ("<|eot_id|>", "<|eom_id|>"), _LLAMA[0], calls_at_once=1),
@@ -103,12 +105,24 @@ def model_folder(name: str) -> Path:
     return folder
 
 
+def xml(call: ToolCall) -> str:
+    """A call as the XML families' templates write it."""
+    values = json.loads(call.arguments).items()
+    inside = "".join(f"<parameter={key}>\n{value}\n</parameter>\n" for key, value in values)
+    return f"<tool_call>\n<function={call.name}>\n{inside}</function>\n</tool_call>"
+
+
 def written(name: str, reasoning: str, content: str, calls: Sequence[ToolCall]) -> str:
     """An answer as a model of the family writes it."""
     style = chat_tokenizer(name).style
     text = f"<think>\n{reasoning}\n</think>\n\n{content}" if reasoning else content
     if name == "qwq":
         text = text.removeprefix("<think>\n")
+    if style.calls == "xml":
+        blocks = [xml(call) for call in calls]
+        return "\n\n".join([text, *blocks[:1]] if content else [text + "".join(blocks[:1])]) + "".join(
+            f"\n{each}" for each in blocks[1:]
+        )
     objects = [f'"name": "{call.name}", "arguments": {call.arguments}' for call in calls]
     if style.calls == "hermes":
         blocks = [f"<tool_call>\n{{{each}}}\n</tool_call>" for each in objects]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rockroll import Sandbox, SandboxConfig, home, rpc
-from rockroll.agent.config import AgentConfig
+from rockroll.agent.config import AgentConfig, BudgetConfig
 from rockroll.engine.api import GenerateRequest
 from rockroll.env.shell import ShellTask
 from rockroll.errors import AgentError, EngineError, EnvError, ModelServiceError
@@ -39,7 +39,8 @@ def rollout(
 ) -> tuple[Rollout, ScriptedEngine]:
     engine = ScriptedEngine(tokenizer, policy)
     task = TaskConfig(env=f"{TASKS}:{more.pop('env', 'Said')}", options={"says": more.pop("says", "x")}, max_turns=3)
-    agent = AgentConfig(command=f"python3 /opt/ask.py {mode}", timeout=more.pop("timeout", 20))
+    budget = BudgetConfig(**more.pop("budget", {}))
+    agent = AgentConfig(command=f"python3 /opt/ask.py {mode}", timeout=more.pop("timeout", 20), budget=budget)
     events = more.pop("events", lambda _: None)
     config = RolloutConfig(**{"concurrency": 2, **more})
     address = f"ipc://{home.runtime_dir() / 'relay-test'}"
@@ -126,6 +127,28 @@ async def test_what_policy_and_agent_do_to_themselves_is_scored(
         assert episode.turns == 3
         said = agents.Said.graded[0][1].splitlines()
         assert 1 <= len(said) <= 8 and said[0] == b"403 turn_budget_exceeded"
+
+
+@pytest.mark.parametrize(
+    ("mode", "budget", "turns", "said", "detail"),
+    [
+        ("stubborn", {"calls": 2}, 2, b"429 rate_limit_exceeded", "2 calls of the model (budget calls)"),
+        ("stubborn", {"body_bytes": 150}, 1, b"400 context_length_exceeded", "150 bytes of requests"),
+        ("work", {"prompt_tokens": 1}, 1, b"x", "1 tokens of prompts"),
+        ("work", {"seconds": 0.001}, 0, b"", "0.001 seconds with the model"),
+        ("work", {"calls": 5, "concurrent": 1, "seconds": 60}, 2, b"xx", ""),
+    ],
+)
+async def test_an_episode_over_its_budget_gets_the_vendors_error_and_is_truncated(
+    tokenizer: ChatTokenizer, pool: Pool, mode: str, budget: dict[str, Any], turns: int, said: bytes, detail: str
+) -> None:
+    agents.Said.graded.clear()
+    run, _ = rollout(tokenizer, pool, mode, budget=budget, says="xx")
+    episode = await one(run)
+    assert (episode.outcome, episode.turns) == ("truncated" if detail else "ok", turns)
+    assert detail in episode.detail
+    assert bool(episode.sampled) == bool(turns), "what it did until then is kept, and scored as it stands"
+    assert [each.startswith(said) for _, each in agents.Said.graded] == [True]
 
 
 async def test_two_histories_are_two_branches_of_one_episode(tokenizer: ChatTokenizer, pool: Pool) -> None:

@@ -86,3 +86,21 @@ def test_the_budget_raises_the_most_frequent_cause(cause: Cause, error: type[Exc
     budget.spend(ended(0, "env_error", cause, detail="no disk"))
     with pytest.raises(error, match=rf"more than 3 episodes.*3 of 4 for {cause}; most often: no disk"):
         budget.spend(ended(2, "env_error", cause, detail="no disk"))
+
+
+def test_what_was_kept_is_not_started_again_and_its_replacements_go_on_counting() -> None:
+    group = GroupState(0, "t", 7, 3)
+    group.keep([ended(1, "env_error", "env"), ended(1, "env_error", "env"), ended(0)])
+    assert group.begin() == [Start(1, 2), Start(2, 0)]
+    for index in (1, 2):
+        group.end(ended(index))
+    result = group.result()
+    assert [e.index for e in result.episodes] == [0, 1, 2]
+    assert result.discarded == {"env_error": 2} and result.wasted_tokens == 4
+
+
+def test_a_group_that_was_kept_whole_starts_nothing() -> None:
+    group = GroupState(0, "t", 7, 2, extra=1)
+    group.keep([ended(2), ended(0)])
+    assert group.begin() == [] and group.complete
+    assert [e.index for e in group.result().episodes] == [0, 2]

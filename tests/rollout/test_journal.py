@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from rockroll.errors import HostError, ModelServiceError, UsageError
+from rockroll.rollout.config import RolloutConfig
 from rockroll.rollout.dialogue import Dialogue, Sampling
-from rockroll.rollout.journal import MAGIC, Entry, Journal, read
+from rockroll.rollout.journal import MAGIC, Entry, Journal, Mode, read
 
 from .engines import ScriptedEngine
 from .families import chat_tokenizer
@@ -51,6 +52,50 @@ def test_what_was_put_survives_kill_9(tmp_path: Path, mode: str) -> None:
     assert len(kept) > put
     assert [each.number for each in kept] == list(range(len(kept)))
     assert kept[-1].logprobs == [-0.5, -1.5]
+
+
+@pytest.mark.parametrize("mode", ["write", "fsync"])
+async def test_a_bounded_journal_forgets_the_oldest_turns_of_this_run_and_of_those_before(
+    tmp_path: Path, mode: Mode
+) -> None:
+    most = 40_000
+    for _ in range(3):
+        async with Journal(tmp_path, mode, most) as journal:
+            for number in range(400):
+                await journal.put(entry(number))
+        assert sum(each.stat().st_size for each in tmp_path.iterdir()) < 1.2 * most
+        kept = [each.number for each in read(tmp_path)]
+        assert kept[-100:] == list(range(300, 400)), "the latest are whole and in order"
+        assert len(kept) < 700
+    async with asyncio.TaskGroup() as together, Journal(tmp_path, mode, most) as journal:
+        puts = [together.create_task(journal.put(entry(number, "together"))) for number in range(600)]
+        await asyncio.gather(*puts)
+    kept = [each.number for each in read(tmp_path) if each.episode == "together"]
+    assert kept[-1] == 599 and kept == list(range(kept[0], 600))
+
+
+async def test_a_journal_that_is_not_kept_goes_when_its_run_has_ended_well(tmp_path: Path) -> None:
+    async with Journal(tmp_path) as kept:
+        await kept.put(entry(0))
+    async with Journal(tmp_path, most=0) as journal:
+        await journal.put(entry(1))
+    assert list(read(tmp_path)) == [entry(0)]
+    with pytest.raises(RuntimeError):
+        async with Journal(tmp_path, most=0) as journal:
+            await journal.put(entry(2))
+            raise RuntimeError
+    assert list(read(tmp_path)) == [entry(0), entry(2)], "of a run that broke it is there"
+
+
+@pytest.mark.parametrize(("keep", "most"), [("all", None), ("none", 0), ("8g", 8 * 2**30), ("1m", 2**20)])
+def test_how_much_is_kept_is_a_word_or_a_size(keep: str, most: int | None) -> None:
+    assert RolloutConfig(journal_keep=keep).journal_most() == most
+
+
+@pytest.mark.parametrize("keep", ["some", "0", "64k", ""])
+def test_what_is_no_size_is_refused(keep: str) -> None:
+    with pytest.raises(ValueError, match="journal_keep is all, none, or a size from 1m on"):
+        RolloutConfig(journal_keep=keep)
 
 
 async def test_entries_come_back_as_they_were_and_each_opening_begins_a_file(tmp_path: Path) -> None:

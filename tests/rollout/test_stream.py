@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from rockroll.errors import EnvError
+from rockroll.errors import EnvError, HostError
 from rockroll.rollout.admission import Admission, OnStale
 from rockroll.rollout.filters import varied
 from rockroll.rollout.group import GroupState
+from rockroll.rollout.opened import Began, Ended, Opened, Whole
 from rockroll.rollout.sample import Episode, Group, Sample
 from rockroll.rollout.stream import Stream
 
@@ -148,4 +149,66 @@ async def test_its_end_cancels_and_awaits_whatever_runs() -> None:
         await soon(stream.take())
         await settled()
     assert sorted(bench.cancelled) == [2, 3]
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+def past(*episodes: Episode, whole: bool = False) -> Opened:
+    """Group 0, of which these had ended when the run was killed."""
+    found = Opened()
+    found.add(Began(0, 0))
+    for each in episodes:
+        found.add(Ended(each))
+    if whole:
+        found.add(Whole(Group(0, "t", 0, [], 3), [0, 1]))
+    return found
+
+
+async def test_a_group_that_was_whole_is_trained_and_not_sampled_again() -> None:
+    bench, noted = Bench(), []
+    found = past(episode(0, 1, 1.0), episode(0, 0, 0.0), whole=True)
+    admission = Admission(2, start=found.position)
+    async with Stream(
+        admission, lambda id: GroupState(id, "t", id, 2), bench._collect, past=found, note=noted.append
+    ) as s:
+        await settled()
+        assert bench.open == {1}
+        await bench.end(1)
+        groups = await soon(s.take())
+    assert [group.id for group in groups] == [0, 1] and [e.index for e in groups[0].episodes] == [0, 1]
+    assert groups[0].wasted_tokens == 3
+    assert [type(each).__name__ for each in noted] == ["Began", "Whole", "Taken"]
+
+
+async def test_what_is_kept_of_another_seed_is_void_and_the_group_begun_anew() -> None:
+    bench, noted = Bench(), []
+    found = past(episode(0, 1, 1.0))
+    admission = Admission(1, start=found.position)
+    async with Stream(
+        admission, lambda id: GroupState(id, "t", 9, 2), bench._collect, past=found, note=noted.append
+    ) as s:
+        await bench.end(0)
+        (group,) = await soon(s.take())
+    assert noted[0] == Began(0, 0) and group.discarded == {"ok": 1} and group.wasted_tokens == 2
+
+
+async def test_an_end_gives_nothing_up() -> None:
+    bench, noted = Bench(), []
+    async with Stream(Admission(2), lambda id: GroupState(id, "t", id, 2), bench._collect, note=noted.append):
+        await settled()
+    assert sorted(bench.cancelled) == [0, 1] and noted == [Began(0, 0), Began(1, 0)]
+
+
+@pytest.mark.parametrize("kind", [Whole, Began])
+async def test_what_cannot_be_noted_ends_the_stream(kind: type) -> None:
+    bench, noted = Bench(), []
+
+    def full(record: Any) -> None:
+        noted.append(record)
+        if isinstance(record, kind) and len(noted) > 1:
+            raise HostError("its disk is full")
+
+    with pytest.raises(HostError, match="full"):
+        async with Stream(Admission(2), lambda id: GroupState(id, "t", id, 2), bench._collect, note=full) as stream:
+            await bench.end(0)
+            await soon(stream.take())
     assert asyncio.all_tasks() == {asyncio.current_task()}

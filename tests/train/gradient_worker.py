@@ -34,6 +34,8 @@ def gradient(trainer: RankTrainer, batch: TrainBatch) -> dict[str, Tensor]:
 
     def look(*_: Any) -> None:
         for name, p in trainer.model.named_parameters():
+            if not p.requires_grad:
+                continue
             grad = p.grad if trainer.config.zero_stage == 0 else safe_get_full_grad(p)
             assert grad is not None, name
             found[name] = grad.detach().float().clone()

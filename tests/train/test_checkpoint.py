@@ -8,15 +8,26 @@ from pathlib import Path
 import pytest
 import torch
 
-from rockroll.digest import digest, digest_file
+from rockroll.digest import Digest, digest_file
 from rockroll.errors import TrainError
-from rockroll.train import folder
+from rockroll.train import checkpoint, folder
 from rockroll.train.api import TrainBatch
 from rockroll.train.config import TrainConfig
 from rockroll.train.trainer import RankTrainer
+from tests.small_disk import SmallDisk, small_disk
+
+__all__ = ["small_disk"]
 
 Batch = Callable[..., TrainBatch]
 IDS = [5, 9, 33, 2, 2, 61]
+
+
+def weights(trainer: RankTrainer) -> str:
+    """A digest of all of them."""
+    seen = Digest()
+    for name, tensor in trainer.weights():
+        seen.add(name, tensor)
+    return seen.hex()
 
 
 def transformers_logprobs(path: Path) -> list[float]:
@@ -97,7 +108,7 @@ def test_two_steps_saved_and_loaded_and_two_more_are_bit_equal_to_four(
         same = {k: v for k, v in report.metrics.items() if not k.startswith("time/")}
         assert same == {k: v for k, v in reports[step].metrics.items() if not k.startswith("time/")}
         assert report.version == reports[step].version
-    assert digest(after.tensors()) == digest(straight.tensors())
+    assert weights(after) == weights(straight)
 
 
 def test_a_checkpoint_holds_a_model_that_transformers_loads(config: TrainConfig, batch: Batch, tmp_path: Path):
@@ -128,7 +139,7 @@ def test_a_half_written_checkpoint_is_refused(config: TrainConfig, saved: Path):
 
 
 def test_a_checkpoint_with_a_file_cut_short_is_refused(config: TrainConfig, saved: Path):
-    state = next((saved / "deepspeed" / "state").glob("*.pt"))
+    state = saved / "optimizer-0.safetensors"
     state.write_bytes(state.read_bytes()[:-100])
     refused(config, saved, f"{state.name} is not what was saved")
 
@@ -142,17 +153,13 @@ def test_a_checkpoint_with_one_flipped_bit_is_refused(config: TrainConfig, saved
 
 
 def test_a_checkpoint_with_a_file_missing_is_refused(config: TrainConfig, saved: Path):
-    (saved / "rng-0.pt").unlink()
-    refused(config, saved, "lacks rng-0.pt")
+    (saved / "rng-0.safetensors").unlink()
+    refused(config, saved, "lacks rng-0.safetensors")
 
 
 def test_a_record_that_cannot_be_read_is_refused(config: TrainConfig, saved: Path):
     (saved / "trainer.json").write_text('{"version": ')
     refused(config, saved, "trainer.json is damaged")
-
-
-def test_a_checkpoint_sharded_otherwise_is_refused_with_both_values(config: TrainConfig, saved: Path):
-    refused(replace(config, zero_stage=2), saved, "zero_stage: 0, this run has 2")
 
 
 def test_nothing_is_there_under_the_name_until_all_of_it_is(tmp_path: Path):
@@ -173,3 +180,29 @@ def test_replacing_works_where_names_cannot_be_swapped(tmp_path: Path, monkeypat
         (partial / "x").write_text(text)
         folder.put(partial, tmp_path / "a")
     assert [p.name for p in tmp_path.iterdir()] == ["a"] and (tmp_path / "a" / "x").read_text() == "2"
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_a_full_disk_leaves_the_checkpoint_before_it_and_says_what_to_free(
+    config: TrainConfig, batch: Batch, small_disk: SmallDisk, stage: int
+):
+    trainer = RankTrainer(replace(config, zero_stage=stage))  # pyright: ignore[reportArgumentType]
+    first, second, weights = (small_disk.path / name for name in ("step_1", "step_2", "weights"))
+    trainer.save(str(first))
+    trainer.export(str(weights))
+    size = sum(file.stat().st_size for file in first.rglob("*"))
+    trainer.step(batch())
+    for room in (0, 4096, size // 3, size - 2 * 4096):
+        small_disk.leave(room)
+        with pytest.raises(
+            TrainError, match=r"cannot save a checkpoint to .*step_2: its disk is full .* free some space"
+        ):
+            trainer.save(str(second))
+        assert {each.name for each in small_disk.path.iterdir()} == {"step_1", "weights", "filler"}
+    small_disk.leave(0)
+    with pytest.raises(TrainError, match=r"cannot export weights to .*: its disk is full"):
+        trainer.export(str(weights))
+    checkpoint.read(first)
+    small_disk.room()
+    trainer.save(str(second))
+    checkpoint.read(second)

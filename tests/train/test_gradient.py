@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -23,11 +24,14 @@ from .gradient_worker import Work, gradient
 WORKER = Path(__file__).with_name("gradient_worker.py")
 
 
-def plain_gradient(config: TrainConfig, batch: TrainBatch) -> dict[str, Tensor]:
-    """The whole loss in one expression: a sample at a time, a token at a time, no packing, no DeepSpeed."""
+def plain_gradient(config: TrainConfig, batch: TrainBatch, model: Any = None) -> dict[str, Tensor]:
+    """The whole loss in one expression: a sample at a time, a token at a time, no packing, no DeepSpeed.
+
+    model: the policy, where it is not simply config.model.
+    """
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(config.model).eval()
+    model = (model or AutoModelForCausalLM.from_pretrained(config.model)).eval()
     rewards = {s.episode: (s.group, s.reward) for s in batch.samples}
     losses: dict[int, list[Tensor]] = {}
     for sample in batch.samples:
@@ -109,7 +113,7 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 
 def micro_batches(trainer: RankTrainer, batch: TrainBatch) -> int:
-    return len(trainer._mine(trainer._rows(batch)))
+    return len(trainer.share.micro_batches(trainer._rows(batch)))
 
 
 def test_the_gradient_of_one_rank_is_the_formulas(config: TrainConfig, batch: Callable[..., TrainBatch]):
@@ -147,7 +151,10 @@ def test_the_gradient_of_each_algorithm_is_the_formulas(
     assert micro_batches(trainer, given) > 1
 
 
-def test_one_two_and_four_micro_batches_have_one_gradient(config: TrainConfig, batch: Callable[..., TrainBatch]):
+def test_one_two_and_four_micro_batches_have_one_gradient(
+    config: TrainConfig, batch: Callable[..., TrainBatch], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("rockroll.train.batch.MICRO_BATCH_PRICE", 1000)  # as few as the budget allows
     given = batch()
     expected = plain_gradient(config, given)
     counts = set()

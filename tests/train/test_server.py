@@ -32,6 +32,8 @@ async def test_two_ranks_over_ipc_do_what_one_does_here(
     async with start_ranks(two) as ranks:
         info = await ranks.client.info()
         assert info.pids == [p.pid for p in ranks.processes] and info.ranks == 2 and info.version == 0
+        longest = await ranks.client.worst_case(0)  # changes nothing, here on two ranks
+        assert (longest.rows, longest.length) == (1, 128) and longest.peak_bytes > 1e6
         for step in range(2):
             report = await ranks.client.step(batch(step))
             assert report.version == expected[step].version

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from pathlib import Path
 
 import pytest
+from starlette.testclient import TestClient
 
 from rockroll.engine.client import EngineClient
 from rockroll.engine.config import EngineConfig
+from rockroll.observe.running import running
 from rockroll.placement.local import Processes
+from rockroll.view.pages import create_app
+from rockroll.view.runs import Runs
 from tests.whole.conftest import Command, rows
 
 
@@ -66,6 +71,23 @@ async def _logprobs(engine: EngineClient, samples: list[dict[str, list[int]]]) -
     return [await engine.logprobs(sample["ids"]) for sample in samples]
 
 
+def test_a_run_can_be_looked_at(finished: Path) -> None:
+    """Every trained token has the advantage that the trainer gave it; the page of an episode has the words."""
+    lines = (finished / "episodes" / "train-000001.jsonl").read_text().splitlines()
+    for record in map(json.loads, lines):
+        for sample, spans in zip(record["samples"], record["advantages"], strict=True):
+            told = [i for start, end, _ in spans for i in range(start, end)]
+            assert told == [i for i, sampled in enumerate(sample["mask"]) if sampled]
+        assert len(record["sandbox"]) == 12 and record["node"] and record["began_at"] > 1.7e9
+    assert list((finished / "running").iterdir()) == []
+    with TestClient(create_app(Runs([finished]), token=None, hosts={"testserver"})) as pages:
+        page = pages.get(f"/r/r/e/train-000001/{len(lines) - 1}").text
+        assert "command 1" in page and "weights 0" in page and "advantage" in page
+        assert (
+            "reward/mean" in pages.get("/").text and "12 episodes" in pages.get("/r/r/episodes?step=2&split=train").text
+        )
+
+
 def test_a_run_continues_where_it_was(finished: Path, rockroll: Command) -> None:
     before = rows(finished)
     done = rockroll(*rockroll.train(finished, "--set", "steps=3", "--resume"))
@@ -96,6 +118,29 @@ def test_a_run_that_samples_ahead_stays_within_its_bound(rockroll: Command, tmp_
     assert [row["version"] for row in steps] == [1, 2, 3]
     assert max(row["staleness/max"] for row in steps) == 1
     assert steps[0]["staleness/max"] == 0 and all(row["canary/max_abs_dlogp"] < 1e-3 for row in steps)
+
+
+@pytest.mark.slow
+def test_an_episode_at_work_is_found_by_rockroll_debug_until_it_ends(rockroll: Command, tmp_path: Path) -> None:
+    run_dir = tmp_path / "r"
+    slow = ("--set", "steps=1", "--set", "eval.episodes=0", "--set", "agent.command=sleep 60")
+    process = rockroll.start(*rockroll.train(run_dir, *slow))
+    try:
+        deadline = time.monotonic() + 100
+        while not (at_work := running(run_dir)):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.1)
+        episode, sandbox = at_work[0]["id"], at_work[0]["sandbox"]
+        said = rockroll("debug", f"{run_dir}/{episode}")  # without a terminal it names the other way in
+        assert said.returncode == 2 and f"rockroll sandbox exec {sandbox} --session debug" in said.stderr
+        done = rockroll("sandbox", "exec", sandbox, "--session", "debug", "--", "cat /proc/[0-9]*/cmdline")
+        assert "sleep" in done.stdout
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+    assert running(run_dir) == []
+    ended = rockroll("debug", f"{run_dir}/{episode}")
+    assert ended.returncode == 1 and f"rockroll view {run_dir} --export {episode}" in ended.stderr
 
 
 def test_nothing_is_left_of_a_run(finished: Path, gone_within) -> None:

@@ -123,7 +123,7 @@ def counted(tokens: int) -> bytes:
     return encode({"input_tokens": tokens})
 
 
-MESSAGES = Dialect(id_prefix="msg_", parse=parse_messages, vendor=ANTHROPIC)
+MESSAGES = Dialect(id_prefix="msg_", parse=parse_messages, vendor=ANTHROPIC, array="messages")
 COUNT_TOKENS = Dialect(id_prefix="count_", parse=parse_count, vendor=ANTHROPIC, count=counted)
 
 
@@ -134,6 +134,7 @@ def _call(said: _Body) -> Asked:
     return Asked(
         model=said.model or DEFAULT_MODEL,
         messages=_messages(said),
+        elsewhere=1 if said.system else 0,
         tools=tools,
         tool_choice=checks.choice("tool_choice", _choice(choice), tools),
         parallel_tool_calls=not (choice and choice.disable_parallel_tool_use),

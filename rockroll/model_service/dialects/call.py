@@ -8,7 +8,7 @@ routes and who is asking to gateway.py.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import msgspec
 
@@ -26,6 +26,8 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
 
     model: str
     messages: list[Message]
+    elsewhere: int = 0
+    """So many of them, the first, do not stand in the body's array of messages: Anthropic's `system`, say."""
     prompt: str | None = None
     tools: list[Tool] = []
     tool_choice: str = "auto"
@@ -152,6 +154,9 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     """The body of a request. Raises ModelServiceError with a status of 4xx, and nothing else, where it cannot be
     honoured."""
     vendor: Vendor
+    array: Literal["messages", "input", ""] = ""
+    """The field whose elements are messages, each meaning what it means whatever stands before it, once an answer that
+    is spread over several has ended. Empty: there is none."""
     count: Callable[[int], bytes] | None = None
     """Where nothing is completed: the answer that says how many tokens the prompt has."""
 

@@ -133,7 +133,7 @@ def parse_chat(body: bytes) -> Chat:
     )
 
 
-CHAT_COMPLETIONS = Dialect(id_prefix="chatcmpl-", parse=parse_chat, vendor=OPENAI)
+CHAT_COMPLETIONS = Dialect(id_prefix="chatcmpl-", parse=parse_chat, vendor=OPENAI, array="messages")
 
 
 def _refuse_unsupported(said: _Body) -> None:

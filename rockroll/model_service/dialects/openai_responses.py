@@ -105,6 +105,7 @@ def parse_response(body: bytes) -> Asked:
     return Asked(
         model=said.model or DEFAULT_MODEL,
         messages=_messages(said),
+        elsewhere=1 if said.instructions else 0,
         tools=tools,
         tool_choice=choice,
         parallel_tool_calls=said.parallel_tool_calls is not False,
@@ -130,7 +131,7 @@ def parse_response(body: bytes) -> Asked:
     )
 
 
-RESPONSES = Dialect(id_prefix="resp_", parse=parse_response, vendor=OPENAI)
+RESPONSES = Dialect(id_prefix="resp_", parse=parse_response, vendor=OPENAI, array="input")
 
 
 def _refuse_unsupported(said: _Body) -> None:

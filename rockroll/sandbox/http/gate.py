@@ -47,7 +47,7 @@ class Gate:
 
     def _refusal(self, path: str, headers: Headers) -> Response | None:
         host = headers.get("host", "")
-        if self._hosts is not None and _name(host) not in self._hosts:
+        if self._hosts is not None and host_name(host) not in self._hosts:
             known = ", ".join(sorted(self._hosts))
             return answer(
                 UsageError(f"the Host header names none of this server's addresses: {host!r}; call it as {known}"), 421
@@ -81,7 +81,7 @@ def _foreign(headers: Headers) -> str | None:
     return None if site in ("none", "same-origin") else site
 
 
-def _name(host: str) -> str:
+def host_name(host: str) -> str:
     """The name in a Host header, without the port."""
     try:
         return (urlsplit(f"//{host}").hostname or "").lower()

@@ -1,0 +1,63 @@
+"""What rockroll adds to vLLM's worker, the process that holds the model.
+
+In: calls by vLLM's collective_rpc, plain values only. Out: weights read from a folder into the running model, with what
+was read (name, dtype, shape, bit sum) and how much of it the model holds afterwards. Leaves pausing, versions and
+comparing with the exporter to vllm_engine.py. vLLM imports this module into every worker it starts.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from rockroll import child
+from rockroll.digest import bit_sum
+from rockroll.engine import fused, weights
+from rockroll.engine.fused import Bits
+
+if multiprocessing.parent_process() is not None:
+    child.end_with_parent()
+
+
+class WorkerExtension:
+    """Mixed into vLLM's worker class: `self` is a worker, whose names all begin otherwise than these."""
+
+    def rockroll_load(self: Any, folder: str) -> dict[str, Any]:
+        """Read every tensor of the folder into the model, in place; compiled code and CUDA graphs stay valid.
+
+        Returns `read`, a list of [name, dtype, shape, bit sum] of exactly what the model's loader was handed; `held`,
+        how many of them were found in the model afterwards; `wrong`, a parameter that holds other bits, or "".
+        """
+        model = self.model_runner.get_model()
+        dtype = self.model_runner.model_config.dtype
+        read: list[list[Any]] = []
+        given: dict[str, Bits] = {}
+
+        def tensors() -> Iterator[tuple[str, Tensor]]:
+            for name, tensor in _tensors(Path(folder)):
+                read.append([name, str(tensor.dtype), list(tensor.shape), bit_sum(tensor)])
+                as_held = read[-1][3] if tensor.dtype == dtype else bit_sum(tensor.to(dtype))
+                given[name] = Bits(tensor.numel(), as_held)
+                yield name, tensor
+
+        self.reload_weights(weights_iterator=tensors())
+        held = {
+            name: Bits(parameter.numel(), bit_sum(parameter))
+            for name, parameter in model.named_parameters()
+            if parameter.dtype == dtype
+        }
+        found, wrong = fused.compare(given, held, getattr(model, "packed_modules_mapping", None) or {})
+        return {"read": read, "held": found, "wrong": wrong or ""}
+
+
+def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    from safetensors import safe_open
+
+    for path in weights.files(folder):
+        with safe_open(str(path), framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118  (not a mapping)
+                yield name, file.get_tensor(name)
