@@ -54,9 +54,10 @@ class CommandAgent:
         await asyncio.gather(*(sandbox.write_file(path, data) for path, data in {**self._files, **files}.items()))
 
     async def run(self, sandbox: Sandbox, instruction: str, cwd: str, env: Mapping[str, str]) -> Observation:
-        """Run the command to its end or its timeout, in the session that the pool has opened."""
+        """Run the command to its end, in the session that the pool has opened. Its time is the caller's to count:
+        cancelled, it is killed."""
         command = script(self.config.command, cwd, {**self.config.env, **env, "ROCKROLL_INSTRUCTION": instruction})
-        return await sandbox.arun(command, timeout=self.config.timeout, max_output=OUTPUT_KEPT)
+        return await sandbox.arun(command, max_output=OUTPUT_KEPT)
 
     async def end(self, sandbox: Sandbox) -> None:
         """Kill every process of the agent, what it left in the background included."""

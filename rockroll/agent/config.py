@@ -47,7 +47,8 @@ class AgentConfig:
     env: dict[str, str] = field(default_factory=dict)
     """Further environment variables of the agent."""
     timeout: float = 60.0
-    """Seconds; then everything it started is killed, and what it did until then is graded."""
+    """Seconds of its own, without what it waits for the model; then everything it started is killed, and the episode
+    is scored with the task's `failure_reward`."""
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     """What its model calls may use up; beside it `task.max_turns` and `rollout.max_tokens` hold."""
 

@@ -91,7 +91,7 @@ def train(
     rows.append(("run directory", str(done.run_dir)))
     if done.checkpoint is not None:
         rows.append(("model", str(done.checkpoint / "model")))
-        if config.task is not None:
+        if config.domains:
             rows.append(("next", f"rockroll eval {recipe} --model {done.checkpoint / 'model'}"))
         rows.append(("", f"rockroll view {done.run_dir}"))
         rows.append(("", f"tensorboard --logdir {done.run_dir / 'tensorboard'}"))
@@ -153,10 +153,17 @@ def evaluate(
         with display:
             result = run_loop(loop.evaluate(config, run, display))
     if as_json:
-        print(json.dumps({"pass_rate": result.pass_rate, "ci95": list(result.ci95), "episodes": result.episodes}))
+        said = {"pass_rate": result.pass_rate, "ci95": list(result.ci95), "episodes": result.episodes}
+        tasks = {
+            name: {"pass_rate": each.pass_rate, "ci95": list(each.ci95), "episodes": each.episodes}
+            for name, each in result.tasks.items()
+        }
+        print(json.dumps({**said, "tasks": tasks} if tasks else said))
     else:
-        low, high = result.ci95
-        print(f"pass rate {result.pass_rate:.1%} (95 % interval {low:.1%} to {high:.1%}, {result.episodes} episodes)")
+        for name, each in {"": result, **result.tasks}.items():
+            low, high = each.ci95
+            interval = f"95 % interval {low:.1%} to {high:.1%}, {each.episodes} episodes"
+            print(f"{f'{name}: ' if name else ''}pass rate {each.pass_rate:.1%} ({interval})")
 
 
 def _changes(run: RunDir, config: RunConfig) -> list[Change]:

@@ -12,6 +12,7 @@ from rockroll.agent.config import AgentConfig
 from rockroll.data.config import DataConfig
 from rockroll.engine.config import EngineConfig
 from rockroll.rollout.config import RolloutConfig, TaskConfig
+from rockroll.rollout.domain import DomainConfig, check
 from rockroll.sandbox.config import SandboxConfig
 from rockroll.train.algorithm import DATA_OBJECTIVES
 from rockroll.train.config import TrainConfig
@@ -90,6 +91,8 @@ class RunConfig:
     """Training steps in all; 0 only evaluates."""
     task: TaskConfig | None = None
     """What is to be learnt by trying; of a data set, what it is evaluated on beside its held-out loss, if anything."""
+    tasks: tuple[DomainConfig, ...] = ()
+    """Or several, each with a name and a weight (docs/training.md, "Several tasks")."""
     data: DataConfig | None = None
     """What is to be learnt from, for train.objective sft and dpo."""
     seed: int = 0
@@ -126,6 +129,24 @@ class RunConfig:
             raise ValueError("train objective value is the critic's; ask for both with algorithm: ppo")
         if self.steps < 0:
             raise ValueError(f"steps is at least 0; got {self.steps}")
+        if self.tasks if self.task else not (self.tasks or self.data):
+            raise ValueError(
+                "what is to be learnt is one task, as in task: {env: rockroll:shell}, or several, as in "
+                f"tasks: [{{name: a, env: …}}, {{name: b, env: …}}]; got {'both' if self.task else 'neither'}"
+            )
+        check(self.domains)
+        if 0 < self.eval.episodes < len(self.domains):
+            raise ValueError(
+                f"eval episodes are shared among the tasks, so at least one for each of {len(self.domains)}; got "
+                f"{self.eval.episodes}"
+            )
+        if (curriculum := self.rollout.curriculum) is not None:
+            levels = any(task.levels for task in self.domains)
+            if not (levels or (curriculum.among == "tasks" and len(self.domains) > 1)):
+                raise ValueError(
+                    f"rollout curriculum chooses among {curriculum.among}, and there is one alone; give a task levels: "
+                    "[{…}, {…}]"
+                )
         if self.deterministic:
             self._check_deterministic()
         objective = self.train.objective
@@ -137,14 +158,18 @@ class RunConfig:
             raise ValueError(
                 f"data is for train.objective {' or '.join(DATA_OBJECTIVES)}; {objective} learns from what it samples"
             )
-        if self.task is None and self.data is None:
-            raise ValueError("task is missing: what is to be learnt, as in task: {env: rockroll:shell}")
+
+    @property
+    def domains(self) -> tuple[TaskConfig, ...]:
+        """All tasks, be it one or several."""
+        return self.tasks if self.task is None else (self.task,)
 
     def _check_deterministic(self) -> None:
         """Nothing may depend on the clock, or on which of two threads is first."""
         rollout = self.rollout
+        with_agent = self.agent is not None or any(each.agent for each in self.tasks)
         wrong = [
-            (self.agent is not None, "a task with reset and step, without an agent: what a program in a sandbox asks, "
+            (with_agent, "a task with reset and step, without an agent: what a program in a sandbox asks, "
              "and when, depends on the clock; leave out the section agent"),
             (rollout.redundancy.episodes or rollout.redundancy.groups, "no redundancy: which episodes end first "
              f"depends on the clock; got redundancy episodes {rollout.redundancy.episodes}, groups "
@@ -165,4 +190,4 @@ class RunConfig:
     @property
     def samples(self) -> bool:
         """Whether an engine is needed: to learn from what it samples, or to be evaluated on a task."""
-        return self.data is None or (self.task is not None and self.eval.episodes > 0)
+        return self.data is None or (bool(self.domains) and self.eval.episodes > 0)

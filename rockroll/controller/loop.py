@@ -15,12 +15,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from rockroll.controller import statistics
+from rockroll.controller import domains, statistics
 from rockroll.controller.config import RunConfig
 from rockroll.controller.delivery import canary, deliver
 from rockroll.controller.learner import Learner
@@ -28,10 +28,12 @@ from rockroll.controller.parts import Parts, parts
 from rockroll.controller.records import Records
 from rockroll.controller.run_dir import RunDir
 from rockroll.controller.source import Sampled, Source, Written, data_set
+from rockroll.controller.tally import Tally
 from rockroll.data.source import DataPosition
 from rockroll.errors import UsageError
 from rockroll.observe.display import Display, Status
 from rockroll.observe.metrics import MetricsLog, Row
+from rockroll.rollout.domain import held_out
 from rockroll.rollout.sample import Episode, Event, Group
 from rockroll.train.api import TrainBatch, TrainSample, Turn
 
@@ -63,6 +65,8 @@ class Evaluation:
     ci95: tuple[float, float]
     episodes: int
     """Valid ones: what infrastructure broke is replaced, and not in here."""
+    tasks: dict[str, Evaluation] = field(default_factory=dict)
+    """The same of each task, where there are several."""
 
 
 async def train(config: RunConfig, run: RunDir, display: Display) -> Summary:
@@ -72,12 +76,15 @@ async def train(config: RunConfig, run: RunDir, display: Display) -> Summary:
     if data is not None:
         config = dataclasses.replace(config, steps=data.steps(config.steps))
         display.status.steps = config.steps
-    records = Records(run.path, config.records)
-    async with parts(config, run, records.beside(status_events(display.status)), train=True, data=data) as made:
-        return await made.processes.guard(_train(config, run, display, made, records))
+    records, tally = Records(run.path, config.records), Tally(config.rollout.max_staleness)
+    events = records.beside(status_events(display.status, tally.note))
+    async with parts(config, run, events, train=True, data=data) as made:
+        return await made.processes.guard(_train(config, run, display, made, records, tally))
 
 
-async def _train(config: RunConfig, run: RunDir, display: Display, made: Parts, records: Records) -> Summary:
+async def _train(
+    config: RunConfig, run: RunDir, display: Display, made: Parts, records: Records, tally: Tally
+) -> Summary:
     status, trainer, ledger = display.status, made.trainer, made.ledger
     assert trainer is not None
     learner = Learner(config.train, trainer, made.critic)
@@ -97,7 +104,7 @@ async def _train(config: RunConfig, run: RunDir, display: Display, made: Parts, 
         status.enter("loading the checkpoint")
         await learner.load(run, first_step)
         display.line(f"continuing after step {first_step} from {run.checkpoint(first_step)}")
-    source = _source(config, made, run, first_step)
+    source = _source(config, made, run, first_step, tally)
     if ledger and run.resume:
         display.line(str(ledger.past))
     for step, batch in source.again():
@@ -171,16 +178,22 @@ async def _train(config: RunConfig, run: RunDir, display: Display, made: Parts, 
     )
 
 
-def _source(config: RunConfig, made: Parts, run: RunDir, first_step: int) -> Source:
+def _source(config: RunConfig, made: Parts, run: RunDir, first_step: int, tally: Tally) -> Source:
     """Where batches come from, from step `first_step` on."""
     if made.deck is not None:
         if first_step:
             made.deck.go_on(run.position(first_step, DataPosition))
         return Written(made.deck, run)
     assert made.rollout is not None and made.ledger is not None
+    mixture = made.rollout.mixture
+
+    def row(groups: list[Group], version: int) -> Row:
+        counted = {**statistics.batch_row(groups, version), **tally.row(groups)}
+        return counted | domains.batch_row(config.domains, groups, mixture)
+
     stream = functools.partial(made.rollout.stream, ledger=made.ledger, in_order=config.deterministic)
     batch = functools.partial(to_batch, temperature=config.rollout.temperature, spans=config.records.advantages)
-    return Sampled(stream, made.ledger, batch)
+    return Sampled(stream, made.ledger, batch, row)
 
 
 async def _sync(config: RunConfig, made: Parts, run: RunDir) -> Row:
@@ -195,7 +208,7 @@ async def _sync(config: RunConfig, made: Parts, run: RunDir) -> Row:
 
 async def evaluate(config: RunConfig, run: RunDir, display: Display) -> Evaluation:
     """The pass rate of `config.model` on held-out tasks; starts no trainer."""
-    if config.task is None:
+    if not config.domains:
         raise UsageError(
             "this recipe has no task to be evaluated on, as in task: {env: rockroll:shell}; the loss on held-out "
             "examples is eval/loss in the run's metrics.jsonl"
@@ -208,8 +221,13 @@ async def evaluate(config: RunConfig, run: RunDir, display: Display) -> Evaluati
 async def _evaluate(config: RunConfig, made: Parts, status: Status, records: Records, step: int) -> Evaluation:
     assert made.rollout is not None
     status.enter("evaluation", config.eval.episodes)
-    episodes = await made.rollout.evaluate(range(config.eval.episodes), config.eval.temperature)
+    held = held_out(config.domains, config.eval.episodes)
+    episodes = await made.rollout.evaluate(held, config.eval.temperature)
     records.evaluated(step, episodes)
+    return dataclasses.replace(_rated(episodes), tasks=domains.apart(config.domains, episodes, _rated))
+
+
+def _rated(episodes: Sequence[Episode]) -> Evaluation:
     valid = [episode for episode in episodes if episode.valid]
     passed = sum((episode.reward or 0) >= statistics.PASS for episode in valid)
     return Evaluation(
@@ -227,13 +245,14 @@ async def _evaluate_into(row: Row, config: RunConfig, made: Parts, status: Statu
     if made.rollout is None or not config.eval.episodes:
         return
     result = await _evaluate(config, made, status, records, step)
-    row |= {
-        "eval/pass_rate": result.pass_rate,
-        "eval/ci95_low": result.ci95[0],
-        "eval/ci95_high": result.ci95[1],
-        "eval/episodes": result.episodes,
-        "time/eval_s": time.monotonic() - begun,
-    }
+    for suffix, each in {"": result, **{f"/{name}": one for name, one in result.tasks.items()}}.items():
+        row |= {
+            f"eval/pass_rate{suffix}": each.pass_rate,
+            f"eval/ci95_low{suffix}": each.ci95[0],
+            f"eval/ci95_high{suffix}": each.ci95[1],
+            f"eval/episodes{suffix}": each.episodes,
+        }
+    row["time/eval_s"] = time.monotonic() - begun
     status.evals.append((step, result.pass_rate))
 
 
@@ -255,6 +274,7 @@ def to_batch(step: int, groups: list[Group], temperature: float) -> TrainBatch:
                         episode=number,
                         group=index,
                         reward=episode.reward,
+                        domain=group.task,
                         turns=[
                             Turn(
                                 number=t.number,
@@ -300,10 +320,11 @@ class _Phases:
         return {f"time/{k}_s": v for k, v in self._seconds.items()} | {"time/step_s": time.monotonic() - self._begun}
 
 
-def status_events(status: Status) -> Callable[[Event], None]:
-    """What the rollout tells, counted into the status."""
+def status_events(status: Status, also: Callable[[Event], None] = lambda _: None) -> Callable[[Event], None]:
+    """What the rollout tells, counted into the status. also: told too."""
 
     def on_event(event: Event) -> None:
+        also(event)
         status.running = event.running
         if event.kind == "turn":
             status.count_tokens(event.tokens)
@@ -346,4 +367,5 @@ def _line(row: Row) -> str:
     if "eval/pass_rate" in row:
         low, high = row["eval/ci95_low"], row["eval/ci95_high"]
         said.append(f"held out {row['eval/pass_rate']:.1%} (95 % interval {low:.1%} to {high:.1%})")
+        said += domains.said(row)
     return "   ".join(said)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rockroll.append import write_whole
+from rockroll.controller.boxes import pool_sizes
 from rockroll.controller.config import RunConfig
 from rockroll.controller.model_path import prepare
 from rockroll.controller.run_dir import RunDir
@@ -23,6 +24,7 @@ from rockroll.engine.client import EngineClient
 from rockroll.engine.kinds import require
 from rockroll.errors import ProcessDied
 from rockroll.placement.local import Processes
+from rockroll.rollout.curriculum_log import CurriculumLog
 from rockroll.rollout.journal import Journal
 from rockroll.rollout.ledger import Ledger
 from rockroll.rollout.runner import Rollout
@@ -100,7 +102,7 @@ async def parts(
             await _ranks("trainer", train_config, run, processes)
         if critic_config is not None:
             await _ranks("critic", critic_config, run, processes)
-        pool = await stack.enter_async_context(_boxes(config, processes)) if config.agent and config.samples else None
+        pools = await stack.enter_async_context(_boxes(config, processes))
         engine = None
         if config.samples:
             engine = await EngineClient.connect(engine_config.address)
@@ -128,21 +130,23 @@ async def parts(
                 canary_ids=canary_ids,
             )
             return
-        assert config.task is not None
         journal = await stack.enter_async_context(
             Journal(run.path / "journal", config.rollout.journal, config.rollout.journal_most())
         )
+        curriculum = CurriculumLog(run.path / "curriculum.jsonl")
+        stack.callback(curriculum.close)
         rollout = Rollout(
             config.rollout,
             engine,
-            pool,
-            config.task,
+            pools,
+            config.domains,
             config.agent,
             tokenizer,
             seed=config.seed,
             address=processes.address("relay"),
             events=on_event,
             journal=journal,
+            curriculum=curriculum,
         )
         await stack.enter_async_context(rollout)
         yield Parts(
@@ -192,8 +196,13 @@ async def _ready(engine: EngineClient | None, *trainers: TrainerClient | None) -
 
 
 @asynccontextmanager
-async def _boxes(config: RunConfig, processes: Processes) -> AsyncIterator[Pool]:
-    """The run's sandboxes. Should the node that holds them die, the run ends, and another node clears up after it."""
+async def _boxes(config: RunConfig, processes: Processes) -> AsyncIterator[dict[str, Pool]]:
+    """The run's sandboxes, by task. Should the node that holds them die, the run ends, and another node clears up after
+    it."""
+    sizes = pool_sizes(config) if config.samples else []
+    if not sizes:
+        yield {}
+        return
     node = await node_client.connect_node()
     lost = False
 
@@ -205,8 +214,11 @@ async def _boxes(config: RunConfig, processes: Processes) -> AsyncIterator[Pool]
 
     node.on_lost = on_lost
     try:
-        async with Pool(config.sandbox, config.rollout.concurrency) as pool:
-            yield pool
+        async with AsyncExitStack() as stack:
+            pools = {}
+            for box, tasks, size in sizes:
+                pools |= dict.fromkeys(tasks, await stack.enter_async_context(Pool(box, size)))
+            yield pools
     finally:
         node.on_lost = None
         if lost:

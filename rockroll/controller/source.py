@@ -12,7 +12,6 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from rockroll.controller import statistics
 from rockroll.controller.config import RunConfig
 from rockroll.controller.run_dir import RunDir
 from rockroll.data.source import DataSet, Deck
@@ -81,14 +80,19 @@ class Source(Protocol):
 
 
 class Sampled:
-    """The groups of a rollout. stream: makes one. batch: what the trainer is given of groups."""
+    """The groups of a rollout. stream: makes one. batch: what the trainer is given of groups. row: what is to say about
+    them, given the trainer's version."""
 
     phase = "rollout"
 
     def __init__(
-        self, stream: Callable[..., Stream], ledger: Ledger, batch: Callable[[int, list[Group]], TrainBatch]
+        self,
+        stream: Callable[..., Stream],
+        ledger: Ledger,
+        batch: Callable[[int, list[Group]], TrainBatch],
+        row: Callable[[list[Group], int], Row],
     ) -> None:
-        self._make, self._ledger, self._batch = stream, ledger, batch
+        self._make, self._ledger, self._batch, self._row = stream, ledger, batch, row
         self._stream: Stream | None = None
 
     def again(self) -> Iterator[tuple[int, TrainBatch]]:
@@ -104,7 +108,7 @@ class Sampled:
         groups = await self._open.take()
         return Taken(
             batch=self._batch(step, groups),
-            row=statistics.batch_row(groups, version),
+            row=self._row(groups, version),
             groups=groups,
             count=sum(len(group.episodes) for group in groups),
         )

@@ -8,10 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from rockroll.rollout.sample import OUTCOMES, Episode, Group
-
-PASS = 1.0
-"""An episode passes when its reward is at least this."""
+from rockroll.rollout.sample import OUTCOMES, PASS, Episode, Group
 
 
 def pass_rate(episodes: Sequence[Episode]) -> float:

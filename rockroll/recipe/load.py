@@ -114,21 +114,42 @@ def _set(tree: dict[str, Any], setting: str, lines: dict[Path_, str]) -> None:
         value = text if _is_word(text, tuple(parts)) else yaml.safe_load(text)
     except yaml.YAMLError:
         value = text
-    at = tree
-    for i, part in enumerate(parts[:-1]):
-        if at.get(part) is None:
-            at[part] = {}
-        at = at[part]
-        if not isinstance(at, dict):
-            raise RecipeError(f"--set {setting}: {'.'.join(parts[: i + 1])} is a value here, not a section")
+    at: Any = tree
+    path: list[str | int] = []
+    for part in parts[:-1]:
+        if isinstance(at, list):
+            number = _entry(at, part, setting)
+            at = at[number]
+            path.append(number)
+        else:
+            if at.get(part) is None:
+                at[part] = {}
+            at = at[part]
+            path.append(part)
+        if not isinstance(at, dict | list):
+            raise RecipeError(f"--set {setting}: {'.'.join(map(str, path))} is a value here, not a section")
+    if isinstance(at, list):
+        raise RecipeError(f"--set {setting}: {'.'.join(map(str, path))} is a list; say which key of which entry")
     at[parts[-1]] = value
-    for i in range(1, len(parts) + 1):
-        lines[tuple(parts[:i])] = f"--set {setting}"
+    path.append(parts[-1])
+    for i in range(1, len(path) + 1):
+        lines[tuple(path[:i])] = f"--set {setting}"
+
+
+def _entry(entries: list[Any], word: str, setting: str) -> int:
+    """Which entry of a list is meant: by its `name`, or by its number from 0."""
+    names = [entry.get("name") if isinstance(entry, dict) else None for entry in entries]
+    if word in names:
+        return names.index(word)
+    if word.isdigit() and int(word) < len(entries):
+        return int(word)
+    known = ", ".join(str(name) for name in names if name) or f"0 to {len(entries) - 1}"
+    raise RecipeError(f"--set {setting}: there is no {word!r} in this list; it has {known}")
 
 
 def _refuse_unknown(tree: dict[str, Any], cls: Any, path: Path_, lines: dict[Path_, str], file: str) -> None:
     hints = typing.get_type_hints(cls)
-    internal = _INTERNAL.get(str(path[0]), {}) if len(path) == 1 else {}
+    internal = _INTERNAL.get(str(path[-1]), {}) if path else {}
     valid = [name for name in hints if name not in internal]
     for key, value in tree.items():
         at = lines.get((*path, key), file)
@@ -143,11 +164,15 @@ def _refuse_unknown(tree: dict[str, Any], cls: Any, path: Path_, lines: dict[Pat
         section = _section(hints[key])
         if section is not None and isinstance(value, dict):
             _refuse_unknown(value, section, (*path, key), lines, file)
+        for i, item in enumerate(value if isinstance(value, list) else ()):
+            if section is not None and isinstance(item, dict):
+                _refuse_unknown(item, section, (*path, key, i), lines, file)
 
 
 def _section(hint: Any) -> Any:
-    """The dataclass in a hint such as `AgentConfig | None`, or None where it is a plain value."""
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+    """The dataclass in a hint such as `AgentConfig | None` or `tuple[DomainConfig, ...]`, or None where it is a plain
+    value."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) in (typing.Union, tuple):
         return next((s for s in map(_section, typing.get_args(hint)) if s is not None), None)
     return hint if dataclasses.is_dataclass(hint) else None
 

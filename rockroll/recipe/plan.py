@@ -6,15 +6,19 @@ In: a RunConfig. Out: rows of (part, where, what) for `rockroll plan`. Leaves do
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from rockroll import units
+from rockroll.controller.boxes import boxes, pool_sizes
 from rockroll.controller.config import RunConfig
 from rockroll.controller.model_path import Model, find
 from rockroll.controller.source import data_set
 from rockroll.engine.kinds import kinds
 from rockroll.recipe.load import dump
+from rockroll.rollout.domain import held_out, shares
 from rockroll.train.config import TrainConfig
 from rockroll.train.critic import critic_config
 from rockroll.train.extent import context_of, parameters_of, state_bytes, widest
@@ -34,13 +38,16 @@ def plan(config: RunConfig) -> list[Line]:
     model = find(config.model)
     kind = next(kind for kind in kinds() if kind.name == config.engine.kind)
     cores = os.cpu_count() or 1
-    rollout, train, box = config.rollout, config.train, config.sandbox
+    rollout, train = config.rollout, config.train
     batch = rollout.groups * rollout.episodes
     data = data_set(config)
     steps = data.steps(config.steps) if data else config.steps
+    with_agent = boxes(config)
     what = f"objective {train.objective}"
     if config.task is not None:
         what += f"; {config.task.env}, {'stepped by an agent program' if config.agent else 'stepped by rockroll'}"
+    elif config.tasks:
+        what += f"; a mixture of {len(config.tasks)} tasks"
     lines = [
         Line(part="controller", where="this process", what=f"{steps} steps, seed {config.seed}; {what}"),
         Line(part="model", where="this machine", what=f"{model}{', ' * bool(model.todo)}{model.todo}"),
@@ -68,15 +75,15 @@ def plan(config: RunConfig) -> list[Line]:
         lines.append(
             Line(part="critic", where=lines[-1].where, what=_trainer(critic, itself, config) + "; it learns values")
         )
-    if config.agent is not None and config.samples:
-        memory = rollout.concurrency * box.memory_bytes
+    for box, tasks, size in pool_sizes(config) if config.samples else ():
+        whose = f", for {', '.join(tasks)}" if config.tasks else ""
         lines.append(
             Line(
                 part="sandboxes",
                 where="this machine",
-                what=f"{rollout.concurrency} of {box.image_name}, {box.cpus:g} cpus, "
-                f"{units.show_size(box.memory_bytes)} each ({units.show_size(memory)} at most), "
-                f"network {box.network_text}",
+                what=f"{size} of {box.image_name}, {box.cpus:g} cpus, "
+                f"{units.show_size(box.memory_bytes)} each ({units.show_size(size * box.memory_bytes)} at most), "
+                f"network {box.network_text}{whose}",
             )
         )
     if data is not None and config.data is not None:
@@ -97,6 +104,7 @@ def plan(config: RunConfig) -> list[Line]:
                 f"{rollout.concurrency} at once, on {cores} cores",
             )
         )
+    lines += mixture(config, with_agent)
     if config.samples and config.eval.episodes:
         when = f"every {config.eval.every} steps, " if config.eval.every else ""
         lines.append(
@@ -107,6 +115,27 @@ def plan(config: RunConfig) -> list[Line]:
                 f"temperature {config.eval.temperature:g}",
             )
         )
+    return lines
+
+
+def mixture(config: RunConfig, with_agent: Mapping[str, Any]) -> list[Line]:
+    """One line for each of several tasks, or for the levels of one: its share of the groups and of the held-out set."""
+    if not config.tasks and not any(task.levels for task in config.domains):
+        return []
+    part = shares(config.domains)
+    held = Counter(each.task for each in held_out(config.domains, config.eval.episodes))
+    lines = []
+    for task in config.domains:
+        name, groups = task.label, part[task.label] * config.rollout.groups
+        by = "an agent program" if name in with_agent else "rockroll"
+        levels = f", {len(task.levels)} levels" if task.levels else ""
+        what = f"{task.env}, by {by}{levels}: {part[name]:.1%}, {groups:.3g} groups a step"
+        what += f", {held[name]} held-out tasks" if held else ""
+        lines.append(Line(part=f"task {name}", where="controller", what=what))
+    if (curriculum := config.rollout.curriculum) is not None:
+        low, high = curriculum.window
+        what = f"{curriculum.among} with a pass rate from {low:.0%} to {high:.0%} are drawn {curriculum.boost:g} times"
+        lines.append(Line(part="curriculum", where="controller", what=f"{what} as often as others"))
     return lines
 
 

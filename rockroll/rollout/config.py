@@ -6,6 +6,7 @@ and evaluation to the controller.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,16 +21,30 @@ class TaskConfig:
     """`rockroll:shell`, `rockroll:frozen_lake`, or `module:Class` of your own (docs/tasks.md)."""
     options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of its constructor."""
+    levels: tuple[dict[str, Any], ...] = ()
+    """How hard it may be: options of each level, laid over `options`. Drawn equally often, or as `rollout.curriculum`
+    says; none: one level."""
     max_turns: int = 16
     """Model calls an episode may make; then it is `truncated`, and scored as it stands."""
+    failure_reward: float = 0.0
+    """Of an episode in which the policy ruined its own sandbox or agent, or used up its time (docs/training.md)."""
     slow: bool = False
     """An environment whose `reset` or `step` takes more than a few milliseconds is stepped in a thread of its own."""
 
     def __post_init__(self) -> None:
         if not self.env:
             raise ValueError("task env is rockroll:NAME or module:Class; got an empty one")
+        if len(self.levels) == 1:
+            raise ValueError("task levels are two or more to choose from; put the options of a single one into options")
         if self.max_turns < 1:
             raise ValueError(f"task max_turns is at least 1; got {self.max_turns}")
+        if not math.isfinite(self.failure_reward):
+            raise ValueError(f"task failure_reward is a finite number; got {self.failure_reward}")
+
+    @property
+    def label(self) -> str:
+        """What episodes and metrics call it."""
+        return self.env
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +62,30 @@ class RedundancyConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CurriculumConfig:
+    """Which levels, or tasks, are drawn more often than their share: those that are neither mastered nor hopeless."""
+
+    window: tuple[float, float] = (0.2, 0.8)
+    """Pass rates, from … to, both included, at which there is most to learn. One that was never measured is inside."""
+    boost: float = 4.0
+    """How many times as often what is inside the window is drawn as what is outside: nothing is ever left out, or it
+    would not be known when it falls into the window."""
+    among: Literal["levels", "tasks"] = "levels"
+    """levels: each task keeps its share, its levels compete. tasks: every level of every task competes with all."""
+    memory: int = 8
+    """A rate is the mean of about so many groups, the latest ones most (exponentially)."""
+
+    def __post_init__(self) -> None:
+        low, high = self.window
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"curriculum window is two pass rates, 0 <= low < high <= 1; got {list(self.window)}")
+        if not 1 <= self.boost < math.inf:
+            raise ValueError(f"curriculum boost is 1 (no curriculum) or more; got {self.boost}")
+        if self.memory < 1:
+            raise ValueError(f"curriculum memory is at least 1 group; got {self.memory}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class RolloutConfig:
     """How the episodes of one training step are collected."""
 
@@ -59,8 +98,13 @@ class RolloutConfig:
     and training take turns; 1 or more: they overlap."""
     on_stale: Literal["wait", "drop"] = "wait"
     """What becomes of a group that must be trained now or never: the batch waits for it, or it is cancelled."""
-    keep: Literal["all", "varied"] = "all"
-    """varied: groups whose episodes all earned the same teach nothing; others are sampled in their place."""
+    keep: Literal["all", "varied", "window"] = "all"
+    """varied: groups whose episodes all earned the same teach nothing; others are sampled in their place. window: so
+    are groups whose pass rate is outside `window`."""
+    window: tuple[float, float] = (0.1, 0.9)
+    """Pass rates of a group, from … to, both included, that `keep: window` keeps."""
+    curriculum: CurriculumConfig | None = None
+    """Draw levels, or tasks, more often while their pass rate is in a window; left out: by their shares alone."""
     redundancy: RedundancyConfig = field(default_factory=RedundancyConfig)
     """Episodes and groups started beyond need."""
     temperature: float = 1.0
@@ -72,10 +116,16 @@ class RolloutConfig:
     concurrency: int = 32
     """Episodes at once; where they work in sandboxes, also the number of warm ones."""
     episode_timeout: float = 300.0
-    """Seconds of one episode, waiting for a sandbox apart; beyond it the machinery is at fault and it is replaced.
-    0: no limit."""
+    """Seconds of one episode on the wall's clock, waiting for a sandbox apart. Beyond it the episode is ended, and
+    whoever held it for most of them is at fault: the agent is scored, engine and environment are replaced.
+    0: no limit, of `stall_timeout` neither."""
+    stall_timeout: float = 180.0
+    """Seconds in which nothing happens: no call to the model, no answer, no step. Who holds the episode is at fault."""
     replacements: float = 0.5
     """What env, agent or infrastructure may spoil before the run stops, as a share of the batch (8 episodes anyway)."""
+    failure_rate: float = 0.9
+    """Share of a task's last episodes (a batch of them, 16 anyway) that env, infrastructure or an agent that broke may
+    ruin before the run stops. 1: it never does; for an agent whose exit code says nothing."""
     incomplete: float = 0.1
     """Share of a batch's model calls that may be incomplete (8 calls anyway) before the run stops: those whose client
     left in the middle of an answer, say. Nothing of them is trained (docs/transcripts.md)."""
@@ -103,6 +153,11 @@ class RolloutConfig:
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"rollout {name} is at least {least}; got {getattr(self, name)}")
+        low, high = self.window
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"rollout window is two pass rates, 0 <= low < high <= 1; got {list(self.window)}")
+        if not 0 < self.failure_rate <= 1:
+            raise ValueError(f"rollout failure_rate is a share above 0 and at most 1; got {self.failure_rate}")
         self.journal_most()
         if not 0 <= self.incomplete <= 1:
             raise ValueError(f"rollout incomplete is a share, 0 to 1; got {self.incomplete}")
@@ -114,6 +169,8 @@ class RolloutConfig:
             raise ValueError(
                 f"rollout episode_timeout is a number of seconds, or 0 for none; got {self.episode_timeout}"
             )
+        if self.stall_timeout <= 0:
+            raise ValueError(f"rollout stall_timeout is a number of seconds above 0; got {self.stall_timeout}")
 
     def journal_most(self) -> int | None:
         """Bytes of `journal_keep`, as a Journal takes them."""

@@ -89,6 +89,7 @@ class Dialogue:
 
     id: names the episode. seed: names its random draws; the i-th call's are named by (seed, i).
     on_turn: told the sampled tokens of each answer. journal: has each answer before it is returned.
+    on_wait: told, whenever a call begins or ends, whether one is with the engine.
     """
 
     def __init__(
@@ -100,15 +101,15 @@ class Dialogue:
         seed: int,
         on_turn: Callable[[int], None] = lambda _: None,
         journal: Journal | None = None,
+        on_wait: Callable[[bool], None] = lambda _: None,
     ) -> None:
         self.id = id
+        self.on_wait = on_wait
         self.transcript = Transcript(tokenizer)
         self.truncated: str | None = None
         """Why a call was refused for want of budget, as a sentence."""
         self.asked = 0
         """Calls that came in, the refused ones included."""
-        self.waited_s = 0.0
-        """Seconds in which at least one call was with the engine."""
         self.over: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
         """Done when the episode cannot go on: with the engine's failure; None where an agent will not stop asking."""
         self._gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -353,8 +354,7 @@ class Dialogue:
         work = asyncio.ensure_future(
             self._engine.generate(request) if reading is None else self._engine.generate(request, take)
         )
-        if not self._flying:
-            self._since = loop.time()
+        self.on_wait(True)
         self._flying.add(work)
         try:
             if reading is None:
@@ -378,8 +378,7 @@ class Dialogue:
             if not enough.cancel():
                 enough.exception()  # told by another way: the call was cancelled, or the engine failed as well
             self._flying.discard(work)
-            if not self._flying:
-                self.waited_s += loop.time() - self._since
+            self.on_wait(bool(self._flying))
 
     def _end(self, why: Exception | None) -> None:
         if not self.over.done():

@@ -7,11 +7,8 @@ comparing to group.py, and the number of episodes at once to runner.py.
     Env:    game.reset ──► ask ──► game.step ──► ask … ──► the sum of rewards
     agent:  lease ──► route, files ──► the agent runs, its calls arrive at `chat` ──► its processes killed ──► grade
 
-Whose doing an outcome is:
-    policy   the turn, token or context budget, the agent's time limit, its memory: `truncated`, scored as it stands
-    agent    it ended without asking the model anything: not scored, since the policy had no part in it
-    env      the task raised, or did not keep its contract: not scored
-    infra    the sandbox died, the engine failed, the machinery took the time: not scored
+What happened is one word; verdict.py says whose doing that was and what becomes of the score, clock.py when the time is
+up and who held the episode.
 """
 
 from __future__ import annotations
@@ -19,9 +16,9 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from rockroll.agent.command import route
 from rockroll.env.api import Situation, Split
@@ -38,9 +35,11 @@ from rockroll.errors import (
     SandboxError,
     SandboxLost,
 )
+from rockroll.rollout.clock import TimeUp, Watch
 from rockroll.rollout.dialogue import Dialogue
-from rockroll.rollout.sample import Cause, Episode, Outcome, Placed
+from rockroll.rollout.sample import Episode, Placed
 from rockroll.rollout.tasks import AgentTask, EnvTask, Task
+from rockroll.rollout.verdict import TABLE, AgentRun, Happened, of_agent, of_time
 from rockroll.sandbox.wire import Observation
 
 if TYPE_CHECKING:
@@ -58,14 +57,22 @@ class Boxes(Protocol):
     def lease(self) -> AbstractAsyncContextManager[Sandbox]: ...
 
 
+LOG_KEPT = 2000
+"""Characters of what an agent said last, in the record of an episode that went wrong."""
+
+FULL = 0.95
+"""Share of its limit from which on a box's disk counts as full: what is left then are odd blocks."""
+
+
 @dataclass(frozen=True)
 class Ending:
-    """How an episode ended, and what it earned."""
+    """How an episode ended, and what it earned (None where that does not count)."""
 
-    outcome: Outcome
-    reward: float | None = None
-    cause: Cause | None = None
+    happened: Happened
+    earned: float | None = None
     detail: str = ""
+    log: str = ""
+    """The end of what the agent said."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,25 +84,33 @@ class Place:
     split: Split
     group: int
     index: int
+    level: int = 0
 
 
 class Attempt:
-    """One episode under way. `run` once; `sampled` and `cancelled` are there for an episode that was cancelled."""
+    """One episode under way. `run` once; `sampled` and `cancelled` are there for an episode that was cancelled.
+
+    cap, stall: the limits of clock.py, in seconds.
+    """
 
     def __init__(
         self,
         place: Place,
         task: Task,
         dialogue: Dialogue,
-        timeout: float,
         boxes: Boxes | None,
         upstream: str,
         placed: Callable[[Placed], None] = lambda _: None,
+        *,
+        cap: float,
+        stall: float,
     ) -> None:
         self.place = place
         self.dialogue = dialogue
-        self._task, self._timeout, self._boxes, self._upstream = task, timeout, boxes, upstream
-        self._began: float | None = None
+        self._task, self._boxes, self._upstream = task, boxes, upstream
+        agent = task.agent.config.timeout if isinstance(task, AgentTask) else math.inf
+        self._watch = Watch(cap=cap, stall=stall, agent=agent)
+        dialogue.on_wait = self._watch.asks
         self._placed = placed
         self._at: Placed | None = None
         self._turn_rewards: list[float] = []
@@ -103,11 +118,7 @@ class Attempt:
     async def run(self) -> Episode:
         """Raises only what is FATAL, and CancelledError."""
         try:
-            task = self._task
-            if isinstance(task, EnvTask):
-                ending = await self._within_time(self._play(task))
-            else:
-                ending = await self._with_sandbox(task)
+            ending = await self._attempt()
         finally:
             await self.dialogue.close()
         return self._episode(ending)
@@ -116,31 +127,43 @@ class Attempt:
         """The record of this episode after it was cancelled."""
         return self._episode(Ending("cancelled"))
 
-    async def _within_time(self, play: Coroutine[Any, Any, Ending]) -> Ending:
-        """How `play` ended, with what it raises turned into an outcome."""
-        loop = asyncio.get_running_loop()
-        self._began = loop.time()
+    async def _attempt(self) -> Ending:
+        """How it ended, with what it raises turned into what happened."""
         try:
-            async with asyncio.timeout(self._timeout or None):
-                return await play
-        except TimeoutError:
-            waited = self.dialogue.waited_s
-            return Ending(
-                "timeout",
-                None,
-                "infra",
-                f"rollout episode_timeout of {self._timeout} s, {waited:.1f} of them in the engine",
-            )
+            if isinstance(self._task, EnvTask):
+                return await self._watch.within(self._play(self._task))
+            return await self._with_sandbox(self._task)
+        except TimeUp as up:
+            self.dialogue.killed()
+            happened = of_time(up.expired)
+            return Ending(happened, None, self._time_up(happened, up))
         except EnvError as error:
-            return Ending("env_error", None, "env", str(error))
+            return Ending("env_raised", None, str(error))
+        except SandboxLost as error:
+            cause = error.fields.get("cause") if "agent" in self._watch.clock.spent else None
+            run = AgentRun(asked=bool(self.dialogue.asked), outcome="lost", box=cause)
+            return Ending(of_agent(run), None, str(error))
         except FATAL:
             raise
+        except SandboxError as error:
+            return Ending("ours_failed", None, str(error))
         except RockrollError as error:
-            return Ending("infra_error", None, "infra", str(error))
+            return Ending("engine_failed", None, str(error))
+
+    def _time_up(self, happened: Happened, up: TimeUp) -> str:
+        limit, holder, seconds = up.expired
+        if limit == "agent":
+            return f"the agent's time limit of {seconds:g} s, without what it waited for the model"
+        whose = {"ours": "rockroll", "env": "the environment"}.get(holder, f"the {holder}")
+        if limit == "stall":
+            return f"rollout stall_timeout: nothing happened for {seconds:g} s, and {whose} held the episode"
+        spent = self._watch.clock.spent.get(holder, 0.0)
+        return f"rollout episode_timeout of {seconds:g} s, {spent:.1f} of them in {whose}"
 
     # ---- an Env ----------------------------------------------------------------------------------------------
 
     async def _play(self, task: EnvTask) -> Ending:
+        self._watch.hold("env")
         game = task.game(self.place.split)
         try:
             messages = await game.reset(self.place.seed, self.place.split)
@@ -152,11 +175,9 @@ class Attempt:
                 text, reward, terminated, truncated = await game.step(turn.text)
                 self._turn_rewards.append(reward)
                 if terminated:
-                    return Ending("ok", sum(self._turn_rewards))
+                    return Ending("finished", sum(self._turn_rewards))
                 if truncated:
-                    return Ending(
-                        "truncated", sum(self._turn_rewards), "policy", "the environment's own limit of steps"
-                    )
+                    return Ending("env_limit", sum(self._turn_rewards), "the environment's own limit of steps")
                 messages = [*turn.history, {"role": "user", "content": text}]
         finally:
             game.close()
@@ -164,7 +185,7 @@ class Attempt:
     def _cut(self, total: float, error: ModelServiceError) -> Ending:
         """The loop's own call was refused: for want of budget, or because the engine failed."""
         if self.dialogue.truncated:
-            return Ending("truncated", total, "policy", self.dialogue.truncated)
+            return Ending("budget", total, self.dialogue.truncated)
         raise self._fault() or error
 
     # ---- an agent --------------------------------------------------------------------------------------------
@@ -176,45 +197,64 @@ class Attempt:
             info = sandbox.info
             self._at = Placed(self.place.id, task.name, info.id, info.node, time.time())
             self._placed(self._at)
-            return await self._within_time(self._work(task, sandbox))
+            self._watch.hold("env")
+            return await self._watch.within(self._work(task, sandbox))
 
     async def _work(self, task: AgentTask, sandbox: Sandbox) -> Ending:
         try:
             situation = task.task.situation(self.place.seed, self.place.split)
         except Exception as error:
             raise EnvError(f"{task.name}: situation raised {type(error).__name__}: {error}") from error
+        self._watch.hold("ours")
         try:
             await route(sandbox, self._upstream, self.dialogue.id, task.agent.config.budget.bounds())
             await task.agent.put(sandbox, {situation.path(name): data for name, data in situation.files.items()})
+            self._watch.hold("agent")
             observation = await self._run_agent(task, sandbox, situation)
+            self._watch.hold("ours")
             await task.agent.end(sandbox)
+            alive = observation is None or observation.outcome != "lost"
+            if observation is None or observation.outcome != "ok":
+                self.dialogue.killed()
+            await self.dialogue.close()
+            # The relay may not have been told yet why the agent's last call was refused; the node knows.
+            if alive and (why := await route(sandbox, None, "")):
+                self.dialogue.spent(why)
+            if fault := self._fault():
+                raise fault
+            run = await self._facts(sandbox, observation)
         except PeerLost as error:
             # The node died, and its boxes with it. The pool's next lease starts another, or says why it cannot.
             raise SandboxLost(str(error)) from error
-        if observation is None or observation.outcome != "ok":
-            self.dialogue.killed()
-        await self.dialogue.close()
-        try:
-            # The relay may not have been told yet why the agent's last call was refused; the node knows.
-            if why := await route(sandbox, None, ""):
-                self.dialogue.spent(why)
-        except PeerLost as error:
-            raise SandboxLost(str(error)) from error
-        if fault := self._fault():
-            raise fault
-        if observation is not None:
-            if observation.outcome == "lost":
-                raise SandboxLost(f"sandbox {sandbox.id} died under its agent; cause: {observation.cause}")
-            if observation.outcome == "killed" and (await sandbox.refresh()).state != "running":
-                raise SandboxLost(f"sandbox {sandbox.id} was killed under its agent")
-            if not self.dialogue.asked and not self.dialogue.truncated:
-                return Ending("env_error", None, "agent", _unasked(task, observation))
-            if observation.outcome == "timeout" and 2 * self.dialogue.waited_s > task.agent.config.timeout:
-                waited = (
-                    f"{self.dialogue.waited_s:.1f} of the agent's {task.agent.config.timeout} s went by in the engine"
-                )
-                return Ending("timeout", None, "infra", waited)
-        return self._scored(await self._grade(task, sandbox, situation), task, observation)
+        happened = of_agent(run)
+        said = "" if observation is None or happened == "finished" else observation.output.strip()[-LOG_KEPT:]
+        detail = self._detail(happened, task, sandbox, observation)
+        if TABLE[happened].score != "earned":
+            return Ending(happened, None, detail, said)
+        self._watch.hold("env")
+        return Ending(happened, await self._grade(task, sandbox, situation), detail, said)
+
+    async def _facts(self, sandbox: Sandbox, observation: Observation | None) -> AgentRun:
+        """What is known of the agent's run. The box is looked at only where the agent ended badly."""
+        asked, over_budget = bool(self.dialogue.asked), self.dialogue.truncated is not None
+        if observation is None:
+            return AgentRun(asked=asked, outcome=None, over_budget=over_budget)
+        died, full, events = False, False, observation.events
+        if observation.outcome == "killed":
+            died = (await sandbox.refresh()).state != "running"
+        elif observation.outcome == "ok" and observation.exit_code:
+            stats = await sandbox.stats()
+            full = bool(stats.disk_limit) and stats.disk_bytes >= FULL * stats.disk_limit
+        return AgentRun(
+            asked=asked,
+            outcome=observation.outcome,
+            exit_code=observation.exit_code,
+            box=observation.cause,
+            box_died=died,
+            over_budget=over_budget,
+            events=events,
+            disk_full=full,
+        )
 
     async def _run_agent(self, task: AgentTask, sandbox: Sandbox, situation: Situation) -> Observation | None:
         """The agent's run, or None where the dialogue was over before it."""
@@ -244,17 +284,33 @@ class Attempt:
             raise EnvError(f"{task.name}: a reward is a finite number; grade returned {reward!r}")
         return reward
 
-    def _scored(self, reward: float, task: AgentTask, observation: Observation | None) -> Ending:
-        """What the policy did to itself, or had no budget for, is scored as it stands."""
-        if self.dialogue.truncated:
-            return Ending("truncated", reward, "policy", self.dialogue.truncated)
+    def _detail(self, happened: Happened, task: AgentTask, sandbox: Sandbox, observation: Observation | None) -> str:
+        """One sentence on what happened to the agent."""
+        if happened == "budget":
+            return self.dialogue.truncated or ""
         if observation is None:
-            return Ending("truncated", reward, "policy", "the agent went on asking after it had been refused")
-        if observation.outcome == "timeout":
-            return Ending("truncated", reward, "policy", f"the agent's time limit of {task.agent.config.timeout} s")
-        if observation.outcome != "ok":
-            return Ending("truncated", reward, "policy", f"the agent's shell ended: {observation.outcome}")
-        return Ending("ok", reward)
+            return "the agent went on asking after it had been refused"
+        how = observation.outcome if observation.outcome != "ok" else f"exit code {observation.exit_code}"
+        said = observation.output.strip()[-400:] or "it said nothing"
+        match happened:
+            case "finished":
+                return ""
+            case "agent_mute":
+                return f"the agent ({task.agent.config.command}) ended without asking the model ({how}): {said}"
+            case "memory":
+                return "the agent was ended at the sandbox's memory limit"
+            case "pids":
+                refused = observation.events["pids_refused"]
+                return f"the agent ended ({how}) where {refused} forks were over the sandbox's pids: {said}"
+            case "disk":
+                return f"the agent ended ({how}) with the sandbox's disk full: {said}"
+            case "agent_killed":
+                return f"the agent was ended by a signal from inside its sandbox ({how})"
+            case "agent_crashed":
+                return f"the agent ended by itself with {how}: {said}"
+            case "shell_ended":
+                return f"the agent's shell ended: {observation.outcome}"
+        return f"sandbox {sandbox.id} died under its agent; cause: {observation.cause or observation.outcome}"
 
     # ---- both ------------------------------------------------------------------------------------------------
 
@@ -266,34 +322,32 @@ class Attempt:
         return RockrollError(f"the engine failed: {type(error).__name__}: {error}")
 
     def _episode(self, ending: Ending) -> Episode:
-        began, place, at = self._began, self.place, self._at
-        took = 0.0 if began is None else asyncio.get_running_loop().time() - began
-        if ending.outcome not in ("ok", "truncated"):
+        place, spent, at = self.place, self._watch.clock.spent, self._at
+        took = sum(seconds for name, seconds in spent.items() if name != "pool")
+        outcome, cause, score = TABLE[ending.happened]
+        if outcome not in ("ok", "truncated"):
             self.dialogue.killed()
+        reward = {"earned": ending.earned, "failure": self._task.config.failure_reward, "replaced": None}[score]
         return Episode(
             id=place.id,
             task=self._task.name,
             seed=place.seed,
             group=place.group,
             index=place.index,
-            outcome=ending.outcome,
-            cause=ending.cause,
-            reward=ending.reward,
+            outcome=outcome,
+            cause=cause,
+            reward=reward,
             samples=self.dialogue.transcript.samples(),
             turns=self.dialogue.turns,
             duration_s=took,
             detail=ending.detail,
             turn_rewards=self._turn_rewards,
             record=self.dialogue.record,
+            happened=ending.happened,
+            log=ending.log,
+            level=place.level,
+            spent_s={name: round(seconds, 4) for name, seconds in spent.items()},
             began_at=time.time() - took,
             sandbox=at.sandbox if at else "",
             node=at.node if at else "",
         )
-
-
-def _unasked(task: AgentTask, observation: Observation) -> str:
-    said = observation.output.strip()[-400:]
-    how = observation.outcome if observation.outcome != "ok" else f"exit code {observation.exit_code}"
-    return (
-        f"the agent ({task.agent.config.command}) ended without asking the model ({how}): {said or 'it said nothing'}"
-    )

@@ -10,7 +10,8 @@ A Rollout is open between `start` and `close` (or in `async with`): meanwhile it
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+import math
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Self
@@ -18,23 +19,27 @@ from typing import Any, Self
 from rockroll.agent.config import AgentConfig
 from rockroll.engine.api import Engine
 from rockroll.env.api import Split
-from rockroll.errors import ModelServiceError, UsageError
+from rockroll.errors import AgentError, EnvError, ModelServiceError, UsageError
 from rockroll.model_service.budget import Over
 from rockroll.model_service.relay import OnDelta, Relay
 from rockroll.model_service.wire import ChatReply, ChatRequest
 from rockroll.rollout.admission import Admission, Position
-from rockroll.rollout.completeness import Completeness
 from rockroll.rollout.config import RolloutConfig, TaskConfig
+from rockroll.rollout.curriculum_log import CurriculumLog
 from rockroll.rollout.dialogue import Dialogue, Sampling
+from rockroll.rollout.domain import HeldOut
 from rockroll.rollout.episode import Attempt, Boxes, Place
-from rockroll.rollout.group import Budget, GroupState, Start
+from rockroll.rollout.filters import Filter
+from rockroll.rollout.group import GroupState, Start
+from rockroll.rollout.guards import Guards
 from rockroll.rollout.journal import Journal
 from rockroll.rollout.ledger import Ledger
+from rockroll.rollout.mixture import Arm, Mixture
 from rockroll.rollout.opened import Ended
 from rockroll.rollout.sample import Episode, Event, Group
 from rockroll.rollout.seed import derive
 from rockroll.rollout.stream import Stream
-from rockroll.rollout.tasks import SEED_BITS, AgentTask, EnvTask, resolve
+from rockroll.rollout.tasks import SEED_BITS, EnvTask, resolve_all
 from rockroll.rollout.tokenizer import ChatTokenizer
 
 MODEL = "policy"
@@ -42,11 +47,13 @@ MODEL = "policy"
 
 
 class Rollout:
-    """Runs episodes of one task against one engine.
+    """Runs episodes of one task, or of several, against one engine.
 
-    pool: where sandboxes come from; needed for a task that an agent works on. address: of the relay (`ipc://…`); needed
-    then too. seed: the run's; with the group it names every draw. events: told what happens, on the event loop.
-    journal: has every answered turn before its agent has; its opener closes it, after this.
+    pool: where sandboxes come from, by the task's name where they differ; needed for a task that an agent works on.
+    address: of the relay (`ipc://…`); needed then too. agent: works on the tasks that need one and have none of their
+    own. seed: the run's; with the group it names every draw. events: told what happens, on the event loop.
+    journal: has every answered turn before its agent has; its opener closes it, after this. curriculum: keeps what one
+    has measured, for a run that goes on; its opener closes it.
     Raises UsageError for a task and an agent that do not go together.
     """
 
@@ -54,8 +61,8 @@ class Rollout:
         self,
         config: RolloutConfig,
         engine: Engine,
-        pool: Boxes | None,
-        task: TaskConfig,
+        pool: Boxes | Mapping[str, Boxes] | None,
+        task: TaskConfig | Sequence[TaskConfig],
         agent: AgentConfig | None,
         tokenizer: ChatTokenizer,
         *,
@@ -63,21 +70,31 @@ class Rollout:
         address: str = "",
         events: Callable[[Event], None] = lambda _: None,
         journal: Journal | None = None,
+        curriculum: CurriculumLog | None = None,
     ) -> None:
-        self.task = resolve(task, agent)
-        self._threads = ThreadPoolExecutor(config.concurrency, "env") if task.slow else None
-        if isinstance(self.task, EnvTask) and self._threads:
-            self.task = replace(self.task, threads=self._threads)
-        if isinstance(self.task, AgentTask) and (pool is None or not address):
-            raise UsageError(
-                f"{task.env} is worked on in sandboxes: a Rollout of it needs a pool and the relay's address"
-            )
+        self.configs = [task] if isinstance(task, TaskConfig) else list(task)
+        self.tasks = resolve_all(self.configs, agent)
+        slow = any(each.slow for each in self.configs)
+        self._threads = ThreadPoolExecutor(config.concurrency, "env") if slow else None
+        self._boxes: dict[str, Boxes] = {}
+        for arm, each in self.tasks.items():
+            if isinstance(each, EnvTask):
+                self.tasks[arm] = replace(each, threads=self._threads)
+                continue
+            boxes = pool.get(arm.task) if isinstance(pool, Mapping) else pool
+            if boxes is None or not address:
+                raise UsageError(
+                    f"{each.name} is worked on in sandboxes: a Rollout of it needs a pool and the relay's address"
+                )
+            self._boxes[arm.task] = boxes
         self.events = events
-        self._config, self._engine, self._pool, self._tokenizer = config, engine, pool, tokenizer
-        self._journal = journal
-        self._seed, self._address, self._max_turns = seed, address, task.max_turns
+        self.mixture: Mixture | None = None
+        """Which task a group is of, of the stream that was begun last."""
+        self._config, self._engine, self._tokenizer = config, engine, tokenizer
+        self._journal, self._curriculum = journal, curriculum
+        self._seed, self._address = seed, address
         self._relay = None
-        if isinstance(self.task, AgentTask):
+        if self._boxes:
             self._relay = Relay(address, self.chat, [MODEL], count=self.count, on_over=self._over)
         self._slots = asyncio.Semaphore(config.concurrency)
         self._dialogues: dict[str, Dialogue] = {}
@@ -128,22 +145,43 @@ class Rollout:
         """
         config = self._config
         groups, episodes = groups or config.groups, episodes or config.episodes
-        budget = Budget(max(8, int(config.replacements * groups * episodes)), groups * episodes)
-        complete = Completeness(config.incomplete, groups * episodes)
+        mixture = self.mixture = Mixture(
+            self.configs,
+            self._seed,
+            batch=groups,
+            curriculum=config.curriculum,
+            past=self._curriculum.past if self._curriculum else (),
+            log=self._curriculum.put if self._curriculum else lambda _: None,
+        )
+        guards = Guards(config, self.configs, groups * episodes)
+        worth = Filter(config, groups)
+        kept: set[int] = set()
         sampling = self._sampling(config.temperature, config.top_p)
 
         def state(number: int) -> GroupState:
-            seed = derive(self._seed, "train", number, bits=SEED_BITS)
-            return GroupState(number, self.task.name, seed, episodes, config.redundancy.episodes)
+            arm, seed = mixture.arm(number), derive(self._seed, "train", number, bits=SEED_BITS)
+            return GroupState(number, arm.task, seed, episodes, config.redundancy.episodes, arm.level)
 
         def ended(episode: Episode) -> None:
             if ledger is not None:
                 ledger.put(Ended(episode))
 
         async def collect(state: GroupState) -> Group:
-            group = await self._group(state, "train", sampling, budget, complete, ended)
-            budget.earn(episodes)
+            tries = 0
+            while (group := await self._group(state, "train", sampling, guards, mixture, ended)) is None:
+                tries += 1
+                arm = mixture.arm(state.id)
+                state.restart(*arm, derive(self._seed, "train", state.id, "instead", tries, bits=SEED_BITS))
+            guards.of(group.task).earn(episodes)
+            if worth(group):
+                kept.add(group.id)
+            mixture.measure(group.id, Arm(group.task, group.level), group.pass_rate, group.id in kept)
             return group
+
+        def keep(group: Group) -> bool:
+            known = group.id in kept
+            kept.discard(group.id)
+            return known
 
         admission = Admission(
             groups,
@@ -159,7 +197,7 @@ class Rollout:
             admission,
             state,
             collect,
-            varied if config.keep == "varied" else lambda _: True,
+            keep,
             past=ledger.past if ledger else None,
             note=ledger.put if ledger else lambda _: None,
         )
@@ -170,18 +208,24 @@ class Rollout:
         async with self.stream(groups=groups, episodes=episodes, start=Position(step * size), batches=1) as stream:
             return await stream.take()
 
-    async def evaluate(self, seeds: Sequence[int], temperature: float) -> list[Episode]:
-        """One valid episode for each held-out seed, in their order. Raises as `batch` does."""
-        budget = Budget(max(8, int(self._config.replacements * len(seeds))))
+    async def evaluate(self, held_out: Sequence[int | HeldOut], temperature: float) -> list[Episode]:
+        """One valid episode for each held-out situation, in their order; a number is a seed of the only task. One that
+        always breaks is left out. Raises as `batch` does, and where all are left out."""
+        guards = Guards(self._config, self.configs, len(held_out), window=False)
         sampling = self._sampling(temperature, 1.0)
-        states = [GroupState(number, self.task.name, seed, 1) for number, seed in enumerate(seeds)]
-        done: list[Group] = []
+        first = self.configs[0].label
+        places = [HeldOut(first, each) if isinstance(each, int) else each for each in held_out]
+        states = [GroupState(number, at.task, at.seed, 1, level=at.level) for number, at in enumerate(places)]
+        found: list[Group | None] = []
         async with _Owned() as owned:
             for state in states:
-                owned.start(self._group(state, "eval", sampling, budget))
-            while len(done) < len(states):
-                done += await owned.next()
-        return [group.episodes[0] for group in sorted(done, key=lambda group: group.id)]
+                owned.start(self._group(state, "eval", sampling, guards))
+            while len(found) < len(states):
+                found += await owned.next()
+        done = sorted((group for group in found if group is not None), key=lambda group: group.id)
+        if not done and states:
+            guards.of(places[0].task).stop()
+        return [group.episodes[0] for group in done]
 
     async def chat(self, request: ChatRequest, on_delta: OnDelta | None = None) -> ChatReply:
         """The relay's handler: one model call of an agent, for the episode that its token names."""
@@ -214,7 +258,7 @@ class Rollout:
             temperature=temperature,
             top_p=top_p,
             max_tokens=self._config.max_tokens,
-            max_turns=self._max_turns,
+            max_turns=0,  # the task's own, in _episode
             context_length=self._context_length,
         )
 
@@ -223,13 +267,15 @@ class Rollout:
         state: GroupState,
         split: Split,
         sampling: Sampling,
-        budget: Budget,
-        complete: Completeness | None = None,
+        guards: Guards,
+        mixture: Mixture | None = None,
         ended: Callable[[Episode], None] = lambda _: None,
-    ) -> Group:
-        """Runs one group to its end; whatever of it still runs then is cancelled. ended: told of each episode that
-        ended by itself, before it counts."""
+    ) -> Group | None:
+        """Runs one group to its end; whatever of it still runs then is cancelled. None where it is given up: its
+        situation always breaks, or its task does and there are others. ended: told of each episode that ended by
+        itself, before it counts."""
         attempts: dict[int, Attempt] = {}
+        guard = guards.of(state.task)
 
         async def run(start: Start) -> Episode:
             async with self._slots:
@@ -239,23 +285,24 @@ class Rollout:
             try:
                 for start in state.begin():
                     owned.start(run(start))
-                while not state.complete:
+                while not (state.complete or state.hopeless or guard.broken):
                     for episode in await owned.next():
                         attempts.pop(episode.index)
                         ended(episode)
-                        if not episode.valid:
-                            budget.spend(episode)
-                        elif complete:
-                            complete.check(episode)
+                        guard.ended(episode)
                         if again := state.end(episode):
                             owned.start(run(again))
+            except (EnvError, AgentError) as error:
+                # One task that cannot be run does not stop the others.
+                if not guards.bench(state.task, error, mixture):
+                    raise
             finally:
                 for episode in await owned.cancel():
                     state.end(episode)
                 for index in state.running:
                     attempt = attempts.get(index)
                     state.cancelled(index, attempt.dialogue.transcript.sampled if attempt else 0)
-        return state.result()
+        return state.result() if state.complete else None
 
     async def _episode(
         self, state: GroupState, start: Start, split: Split, sampling: Sampling, attempts: dict[int, Attempt]
@@ -264,24 +311,27 @@ class Rollout:
         id = f"{split}-{state.id}-{start.index}-{start.attempt}-{self._serial}"
         # Evaluations share their draws, whatever the step: two of them differ by the weights alone.
         names = (split, state.id if split == "train" else 0, state.task, state.seed, start.index, start.attempt)
+        task = self.tasks[Arm(state.task, state.level)]
         dialogue = Dialogue(
             id,
             self._tokenizer,
             self._engine,
-            sampling,
+            replace(sampling, max_turns=task.config.max_turns),
             derive(self._seed, *names),
             lambda tokens: self._tell("turn", split, tokens),
             self._journal,
         )
-        place = Place(id=id, seed=state.seed, split=split, group=state.id, index=start.index)
+        place = Place(id=id, seed=state.seed, split=split, group=state.id, index=start.index, level=state.level)
+        timed = self._config.episode_timeout > 0
         attempt = Attempt(
             place,
-            self.task,
+            task,
             dialogue,
-            self._config.episode_timeout,
-            self._pool,
+            self._boxes.get(state.task),
             self._address,
             lambda placed: self.events(Event("placed", split, self._running, placed=placed)),
+            cap=self._config.episode_timeout if timed else math.inf,
+            stall=self._config.stall_timeout if timed else math.inf,
         )
         attempts[start.index] = attempt
         self._dialogues[id] = dialogue
@@ -301,12 +351,6 @@ class Rollout:
 
     def _tell(self, kind: Any, split: Split, tokens: int = 0, episode: Episode | None = None) -> None:
         self.events(Event(kind, split, self._running, tokens, episode))
-
-
-def varied(group: Group) -> bool:
-    """Whether its episodes earned different rewards: else every advantage is 0 (DAPO's dynamic sampling, arXiv
-    2503.14476, section 3.2)."""
-    return len({episode.reward for episode in group.episodes}) > 1
 
 
 class _Owned:

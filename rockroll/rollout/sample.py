@@ -14,8 +14,14 @@ Outcome = Literal["ok", "truncated", "env_error", "infra_error", "timeout", "can
 """How an episode ended. Only `ok` and `truncated` carry a reward; an agent cut at its own time limit is `truncated`."""
 
 Cause = Literal["policy", "agent", "env", "infra"]
-"""Whose doing an outcome other than `ok` is. What the `policy` did is scored; `env` and `infra` are replaced, and so is
-an `agent` that ended before it asked the model anything: the policy had no part in it."""
+"""Whose doing an outcome is (rollout/verdict.py has the table). What the `policy` did is scored; `env` and `infra` are
+replaced, and so is an `agent` that ended before it asked the model anything: the policy had no part in it. An `agent`
+that broke later is scored with what it left."""
+
+CAUSES: tuple[Cause, ...] = ("policy", "agent", "env", "infra")
+
+PASS = 1.0
+"""An episode passes when its reward is at least this."""
 
 OUTCOMES: tuple[Outcome, ...] = ("ok", "truncated", "env_error", "infra_error", "timeout", "cancelled")
 
@@ -81,7 +87,7 @@ class Episode(Struct, frozen=True):
     """Its place in the group, 0 … n+k-1; a replacement keeps the place of the episode it replaces."""
     outcome: Outcome
     cause: Cause | None
-    """None for `ok` and `cancelled`."""
+    """None where it came to its end in order, and for `cancelled`."""
     reward: float | None
     """None exactly where the episode is not scored."""
     samples: list[Sample]
@@ -94,6 +100,14 @@ class Episode(Struct, frozen=True):
     """What the environment gave for each answer, by its number; empty where there is only the reward at the end."""
     record: list[TurnRecord] = []
     """Its model calls, in the order in which they ended."""
+    happened: str = ""
+    """What happened to it, in a word: a row of rollout/verdict.py."""
+    log: str = ""
+    """The end of what the agent said, where it did not end in order."""
+    spent_s: dict[str, float] = {}
+    """Seconds by who held it: pool, ours, env, agent, engine."""
+    level: int = 0
+    """Which of the task's levels."""
     began_at: float = 0.0
     """When it began, in seconds since 1970: the run's logs speak of it between then and `duration_s` later."""
     sandbox: str = ""
@@ -131,6 +145,13 @@ class Group(Struct, frozen=True):
     """Episodes that were started for this group and are not in it, by outcome."""
     incomplete: dict[str, int] = {}
     """Incomplete turns of all episodes that were started for this group, by reason."""
+    level: int = 0
+    """Which of the task's levels."""
+
+    @property
+    def pass_rate(self) -> float:
+        """Share of its episodes that passed."""
+        return sum((episode.reward or 0.0) >= PASS for episode in self.episodes) / len(self.episodes)
 
 
 class Placed(Struct, frozen=True):

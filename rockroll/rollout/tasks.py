@@ -10,7 +10,7 @@ import asyncio
 import functools
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, cast
@@ -21,6 +21,8 @@ from rockroll.env.api import SandboxTask, Split
 from rockroll.env.registry import find, make
 from rockroll.errors import EnvError, UsageError
 from rockroll.rollout.config import TaskConfig
+from rockroll.rollout.domain import DomainConfig, at_level
+from rockroll.rollout.mixture import Arm
 
 SEED_BITS = 30
 """A task's seed fits in 31 bits with the split's, since numpy's generators take no more than 32."""
@@ -39,7 +41,7 @@ class EnvTask:
 
     @property
     def name(self) -> str:
-        return self.config.env
+        return self.config.label
 
     def game(self, split: Split) -> Game:
         """A new game. Raises EnvError or UsageError where it cannot be made."""
@@ -57,23 +59,46 @@ class AgentTask:
 
     @property
     def name(self) -> str:
-        return self.config.env
+        return self.config.label
 
 
 Task = EnvTask | AgentTask
 
 
-def resolve(config: TaskConfig, agent: AgentConfig | None) -> Task:
-    """The task of a recipe. Raises UsageError for one that is unknown, of neither kind, or without its agent."""
-    cls = find(config.env)
+def works_in_sandbox(env: str) -> bool:
+    """Whether that task is one for an agent in a sandbox. Raises UsageError for one that is unknown, or of neither
+    kind."""
+    cls = find(env)
     played = all(callable(getattr(cls, name, None)) for name in ("reset", "step"))
     worked_on = all(callable(getattr(cls, name, None)) for name in ("situation", "grade"))
     if played == worked_on:
         raise UsageError(
-            f"a task has either reset and step (an Env) or situation and grade (a SandboxTask); {config.env} has "
+            f"a task has either reset and step (an Env) or situation and grade (a SandboxTask); {env} has "
             f"{'both' if played else 'neither'}"
         )
-    if played:
+    return worked_on
+
+
+def resolve_all(configs: Sequence[TaskConfig], agent: AgentConfig | None) -> dict[Arm, Task]:
+    """Every task at every of its levels. agent: works on those that need one and have none of their own.
+
+    Raises UsageError as `resolve` does, and for an agent that no task needs.
+    """
+    found: dict[Arm, Task] = {}
+    for config in configs:
+        own = config.agent if isinstance(config, DomainConfig) else None
+        shared = agent if len(configs) == 1 or (own is None and works_in_sandbox(config.env)) else None
+        for level in range(max(1, len(config.levels))):
+            found[Arm(config.label, level)] = resolve(at_level(config, level), own or shared)
+    if agent is not None and not any(isinstance(task, AgentTask) for task in found.values()):
+        raise UsageError("no task of this recipe is worked on in a sandbox: leave out the section `agent`")
+    return found
+
+
+def resolve(config: TaskConfig, agent: AgentConfig | None) -> Task:
+    """The task of a recipe. Raises UsageError for one that is unknown, of neither kind, or without its agent."""
+    if not works_in_sandbox(config.env):
+        cls = find(config.env)
         if agent is not None:
             raise UsageError(
                 f"{config.env} has reset and step and is played by rockroll's own loop: leave out the section `agent`"

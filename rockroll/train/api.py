@@ -42,6 +42,8 @@ class TrainSample(Struct, frozen=True, kw_only=True):
     """Which group of the batch: episodes of one task and seed, compared with each other."""
     reward: float
     """The episode's reward."""
+    domain: str = ""
+    """Which of several tasks: rewards of different tasks need not compare."""
     turns: list[Turn] = []
     """For turn_returns and gigpo they cover the mask, gae needs none. A branch repeats those it shares with others."""
     values: list[float] = []

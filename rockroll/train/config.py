@@ -57,6 +57,8 @@ class TrainConfig:
     """How rewards become advantages."""
     std_normalisation: bool | None = None
     """Divide a group's advantages by the standard deviation of its rewards."""
+    domain_normalisation: bool = False
+    """Several tasks: each task's advantages are made equally large, and `batch` compares within the task alone."""
     gamma: float = 1.0
     """Discount from turn to turn, for turn_returns and gigpo; from sampled token to sampled token for gae."""
     gae_lambda: float = 0.95

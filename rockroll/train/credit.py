@@ -26,6 +26,7 @@ from rockroll.train.advantages import (
 from rockroll.train.api import TrainBatch, TrainSample, Turn
 from rockroll.train.batch import Row
 from rockroll.train.config import TrainConfig
+from rockroll.train.domains import even_out, whiten_apart
 from rockroll.train.estimates import estimates, whiten
 
 
@@ -43,7 +44,8 @@ def assign(
     for episode, penalty in (penalties or {}).items():
         rewards[episode] -= penalty
     try:
-        of_episode = dict(zip(rewards, _of_episodes(config, groups, rewards), strict=True))
+        tasks = {sample.episode: sample.domain for sample in batch.samples}
+        of_episode = dict(zip(rewards, _of_episodes(config, groups, rewards, tasks), strict=True))
         of_turn = _of_turns(config, batch, groups, penalties or {})
     except ValueError as error:
         raise TrainError(f"step {batch.step}: {error}") from error
@@ -52,6 +54,10 @@ def assign(
         row.advantages = torch.full((len(row.targets),), episode_weight * of_episode[row.episode])
         if of_turn is not None:
             row.advantages += _spread(batch.samples[row.sample], row, of_turn)
+    if config.domain_normalisation:
+        evened = even_out([row.advantages for row in rows], [batch.samples[row.sample].domain for row in rows])
+        for row, advantages in zip(rows, evened, strict=True):
+            row.advantages = advantages
     return _metrics(groups, rewards, of_episode)
 
 
@@ -85,11 +91,15 @@ def episodes_of(batch: TrainBatch) -> tuple[dict[int, int], dict[int, float]]:
     return groups, rewards
 
 
-def _of_episodes(config: TrainConfig, groups: dict[int, int], rewards: dict[int, float]) -> list[float]:
+def _of_episodes(
+    config: TrainConfig, groups: dict[int, int], rewards: dict[int, float], tasks: Mapping[int, str]
+) -> list[float]:
     reward = torch.tensor(list(rewards.values()), dtype=torch.float64)
     group = torch.tensor([groups[episode] for episode in rewards], dtype=torch.int64)
     if config.advantage == "leave_one_out":
         return leave_one_out(reward, group).tolist()
+    if config.advantage == "batch" and config.domain_normalisation:
+        return whiten_apart(reward, [tasks[episode] for episode in rewards]).tolist()
     if config.advantage == "batch":
         return batch_advantages(reward).tolist()
     if config.advantage in ("reward", "turn_returns"):

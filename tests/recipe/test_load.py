@@ -8,7 +8,7 @@ import pytest
 
 from rockroll.errors import RecipeError
 from rockroll.recipe.load import dump, load
-from rockroll.recipe.plan import plan
+from rockroll.recipe.plan import mixture, plan
 
 GOOD = """\
 name: try
@@ -124,9 +124,75 @@ def test_a_data_set_needs_no_task_and_no_engine_unless_a_task_is_to_evaluate_it(
     text = "name: x\nsteps: 1\ndata: {path: rockroll:shell_preferences, options: {size: 50}}\ntrain: {objective: dpo}\n"
     config = load(recipe(text))
     assert not config.samples and load(recipe(dump(config))) == config
-    assert [line.part for line in plan(config)] == ["controller", "trainer", "data"]
+    assert [line.part for line in plan(config)] == ["controller", "model", "trainer", "data"]
     assert "40 examples" in plan(config)[-1].what and "10 held out" in plan(config)[-1].what
     assert load(recipe(text + "task: {env: rockroll:shell_quiz}\n")).samples
+
+
+MIXED = """\
+name: mixed
+steps: 3
+tasks:
+  - {name: lake, env: "rockroll:frozen_lake", weight: 2, levels: [{size: 3}, {size: 4}]}
+  - name: shell
+    env: rockroll:shell
+    failure_reward: -1
+    agent: {command: run it}
+    sandbox: {memory: 64m}
+rollout: {curriculum: {window: [0.1, 0.9]}}
+"""
+
+
+def test_several_tasks_each_with_what_is_its_own(recipe) -> None:
+    config = load(recipe(MIXED), ["tasks.shell.weight=3", "tasks.0.max_turns=5", "tasks.shell.sandbox.pids=32"])
+    lake, shell = config.tasks
+    assert (lake.weight, lake.max_turns, lake.levels, lake.agent) == (2, 5, ({"size": 3}, {"size": 4}), None)
+    assert shell.agent is not None and shell.agent.command == "run it"
+    assert shell.sandbox is not None and (shell.sandbox.memory, shell.sandbox.pids) == ("64m", 32)
+    assert (shell.weight, shell.failure_reward) == (3, -1)
+    assert config.task is None and config.domains == config.tasks
+    assert load(recipe(dump(config))) == config
+    assert load(recipe(GOOD)).domains == (load(recipe(GOOD)).task,)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            MIXED.replace("weight: 2", "wieght: 2"),
+            r"r\.yaml:4: unknown key 'wieght' in tasks\.0; did you mean 'weight'",
+        ),
+        (MIXED.replace("command: run", "comand: run"), r"r\.yaml:8: unknown key 'comand' in tasks\.1\.agent; did you"),
+        (MIXED.replace("memory: 64m", "memory: 64k"), r"r\.yaml:9: tasks\.1\.sandbox: memory: 64k is under"),
+        (MIXED.replace("memory: 64m", "ttl: 1h"), r"r\.yaml:9: tasks\.1\.sandbox\.ttl is not for recipes"),
+        (MIXED.replace("name: shell", "name: lake"), r"r\.yaml:1: tasks have a name each; 'lake' stands there 2 times"),
+        (MIXED.replace("  - name: shell\n    env", "  - env"), r"r\.yaml:5: tasks\.1\.name is missing"),
+        (MIXED.replace("weight: 2", "weight: 0"), r"r\.yaml:4: tasks\.0: tasks weight is a number above 0; got 0"),
+        (MIXED + "task: {env: a}\n", r"one task, as in task: .* or several.*; got both"),
+        ("name: x\nsteps: 1\n", r"one task, as in task: .* or several.*; got neither"),
+        (GOOD.replace("groups: 2", "curriculum: {boost: 2}"), r"chooses among levels, and there is one alone"),
+        (MIXED + "eval: {episodes: 1}\n", r"eval episodes are shared .* each of 2; got 1"),
+        (MIXED.replace("0.9]}", "0.9], bost: 2}"), r"unknown key 'bost' in rollout\.curriculum; did you mean 'boost'"),
+    ],
+)
+def test_a_wrong_mixture_is_told_where_and_what(recipe, text: str, said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        load(recipe(text))
+    with pytest.raises(RecipeError, match=r"--set tasks\.no\.weight=1: there is no 'no' .*; it has lake, shell"):
+        load(recipe(MIXED), ["tasks.no.weight=1"])
+    with pytest.raises(RecipeError, match=r"tasks is a list; say which key of which entry"):
+        load(recipe(MIXED), ["tasks.lake=1"])
+
+
+def test_a_plan_shows_the_mixture(recipe) -> None:
+    config = load(recipe(MIXED), ["eval.episodes=9", "rollout.groups=10"])
+    lines = {line.part: line.what for line in mixture(config, {"shell": None})}
+    assert lines == {
+        "task lake": "rockroll:frozen_lake, by rockroll, 2 levels: 66.7%, 6.67 groups a step, 6 held-out tasks",
+        "task shell": "rockroll:shell, by an agent program: 33.3%, 3.33 groups a step, 3 held-out tasks",
+        "curriculum": "levels with a pass rate from 10% to 90% are drawn 4 times as often as others",
+    }
+    assert mixture(load(recipe(GOOD)), {}) == []
 
 
 @pytest.mark.parametrize("path", sorted(Path("recipes").glob("*.yaml")), ids=lambda p: p.stem)

@@ -53,6 +53,15 @@ elif mode == "memory":
     ask([goal])
     open("said", "w").write("x")
     [b"x" * 1000000 for _ in iter(int, 1)]
+elif mode == "shell":               # runs what the model says, as Bash, and tells that it got over it
+    subprocess.run(["bash", "-c", ask([goal])["content"]])
+    for one in [subprocess.Popen(["sleep", "0.1"]) for _ in range(4)]:
+        one.wait()
+    with open("said", "w") as said:
+        said.write("x")
+elif mode == "crash":
+    open("said", "w").write(ask([goal])["content"])
+    {}["a bug"]
 elif mode == "rm":
     ask([goal])
     os.chdir("/")

@@ -101,13 +101,13 @@ async def test_the_shell_task_s_own_agent_gets_a_one_where_the_policy_knows_the_
         ("daemon", "ok", 1.0, "", {}),
         ("fail", "ok", 1.0, "", {}),
         ("rm", "ok", 0.0, "", {}),
-        ("hang", "truncated", 1.0, "time limit of 1", {"timeout": 1}),
-        ("memory", None, 1.0, "", {}),
+        ("hang", "truncated", 0.0, "time limit of 1", {"timeout": 1}),
+        ("memory", "truncated", 0.0, "memory limit", {}),
         ("stubborn", "truncated", 0.0, "may ask the model 3 times", {}),
         ("long", "truncated", 1.0, "context is 2048 tokens", {"says": "400 context_length_exceeded"}),
     ],
 )
-async def test_what_policy_and_agent_do_to_themselves_is_scored_as_it_stands(
+async def test_what_policy_and_agent_do_to_themselves_is_scored(
     tokenizer: ChatTokenizer,
     pool: Pool,
     mode: str,

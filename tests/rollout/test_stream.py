@@ -10,9 +10,9 @@ import pytest
 
 from rockroll.errors import EnvError, HostError
 from rockroll.rollout.admission import Admission, OnStale
+from rockroll.rollout.filters import varied
 from rockroll.rollout.group import GroupState
 from rockroll.rollout.opened import Began, Ended, Opened, Whole
-from rockroll.rollout.runner import varied
 from rockroll.rollout.sample import Episode, Group, Sample
 from rockroll.rollout.stream import Stream
 

@@ -1,0 +1,159 @@
+"""The times of one episode: who holds it, for how long, and which limit it has reached.
+
+In: who holds the episode from now on, and every sign of progress. Out: the moment at which it must be ended, and then
+which limit that was and whose time it went by in. `Clock` is pure, given a clock; `Watch` is it on an event loop.
+Leaves what a limit means for the score to verdict.py.
+
+    pool ──► ours ──► env ─┬─► agent ◄──► engine ──► ours ──► env        an agent in a sandbox
+                           └─► env ◄────► engine                         an Env
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Coroutine
+from typing import Any, Literal, NamedTuple, TypeVar
+
+Holder = Literal["pool", "engine", "agent", "env", "ours"]
+"""pool: it waits for a sandbox. engine: for an answer, weight updates included. ours: rockroll puts files, kills."""
+
+Limit = Literal["cap", "stall", "agent"]
+
+T = TypeVar("T")
+
+
+class Expired(NamedTuple):
+    """A limit that was reached. holder: who held the episode then (stall), or for most of the time (cap)."""
+
+    limit: Limit
+    holder: Holder
+    seconds: float
+    """The limit."""
+
+
+class Clock:
+    """now: seconds, as a function. The limits, in seconds; math.inf: none.
+
+    cap     wall-clock time of the whole episode, but for what it waited for a sandbox
+    stall   since the last progress: a change of holder, a call to the model, an answer
+    agent   of what the agent itself held: the wait for the engine, a weight update included, is not its own
+    """
+
+    def __init__(
+        self, now: Callable[[], float], *, cap: float = math.inf, stall: float = math.inf, agent: float = math.inf
+    ) -> None:
+        self._now = now
+        self._limits: dict[Limit, float] = {"cap": cap, "stall": stall, "agent": agent}
+        self._base: Holder = "pool"
+        self._asking = False
+        self._since = self._progress = now()
+        self._spent: dict[Holder, float] = {}
+
+    @property
+    def holder(self) -> Holder:
+        return "engine" if self._asking else self._base
+
+    def hold(self, holder: Holder) -> None:
+        """From now on, but for the time in which a call is with the engine."""
+        self._book()
+        self._base = holder
+
+    def asks(self, asking: bool) -> None:
+        """A call began or ended: whether one is with the engine now."""
+        self._book()
+        self._asking = asking
+
+    @property
+    def spent(self) -> dict[Holder, float]:
+        """Seconds by holder until now."""
+        found = dict(self._spent)
+        found[self.holder] = found.get(self.holder, 0.0) + self._now() - self._since
+        return found
+
+    @property
+    def due(self) -> float:
+        """When the episode must be ended, if nothing moves until then."""
+        return min(self._dues().values(), default=math.inf)
+
+    def expired(self) -> Expired:
+        """The limit that `due` stands for."""
+        dues = self._dues()
+        limit = min(dues, key=lambda name: dues[name])
+        holder = self.holder
+        if limit == "cap":
+            held: list[tuple[float, Holder]] = [
+                (seconds, name) for name, seconds in self.spent.items() if name != "pool"
+            ]
+            holder = max(held, key=lambda one: one[0])[1]
+        return Expired(limit, holder, self._limits[limit])
+
+    def _dues(self) -> dict[Limit, float]:
+        if self.holder == "pool":
+            return {}  # boxes come back as other episodes end, and a pool that cannot make any says so
+        spent = self.spent
+        now = self._now()
+        whole = sum(seconds for name, seconds in spent.items() if name != "pool")
+        dues: dict[Limit, float] = {
+            "cap": now + self._limits["cap"] - whole,
+            "stall": self._progress + self._limits["stall"],
+        }
+        if self.holder == "agent":
+            dues["agent"] = now + self._limits["agent"] - spent["agent"]
+        return dues
+
+    def _book(self) -> None:
+        now = self._now()
+        self._spent[self.holder] = self._spent.get(self.holder, 0.0) + now - self._since
+        self._since = self._progress = now
+
+
+class TimeUp(Exception):
+    """A limit of the clock was reached; what ran was cancelled."""
+
+    def __init__(self, expired: Expired) -> None:
+        super().__init__(f"{expired.limit} limit of {expired.seconds:g} s")
+        self.expired = expired
+
+
+class Watch:
+    """The clock of one episode on the running event loop: acts at the moment a limit is reached, by one timer that is
+    set anew whenever something moves."""
+
+    def __init__(self, *, cap: float, stall: float, agent: float = math.inf) -> None:
+        self.clock = Clock(asyncio.get_running_loop().time, cap=cap, stall=stall, agent=agent)
+        self._scope: asyncio.Timeout | None = None
+
+    def hold(self, holder: Holder) -> None:
+        if not self._expired:  # what is being cancelled changes no more who held it when the time was up
+            self.clock.hold(holder)
+            self._moved()
+
+    def asks(self, asking: bool) -> None:
+        if not self._expired:
+            self.clock.asks(asking)
+            self._moved()
+
+    async def within(self, work: Coroutine[Any, Any, T]) -> T:
+        """What `work` returns. Raises TimeUp when a limit is reached first: `work` is cancelled and awaited."""
+        try:
+            async with asyncio.timeout_at(self._when()) as self._scope:
+                return await work
+        except TimeoutError:
+            if not self._expired:
+                raise
+            raise TimeUp(self.clock.expired()) from None
+        finally:
+            self._scope = None
+
+    def _when(self) -> float | None:
+        due = self.clock.due
+        return None if math.isinf(due) else due
+
+    @property
+    def _expired(self) -> bool:
+        return self._scope is not None and self._scope.expired()
+
+    def _moved(self) -> None:
+        if self._scope is not None:
+            self._scope.reschedule(self._when())

@@ -1,0 +1,51 @@
+"""What a curriculum has measured and decided, on disk as it happens: a run that goes on draws what it would have drawn.
+
+In: records of mixture.py. Out: RUN_DIR/curriculum.jsonl, one record a line, and the records of the run before. Leaves
+what they mean to mixture.py. A record survives the death of every process; the last line of one that was killed in the
+middle of writing is dropped.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from rockroll.errors import HostError
+from rockroll.rollout.mixture import Record
+
+_decoder = msgspec.json.Decoder(Record)
+
+
+class CurriculumLog:
+    """path: of this run alone; nothing is written there before the first record.
+
+    past: the records that are there. HostError where it cannot be read or written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: int | None = None
+        self.past: list[Record] = []
+        try:
+            whole = path.read_bytes() if path.exists() else b""
+            end = whole.rfind(b"\n") + 1
+            self.past = [_decoder.decode(line) for line in whole[:end].splitlines()]
+            if end < len(whole):
+                os.truncate(path, end)
+        except (OSError, msgspec.DecodeError) as error:
+            raise HostError(f"{path} says which tasks were drawn, and cannot be read: {error}") from None
+
+    def put(self, record: Record) -> None:
+        try:
+            if self._file is None:
+                self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            os.write(self._file, msgspec.json.encode(record) + b"\n")
+        except OSError as error:
+            raise HostError(f"{self._path} cannot be written: {error.strerror}; is the disk full?") from None
+
+    def close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
