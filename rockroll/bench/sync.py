@@ -49,7 +49,7 @@ async def run(kind: str, model: str, syncs: int, dtype: str = "float32") -> dict
             max_batch=AT_ONCE,
             memory="256m",
         )
-        async with _engine(config, Path(place)) as (engine, pid):
+        async with running(config, Path(place)) as (engine, pid):
             return {"figures": await _soak(engine, pid, [folder, other], syncs), "baselines": {}}
 
 
@@ -114,7 +114,8 @@ async def _soak(engine: EngineClient, pid: int, folders: list[Path], syncs: int)
 
 
 @asynccontextmanager
-async def _engine(config: EngineConfig, place: Path) -> AsyncIterator[tuple[EngineClient, int]]:
+async def running(config: EngineConfig, place: Path) -> AsyncIterator[tuple[EngineClient, int]]:
+    """An engine in a process of its own, which is ready, and its pid; ended at the end."""
     file = place / "engine.json"
     file.write_bytes(msgspec.json.encode(config))
     process = await asyncio.create_subprocess_exec(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def view(
     runs: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[RUN_DIR]…", help="Runs, or folders of runs. Default: $ROCKROLL_HOME/runs."),
+        typer.Argument(metavar="RUN_DIR", help="Runs, or folders of runs. Default: $ROCKROLL_HOME/runs."),
     ] = None,
     host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 is every one of this machine's.")] = (
         "127.0.0.1"

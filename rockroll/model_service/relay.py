@@ -75,6 +75,10 @@ class Relay:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
+    def forget(self, token: str) -> None:
+        """No call will come any more under this token: what was said under it need not be remembered."""
+        self._said.forget(token)
+
     def set_models(self, names: Iterable[str]) -> None:
         """What `GET /v1/models` answers from now on, in every sandbox that is routed here."""
         self._models = list(names)

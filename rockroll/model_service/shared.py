@@ -24,10 +24,14 @@ from rockroll.model_service.wire import ChatRequest, Message
 
 LINES = 8
 """Lines that are remembered of one episode, the latest."""
-MOST_CHARACTERS = 256 * 2**20
+MOST_CHARACTERS = 128 * 2**20
 """Of all that one end remembers."""
 UNKNOWN = "history_unknown"
 """The code of the refusal."""
+
+
+Name = tuple[str, int]
+"""A link, where one end has several, and the number of a request on it."""
 
 
 class _Line(NamedTuple):
@@ -43,12 +47,12 @@ class _Memory:
 
     def __init__(self, most: int) -> None:
         self._most, self._characters = most, 0
-        self._episodes: OrderedDict[str, dict[int, _Line]] = OrderedDict()
+        self._episodes: OrderedDict[str, dict[Name, _Line]] = OrderedDict()
 
-    def of(self, episode: str) -> dict[int, _Line]:
+    def of(self, episode: str) -> dict[Name, _Line]:
         return self._episodes.get(episode, {})
 
-    def put(self, episode: str, number: int, after: int | None, messages: list[Message], before: _Line) -> None:
+    def put(self, episode: str, number: Name, after: Name | None, messages: list[Message], before: _Line) -> None:
         lines = self._episodes.setdefault(episode, {})
         self._episodes.move_to_end(episode)
         new = sum(64 + len(each.content) for each in messages[len(before.messages) :])
@@ -75,14 +79,14 @@ class Sender:
 
     def shorten(self, request: ChatRequest) -> ChatRequest:
         """The request as it is to be sent."""
-        number, messages = next(self._numbers), request.messages
+        number, messages = ("", next(self._numbers)), request.messages
         lines = self._sent.of(request.token)
         fit = [each for each, line in lines.items() if _begins(messages, line.messages)]
         after = max(fit, key=lambda each: len(lines[each].messages), default=None)
         before = _NOTHING if after is None else lines[after]
         self._sent.put(request.token, number, after, messages, before)
         new = messages[len(before.messages) :] if before.messages else messages
-        return msgspec.structs.replace(request, number=number, after=after, messages=new)
+        return msgspec.structs.replace(request, number=number[1], after=after and after[1], messages=new)
 
     def whole(self, request: ChatRequest) -> ChatRequest:
         """After a refusal: the request with nothing left out."""
@@ -100,15 +104,20 @@ class Receiver:
         """The request whole. ModelServiceError (code UNKNOWN) where what it goes on from is not remembered."""
         if not request.number:
             return request
-        episode, before = f"{link} {request.token}", _NOTHING
+        before, after = _NOTHING, None
         if request.after is not None:
-            found = self._known.of(episode).get(request.after)
+            after = (link, request.after)
+            found = self._known.of(request.token).get(after)
             if found is None:
                 raise ModelServiceError("this relay does not have what the request goes on from", code=UNKNOWN)
             before = found
         messages = before.messages + request.messages
-        self._known.put(episode, request.number, request.after, messages, before)
+        self._known.put(request.token, (link, request.number), after, messages, before)
         return msgspec.structs.replace(request, messages=messages)
+
+    def forget(self, token: str) -> None:
+        """That episode has ended."""
+        self._known.forget(token)
 
 
 def _begins(messages: list[Message], old: list[Message]) -> bool:

@@ -127,6 +127,8 @@ def mixture(config: RunConfig, with_agent: Mapping[str, Any]) -> list[Line]:
 def _trainer(train: TrainConfig, model: Model, config: RunConfig) -> str:
     """How it learns, what each process holds, and the longest batch that is tried before step 1."""
     said = f"DeepSpeed ZeRO {train.zero_stage}, {train.dtype}, lr {train.lr:g}"
+    if train.lora is not None:
+        said += f", an adapter of rank {train.lora.rank}"
     if model.folder is None or model.todo:  # nothing is known of it yet
         return said
     parameters = parameters_of(model.folder)

@@ -344,6 +344,8 @@ class Rollout:
         finally:
             self._running -= 1
             del self._dialogues[id]
+            if self._relay:
+                self._relay.forget(id)
             episode = episode or attempt.cancelled()
             self._tell("finished", split, episode.sampled, episode)
 

@@ -168,6 +168,14 @@ def test_a_relay_that_remembers_nothing_refuses_and_is_sent_the_whole() -> None:
     assert Receiver().restore("another link", sender.whole(request(messages))).messages == messages
 
 
+def test_an_episode_that_has_ended_is_forgotten() -> None:
+    sender, receiver = Sender(), Receiver()
+    receiver.restore("link", sender.shorten(request([Message("user", "a")])))
+    receiver.forget("t")
+    receiver.forget("t")
+    assert receiver._known._characters == 0 and not receiver._known._episodes
+
+
 def test_what_is_remembered_is_bounded() -> None:
     sender, receiver = Sender(1000), Receiver(1000)
     for number in range(50):

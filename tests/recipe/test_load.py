@@ -206,3 +206,19 @@ def test_a_budget_of_the_agents_calls_is_read_and_checked(recipe) -> None:
         load(recipe(text.replace("20", "0")))
     with pytest.raises(RecipeError, match=r"unknown key 'call' in agent\.budget; did you mean 'calls'"):
         load(recipe(text.replace("calls", "call")))
+
+
+def test_an_adapter_is_a_section_of_train_and_wrong_keys_in_it_are_told(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text(
+        "name: a\nsteps: 1\ntask: {env: rockroll:frozen_lake}\ntrain:\n  lora: {rank: 4, targets: [q_proj]}\n"
+    )
+    config = load(file)
+    assert config.train.lora is not None and config.train.lora.targets == ("q_proj",)
+    again = tmp_path / "again.yaml"
+    again.write_text(dump(config))
+    assert load(again) == config
+    with pytest.raises(RecipeError, match=r"unknown key 'rnk' in train.lora; did you mean 'rank'"):
+        load(file, ["train.lora={rnk: 4}"])
+    with pytest.raises(RecipeError, match="train lora rank must be at least 1"):
+        load(file, ["train.lora.rank=0"])

@@ -128,8 +128,9 @@ def test_an_unedited_history_is_sent_as_a_whole_render_would_be(name: str, data:
     tokenizer, transcript = talk.tokenizer, talk.transcript
     for _ in range(data.draw(st.integers(1, 5), label="turns")):
         prompt = transcript.prompt(talk.told, talk.tools)
-        expected = talk.messages if prompt.parent else talk.told
-        assert prompt.ids == whole(tokenizer, expected, talk.tools)
+        if prompt.parent is None:
+            talk.messages = list(talk.told)  # a branch begins: from here on the past is what the client wrote
+        assert prompt.ids == whole(tokenizer, talk.messages, talk.tools)
         talk.go_on(talk.answer(prompt))
     _check_samples(transcript, tokenizer)
 
