@@ -31,6 +31,8 @@ from rockroll.errors import EngineError
 _log = logging.getLogger(__name__)
 _LEAST_TEMPERATURE = 0.01
 """vLLM samples at 0.01 what is asked for at less: the log-probs would not be those that were asked for."""
+_LEAST_HEAD = 32
+"""Smaller ones start, and kill vLLM's CPU worker at the first request."""
 _CLOSING_S = 3
 """vLLM's processes have this long to end by themselves."""
 
@@ -112,6 +114,13 @@ class VllmEngine:
         weights.shapes(folder)
         model, generation = await asyncio.to_thread(_describe, folder)
         context = weights.context_length(model, config.context_length)
+        text = model.get_text_config()
+        head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        if cpu and head < _LEAST_HEAD:
+            raise EngineError(
+                f"{folder} has attention heads of {head}, vLLM's on a CPU have at least {_LEAST_HEAD}; use "
+                "engine.kind transformers"
+            )
         started = time.perf_counter()
         try:
             llm = await asyncio.to_thread(vllm_versions.start, config, context, cpu)
