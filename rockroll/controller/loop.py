@@ -256,8 +256,11 @@ async def _evaluate_into(row: Row, config: RunConfig, made: Parts, status: Statu
     status.evals.append((step, result.pass_rate))
 
 
-def to_batch(step: int, groups: list[Group], temperature: float) -> TrainBatch:
-    """The groups as the trainer takes them: every branch of an episode is a sample with that episode's reward."""
+def to_batch(step: int, groups: list[Group], temperature: float, spans: int = 0) -> TrainBatch:
+    """The groups as the trainer takes them: every branch of an episode is a sample with that episode's reward.
+
+    spans: how many spans of equal advantages of each sample the trainer is to tell.
+    """
     samples: list[TrainSample] = []
     number = 0
     for index, group in enumerate(groups):
@@ -288,7 +291,7 @@ def to_batch(step: int, groups: list[Group], temperature: float) -> TrainBatch:
                     )
                 )
             number += 1
-    return TrainBatch(step=step, samples=samples, temperature=temperature)
+    return TrainBatch(step=step, samples=samples, temperature=temperature, spans=spans)
 
 
 def _turn_rewards(episode: Episode) -> dict[int, float]:
