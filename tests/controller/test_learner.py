@@ -12,7 +12,7 @@ import torch
 
 from rockroll.controller.learner import Learner
 from rockroll.controller.run_dir import RunDir
-from rockroll.digest import digest
+from rockroll.digest import Digest
 from rockroll.errors import TrainError
 from rockroll.train.api import TrainBatch, TrainSample
 from rockroll.train.config import TrainConfig
@@ -57,7 +57,10 @@ class Here:
 
     @property
     def digest(self) -> str:
-        return digest(self.rank.tensors())
+        seen = Digest()
+        for name, tensor in self.rank.weights():
+            seen.add(name, tensor)
+        return seen.hex()
 
 
 class Both:

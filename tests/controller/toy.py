@@ -32,6 +32,7 @@ from rockroll.rollout.runner import Rollout
 from rockroll.rollout.tokenizer import ChatTokenizer
 from rockroll.train import folder
 from rockroll.train.api import Exported, StepReport, TrainBatch
+from rockroll.train.config import TrainConfig
 
 START = "0" * 32
 
@@ -145,6 +146,7 @@ def config(**changes: Any) -> RunConfig:
         rollout=RolloutConfig(**wanted),
         eval=EvalConfig(episodes=3, every=4),
         checkpoint=CheckpointConfig(every=every, keep=keep),
+        train=TrainConfig(worst_case_step=False),
     )
 
 
@@ -157,17 +159,19 @@ class Run:
         self.watch: Callable[[Ledger], None] = lambda ledger: None
 
     @asynccontextmanager
-    async def parts(self, config: RunConfig, run: RunDir, on_event: Any, *, train: bool) -> AsyncIterator[Parts]:
+    async def parts(
+        self, config: RunConfig, run: RunDir, on_event: Any, *, train: bool, data: None = None
+    ) -> AsyncIterator[Parts]:
         with ExitStack() as stack:
             ledger = stack.enter_context(Ledger(run.ledger, run.last_step))
             self.watch(ledger)
             async with (
                 Journal(run.path / "journal", "off") as journal,
                 Rollout(
-                    config.rollout, self.engine, None, config.task, None, self.tokenizer, seed=3, journal=journal
+                    config.rollout, self.engine, {}, config.domains, None, self.tokenizer, seed=3, journal=journal
                 ) as rollout,
             ):  # fmt: skip
-                made: Any = dict(processes=Guarded(), engine=self.engine, trainer=self.trainer)
+                made: Any = dict(processes=Guarded(), engine=self.engine, trainer=self.trainer, critic=None, deck=None)
                 yield Parts(**made, rollout=rollout, ledger=ledger, canary_ids=[1, 2, 3])
 
     async def go(self) -> loop.Summary:
