@@ -12,12 +12,12 @@ import torch
 
 from rockroll.controller.learner import Learner
 from rockroll.controller.run_dir import RunDir
-from rockroll.digest import Digest
 from rockroll.errors import TrainError
 from rockroll.train.api import TrainBatch, TrainSample
 from rockroll.train.config import TrainConfig
 from rockroll.train.critic import CriticConfig, critic_config
 from rockroll.train.trainer import RankTrainer
+from tests.train.digests import digest_of
 
 VOCABULARY = 32
 
@@ -57,10 +57,7 @@ class Here:
 
     @property
     def digest(self) -> str:
-        seen = Digest()
-        for name, tensor in self.rank.weights():
-            seen.add(name, tensor)
-        return seen.hex()
+        return digest_of(self.rank)
 
 
 class Both:

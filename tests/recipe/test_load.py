@@ -94,7 +94,10 @@ def test_a_resolved_recipe_reads_back_as_itself(recipe) -> None:
         ),
         (GOOD + "  objective: distil\n", r"r\.yaml:10: train\.objective: .*'distil'"),
         (GOOD + "  objective: distill\n", r"objective distill needs teacher"),
-        ("name: x\nsteps: 1\n", r"r\.yaml:1: what is to be learnt is one task, as in task: \{env: rockroll:shell\}, or several"),
+        (
+            "name: x\nsteps: 1\n",
+            r"r\.yaml:1: what is to be learnt is one task, as in task: \{env: rockroll:shell\}",
+        ),
         (GOOD + "sandbox: {memory: 64k}\n", r"memory: 64k is under the 6 MB that a shell needs; try memory: 64m"),
     ],
 )

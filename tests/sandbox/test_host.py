@@ -234,6 +234,7 @@ async def test_a_new_host_sweeps_boxes_of_dead_owners_and_takes_detached_and_own
     created = wire.Create(config={"memory": "64m", "name": "keep"}, owner="detached")
     kept.id = (await kept.call("sandbox.create", created)).id
     await kept.run("echo data >/srv/f; x=1; setsid -f sleep 99")
+    await kept.until_saved(b"x=")
     init = kept.box.init
     # As after SIGKILL: nothing of the first one runs on, and it has told nobody.
     await first._service.close()

@@ -9,13 +9,13 @@ import msgspec
 import pytest
 import torch
 
-from rockroll.digest import digest
 from rockroll.errors import TrainError
 from rockroll.train.api import TrainBatch
 from rockroll.train.config import TrainConfig
 from rockroll.train.critic import CriticConfig, critic_config
 from rockroll.train.trainer import RankTrainer
 from rockroll.train.unbranched import unbranched
+from tests.train.digests import digest_of
 
 from .gradient_worker import gradient
 from .test_gradient import assert_same, run_ranks
@@ -142,7 +142,7 @@ def test_a_saved_critic_goes_on_bit_equal_and_is_a_model_that_transformers_loads
     assert after.values(given) == straight.values(given)
     for trainer in (straight, after):
         trainer.step(valued(2))
-    assert digest(after.tensors()) == digest(straight.tensors())
+    assert digest_of(after) == digest_of(straight)
 
     model = AutoModelForTokenClassification.from_pretrained(tmp_path / "step_2" / "model").eval()
     before = RankTrainer(critic_config(replace(ppo, critic=CriticConfig(model=str(tmp_path / "step_2" / "model"))), 4))
@@ -154,10 +154,10 @@ def test_a_saved_critic_goes_on_bit_equal_and_is_a_model_that_transformers_loads
 def test_its_worst_case_and_a_step_without_learning_change_nothing(ppo: TrainConfig, valued: Batch):
     critic, policy = RankTrainer(critic_config(ppo, 4)), RankTrainer(ppo)
     for trainer in (critic, policy):
-        weights = digest(trainer.tensors())
+        weights = digest_of(trainer)
         assert trainer.worst_case(0).length == 128
         report = trainer.step(msgspec.structs.replace(valued(), learn=False))
-        assert digest(trainer.tensors()) == weights
+        assert digest_of(trainer) == weights
         assert report.version == trainer.version == 1 and trainer.updates == 0
 
 

@@ -157,7 +157,7 @@ def test_a_rank_that_cannot_write_leaves_no_checkpoint_and_the_trainer_as_it_was
 
     trainer = RankTrainer(config)
     monkeypatch.setattr(checkpoint, "write_shards", full)
-    with pytest.raises(TrainError, match=r"cannot save a checkpoint to .*/a: No space left on device; is there space"):
+    with pytest.raises(TrainError, match=r"cannot save a checkpoint to .*/a: its disk is full \(No space left"):
         trainer.save(str(tmp_path / "a"))
     assert not list(tmp_path.iterdir())
     monkeypatch.undo()

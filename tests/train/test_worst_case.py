@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rockroll.digest import digest
 from rockroll.errors import TrainError
 from rockroll.train import memory
 from rockroll.train.algorithm import PRESETS
@@ -19,6 +18,7 @@ from rockroll.train.api import TrainBatch
 from rockroll.train.config import TrainConfig
 from rockroll.train.extent import context_of, parameters_of, state_bytes, widest
 from rockroll.train.trainer import RankTrainer
+from tests.train.digests import digest_of
 
 Batch = Callable[..., TrainBatch]
 
@@ -64,10 +64,10 @@ def test_it_leaves_weights_optimizer_random_state_and_the_next_step_bit_equal(
 ):
     config = replace(config, tokens_per_microbatch=300, **CASES[case])
     trainer, other = RankTrainer(config), RankTrainer(config)
-    weights, state, drawn = digest(trainer.tensors()), optimizer_state(trainer), torch.get_rng_state()
+    weights, state, drawn = digest_of(trainer), optimizer_state(trainer), torch.get_rng_state()
     done = trainer.worst_case(100)
     assert (done.rows, done.length) == (3, 100) and done.peak_bytes > 1e6
-    assert digest(trainer.tensors()) == weights
+    assert digest_of(trainer) == weights
     assert same(optimizer_state(trainer), state)
     assert torch.equal(torch.get_rng_state(), drawn)
     for step in range(2):
@@ -76,7 +76,7 @@ def test_it_leaves_weights_optimizer_random_state_and_the_next_step_bit_equal(
         assert {k: v for k, v in report.metrics.items() if not k.startswith("time/")} == {
             k: v for k, v in expected.metrics.items() if not k.startswith("time/")
         }
-    assert digest(trainer.tensors()) == digest(other.tensors())
+    assert digest_of(trainer) == digest_of(other)
     assert same(optimizer_state(trainer), optimizer_state(other))
     with pytest.raises(TrainError, match="this trainer has made 2 updates"):
         trainer.worst_case(100)
@@ -147,18 +147,18 @@ def test_every_algorithm_has_one(config: TrainConfig, algorithm: str):
     options = {"aggregation_length": 8} if algorithm == "dr_grpo" else {}
     given = TrainConfig(model=config.model, threads=1, device="cpu", algorithm=algorithm, **options)  # type: ignore[arg-type]
     trainer = RankTrainer(given)
-    weights = digest(trainer.tensors())
+    weights = digest_of(trainer)
     assert trainer.worst_case(0).rows == 64
-    assert digest(trainer.tensors()) == weights
+    assert digest_of(trainer) == weights
 
 
 @pytest.mark.parametrize("objective", ["sft", "dpo", "distill"])
 def test_every_objective_has_one(config: TrainConfig, objective: str):
     teacher = config.model if objective == "distill" else ""
     trainer = RankTrainer(replace(config, objective=objective, teacher=teacher))  # pyright: ignore[reportArgumentType]
-    weights = digest(trainer.tensors())
+    weights = digest_of(trainer)
     assert trainer.worst_case(0).rows == 64
-    assert digest(trainer.tensors()) == weights
+    assert digest_of(trainer) == weights
 
 
 def test_what_ran_out_of_memory_is_told_from_other_errors():
