@@ -59,7 +59,7 @@ class Spent:
         may, seconds = self.budget, now - self._since
         for limit, spent, wanted, unit in (
             ("calls", self.calls, n, "calls of the model"),
-            ("seconds", seconds, 1e-9, "seconds with the model"),  # a call takes some, on the coarsest clock
+            ("seconds", seconds, 0, "seconds with the model"),
             ("completion_tokens", self.completion_tokens, 1, "tokens from the model"),
             ("body_bytes", self.body_bytes, body_bytes, "bytes of requests"),
             ("prompt_tokens", self.prompt_tokens, 1, "tokens of prompts"),
