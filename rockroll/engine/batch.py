@@ -13,14 +13,13 @@ sequence is copied, not computed. Of one group's equal prompts, arriving togethe
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rockroll.engine.api import GenerateRequest, Generation, Piece
 from rockroll.engine.prefixes import Prefixes
+from rockroll.engine.rows import Rows, Sequence
 from rockroll.engine.sampling import sample, uniforms
 from rockroll.engine.slots import Kept, Segment, Slots, Step
 
@@ -28,52 +27,8 @@ _LEAST_SHARED = 16
 """Shorter prefixes than this are computed: the copies of every layer would cost as much."""
 
 
-class Sequence:
-    """One request under way. `cached` of its ids have their keys and values in its row."""
-
-    def __init__(self, request: GenerateRequest, seed: int) -> None:
-        self.request = request
-        self.seed = seed
-        self.ids = list(request.prompt_ids)
-        self.logprobs: list[float] = []
-        self.versions: list[int] = []
-        self.stops = frozenset(request.stop_ids)
-        self.cached = 0
-        self.row = -1
-        self.cache_version = -1
-        self.done = False
-        self.told = 0
-
-    @property
-    def generated(self) -> int:
-        return len(self.logprobs)
-
-    def generation(self, finish_reason: Any) -> Generation:
-        return Generation(
-            token_ids=self.ids[len(self.request.prompt_ids) :],
-            logprobs=self.logprobs,
-            versions=self.versions,
-            finish_reason=finish_reason,
-        )
-
-    def piece(self) -> Piece | None:
-        """The tokens since the last piece, if there are any."""
-        if self.told == self.generated:
-            return None
-        start, self.told = self.told, self.generated
-        begun = len(self.request.prompt_ids) + start
-        return Piece(
-            start=start, token_ids=self.ids[begun:], logprobs=self.logprobs[start:], versions=self.versions[start:]
-        )
-
-    def ended(self) -> str | None:
-        if self.ids[-1] in self.stops:
-            return "stop"
-        return "length" if self.generated >= self.request.max_tokens else None
-
-
-class Batch:
-    """Sequences active in at most `max_batch` rows, and those that wait for one."""
+class Batch(Rows):
+    """Of at most `max_batch` rows."""
 
     def __init__(
         self,
@@ -86,6 +41,7 @@ class Batch:
         prefix_cache: int,
         prefix_cache_bytes: int,
     ) -> None:
+        super().__init__(max_batch)
         self.version = 0
         self._model = model
         self._slots = slots
@@ -93,34 +49,11 @@ class Batch:
         self._prefill_tokens = prefill_tokens
         self._device: torch.device = model.device
         self._dtype: torch.dtype = model.dtype
-        self._rows: list[Sequence | None] = [None] * max_batch
-        self._waiting: deque[Sequence] = deque()
         self._active_prefixes = Prefixes(max_batch)
         self._kept_prefixes = Prefixes(prefix_cache)
         self._kept: dict[int, Kept] = {}  # by number, the longest unused first
         self._unused = list(range(prefix_cache))
         self._kept_bytes, self._most_kept_bytes = 0, prefix_cache_bytes
-
-    @property
-    def busy(self) -> bool:
-        return bool(self._waiting) or any(self._rows)
-
-    def add(self, sequence: Sequence) -> None:
-        self._waiting.append(sequence)
-
-    def abort(self, sequence: Sequence) -> None:
-        """Forget it, wherever it is."""
-        if sequence.row >= 0:
-            self._release(sequence)
-        elif sequence in self._waiting:
-            self._waiting.remove(sequence)
-
-    def drain(self) -> list[Sequence]:
-        """Every sequence, active or waiting, taken out."""
-        taken = [sequence for sequence in self._rows if sequence] + list(self._waiting)
-        for sequence in taken:
-            self.abort(sequence)
-        return taken
 
     def weights_changed(self, version: int) -> None:
         """Newcomers share nothing that older weights computed. Active sequences go on over what they have."""
@@ -271,8 +204,7 @@ class Batch:
 
     def _release(self, sequence: Sequence) -> None:
         self._active_prefixes.drop(sequence.row)
-        self._rows[sequence.row] = None
-        sequence.row = -1
+        super()._release(sequence)
 
     def _close_holes(self) -> None:
         """Move the last row down while a quarter of the rows attended over are empty: they cost time, moves too."""

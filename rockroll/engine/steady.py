@@ -12,13 +12,12 @@ Each attends over the whole width of the context, what is not there yet hidden, 
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rockroll.engine.batch import Sequence
+from rockroll.engine.rows import Rows, Sequence
 from rockroll.engine.sampling import sample, uniforms
 from rockroll.engine.slots import refuse_unusual
 
@@ -98,37 +97,14 @@ class SteadySlots:
         return self._hidden[window]
 
 
-class SteadyBatch:
-    """As `batch.Batch`: sequences active in at most so many rows, and those that wait for one."""
+class SteadyBatch(Rows):
+    """As `batch.Batch`; its rows are those of `slots`."""
 
     def __init__(self, model: Any, slots: SteadySlots) -> None:
+        super().__init__(slots.rows)
         self.version = 0
         self._model, self._slots = model, slots
         self._device: torch.device = model.device
-        self._rows: list[Sequence | None] = [None] * slots.rows
-        self._waiting: deque[Sequence] = deque()
-
-    @property
-    def busy(self) -> bool:
-        return bool(self._waiting) or any(self._rows)
-
-    def add(self, sequence: Sequence) -> None:
-        self._waiting.append(sequence)
-
-    def abort(self, sequence: Sequence) -> None:
-        """Forget it, wherever it is."""
-        if sequence.row >= 0:
-            self._rows[sequence.row] = None
-            sequence.row = -1
-        elif sequence in self._waiting:
-            self._waiting.remove(sequence)
-
-    def drain(self) -> list[Sequence]:
-        """Every sequence, active or waiting, taken out."""
-        taken = [sequence for sequence in self._rows if sequence] + list(self._waiting)
-        for sequence in taken:
-            self.abort(sequence)
-        return taken
 
     def weights_changed(self, version: int) -> None:
         """Active sequences go on over what they have."""

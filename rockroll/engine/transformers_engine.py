@@ -28,9 +28,10 @@ import torch
 from rockroll import units
 from rockroll.engine import weights
 from rockroll.engine.api import EngineInfo, GenerateRequest, Generation, Loaded, OnTokens, Piece
-from rockroll.engine.batch import Batch, Sequence
+from rockroll.engine.batch import Batch
 from rockroll.engine.config import EngineConfig
 from rockroll.engine.limits import Limits
+from rockroll.engine.rows import Sequence
 from rockroll.engine.slots import Slots
 from rockroll.engine.steady import SteadyBatch, SteadySlots
 from rockroll.errors import EngineError

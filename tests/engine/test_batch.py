@@ -15,8 +15,9 @@ from transformers import AttentionInterface
 
 from rockroll.engine import weights
 from rockroll.engine.api import GenerateRequest
-from rockroll.engine.batch import Batch, Sequence
+from rockroll.engine.batch import Batch
 from rockroll.engine.config import EngineConfig
+from rockroll.engine.rows import Sequence
 from rockroll.engine.slots import Slots
 
 DRAW = random.Random(0)
