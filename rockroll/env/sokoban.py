@@ -18,6 +18,7 @@ import hashlib
 import heapq
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -47,8 +48,6 @@ DRAWN = 20_000
 SEARCHED = 200_000
 """Positions that `solution` looks at before it gives up."""
 
-_WORDS = re.compile(r"\b(left|down|right|up)\b", re.IGNORECASE)
-
 
 @dataclass(frozen=True)
 class Room:
@@ -77,7 +76,8 @@ class Sokoban:
     """GEM's `reset` and `step` over one room.
 
     level: tiny (5×5, 1 box, 10 steps), easy (6×6, 2 boxes, 20 steps) or hard (8×8, 4 boxes, 50 steps).
-    size, boxes, max_steps: in place of the level's. rules: said before the first room; "" for none.
+    size, boxes, max_steps: in place of the level's. moves: what going left, down, right and up is called, in that
+    order: for a model that has other words. rules: said before the first room; "" for none.
     split: the rooms of "train" and "eval" are disjoint.
     """
 
@@ -87,6 +87,7 @@ class Sokoban:
         size: int | None = None,
         boxes: int | None = None,
         max_steps: int | None = None,
+        moves: Sequence[str] = tuple(MOVES),
         rules: str = RULES,
         split: Literal["train", "eval"] = "train",
     ) -> None:
@@ -100,8 +101,13 @@ class Sokoban:
             raise ValueError(f"boxes are 1 to {most} in a room of size {self._level.size}; got {self._level.boxes}")
         if self._level.steps < 4 * self._level.boxes:
             raise ValueError(f"max_steps is at least 4 for each box; got {self._level.steps}")
-        self._rules, self._split = rules, split
-        self._ways = _ways(self._level.size)
+        if len({move.lower() for move in moves}) != len(MOVES) or not all(moves):
+            raise ValueError(f"moves are four different words, for {', '.join(MOVES)}; got {list(moves)}")
+        left, down, right, up = self._moves = [move.lower() for move in moves]
+        self._said = f"{up}, {down}, {left} or {right}"
+        self._words = re.compile(rf"(?<!\w)({'|'.join(map(re.escape, self._moves))})(?!\w)", re.IGNORECASE)
+        self._rules, self._split = rules.replace("up, down, left or right", self._said), split
+        self._ways = dict(zip(self._moves, _ways(self._level.size).values(), strict=True))
         self._over = True
 
     def reset(self, seed: int | None = None) -> tuple[str, dict[str, Any]]:
@@ -115,7 +121,7 @@ class Sokoban:
         """One move, or push. What is in the way stays where it is; that takes a step, as text without a direction."""
         if self._over:
             raise RuntimeError("this episode is over: call reset before step")
-        said = _WORDS.findall(action)
+        said = self._words.findall(action)
         if said:
             self._go(self._ways[said[-1].lower()])
         self._steps += 1
@@ -123,7 +129,7 @@ class Sokoban:
         terminated = home == len(self.boxes)
         truncated = not terminated and self._steps >= self._level.steps
         self._over = terminated or truncated
-        note = "" if said else "Say up, down, left or right.\n"
+        note = "" if said else f"Say {self._said}.\n"
         return note + self.grid(), home / len(self.boxes) if self._over else 0.0, terminated, truncated, {}
 
     def grid(self) -> str:
@@ -131,12 +137,13 @@ class Sokoban:
         return self.room.text(self.boxes, self.player)
 
     def sample_random_action(self) -> str:
-        """One of the four words."""
-        return random.choice(list(MOVES))
+        """One of the four moves."""
+        return random.choice(self._moves)
 
     def solution(self) -> list[str] | None:
         """The reference solver: a shortest way from here, as words; None where there is none any more."""
-        return solve(self.room, frozenset(self.boxes), self.player)
+        found = solve(self.room, frozenset(self.boxes), self.player)
+        return found and [self._moves[list(MOVES).index(word)] for word in found]
 
     def _go(self, way: int) -> None:
         to = self.player + way

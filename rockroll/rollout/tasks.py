@@ -16,6 +16,7 @@ from typing import Any, cast
 
 from rockroll.agent.command import CommandAgent
 from rockroll.agent.config import AgentConfig
+from rockroll.env.apart import ApartEnv, Workers
 from rockroll.env.api import SandboxTask, Split, read_reset, read_step
 from rockroll.env.registry import find, make
 from rockroll.errors import EnvError, UsageError
@@ -37,6 +38,8 @@ class EnvTask:
     config: TaskConfig
     takes_split: bool
     threads: Executor | None = None
+    workers: Workers | None = None
+    """Where those are played that have a process of their own."""
 
     @property
     def name(self) -> str:
@@ -45,6 +48,8 @@ class EnvTask:
     def game(self, split: Split) -> Game:
         """A new game. Raises EnvError or UsageError where it cannot be made."""
         options = {**self.config.options, "split": split} if self.takes_split else self.config.options
+        if self.workers is not None:
+            return Game(ApartEnv(self.workers, self.config.env, options, self.config.call_timeout), slow=False)
         return Game(make(self.config.env, **options), self.config.slow, self.threads)
 
 
@@ -103,8 +108,11 @@ def resolve(config: TaskConfig, agent: AgentConfig | None) -> Task:
                 f"{config.env} has reset and step and is played by rockroll's own loop: leave out the section `agent`"
             )
         takes_split = not inspect.isfunction(cls) and "split" in inspect.signature(cls).parameters
-        make(config.env, **config.options)  # wrong options are found before anything is started
+        if config.where == "here":
+            make(config.env, **config.options)  # wrong options are found before anything is started
         return EnvTask(config, takes_split and "split" not in config.options)
+    if config.where == "process":
+        raise UsageError(f"{config.env} is worked on in a sandbox: leave out where: process, which is for an Env")
     if agent is None:
         raise UsageError(
             f"{config.env} is worked on by an agent in a sandbox: name it, as in agent: {{command: python3 /a.py}}"

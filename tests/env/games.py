@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -123,6 +127,29 @@ class Hangs(Guess):
     def step(self, action: str) -> tuple[Any, ...]:
         time.sleep(3)
         return super().step(action)
+
+
+class Spins(Guess):
+    """Never comes back, and has started a program of its own."""
+
+    def step(self, action: str) -> tuple[Any, ...]:
+        subprocess.Popen(["sleep", "60"])
+        while True:
+            pass
+
+
+class Dies(Guess):
+    def step(self, action: str) -> tuple[Any, ...]:
+        print("my last words", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGSEGV)
+        return super().step(action)
+
+
+class Pid(Guess):
+    def reset(self, seed: int | None = None) -> tuple[str, dict[str, Any]]:
+        print("what is printed is no part of the conversation")
+        super().reset(seed)
+        return str(os.getpid()), {"system": "play"}
 
 
 class Slow(Guess):

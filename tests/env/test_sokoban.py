@@ -82,6 +82,16 @@ def test_text_without_a_direction_takes_a_step_and_says_what_to_say() -> None:
     assert observation.startswith("Say up, down, left or right.") and (reward, terminated) == (0.0, False)
 
 
+def test_the_moves_may_be_called_otherwise() -> None:
+    game = Sokoban("tiny", moves=["links", "runter", "rechts", "rauf"])
+    for seed in range(20):
+        assert "Answer with one word: rauf, runter, links or rechts." in game.reset(seed)[0]
+        assert game.step("hello")[0].startswith("Say rauf")
+        moves = game.solution()
+        assert moves and {*moves} <= {"links", "runter", "rechts", "rauf"}
+        assert len(moves) == 10 or [game.step(move) for move in moves][-1][1] == 1.0
+
+
 def test_at_the_limit_it_earns_the_share_of_boxes_at_home() -> None:
     game = playing("######", "#P_XO#", "#____#", "#__X_#", "#__O_#", "######", steps=8)
     ends = [game.step(move) for move in ["right", "right"] + ["up"] * 6]
@@ -138,6 +148,7 @@ def test_the_scores_in_the_docstring() -> None:
         ({"level": "esay"}, "level is tiny, easy, hard"),
         ({"size": 4}, "size is 5 to 16"),
         ({"boxes": 3}, "boxes are 1 to 2 in a room of size 6"),
+        ({"moves": ["a", "b"]}, "moves are four different words"),
         ({"max_steps": 3}, "at least 4 for each box"),
     ],
 )
