@@ -78,5 +78,5 @@ class ReasoningGymEnv:
         make = imported("reasoning_gym", "reasoning-gym").create_dataset
         with self._random.here():
             self._data = make(self._id, seed=seed, size=1, **self._options)
-            self._entry = self._data[0]
-        return self._entry["question"]
+            self._entry = entry = self._data[0]
+        return entry["question"]

@@ -110,7 +110,7 @@ def opponent_of(named: str | Sequence[str]) -> Callable[[str], str]:
         return say
     module, _, name = named.partition(":")
     try:
-        found = getattr(importlib.import_module(module), name)
+        found: Any = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"opponent is module:name of a function or class; got {named!r}: {error}") from None
     return found() if inspect.isclass(found) else found

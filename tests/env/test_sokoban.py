@@ -137,8 +137,7 @@ def test_the_scores_in_the_docstring() -> None:
             over = False
             while not over:
                 _, reward, terminated, truncated, _ = game.step(draw.choice(["up", "down", "left", "right"]))
-                over = terminated or truncated
-            total, won = total + reward, won + terminated
+                total, won, over = total + reward, won + terminated, terminated or truncated
         assert abs(total / 300 - earned) < 0.06 and abs(won / 300 - solved) < 0.06
 
 
