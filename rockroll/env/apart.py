@@ -30,6 +30,8 @@ from rockroll.env.api import read_reset, read_step
 from rockroll.env.registry import make
 from rockroll.errors import EnvError, RockrollError
 
+START_S = 60.0
+"""Seconds at least for the first call, which waits for Python to start and the environment's libraries to load."""
 SHOWN = 400
 """Characters of what a worker said last, in the error of one that died."""
 _HEAD = struct.Struct("!I")
@@ -81,7 +83,7 @@ class ApartEnv:
     """An Env whose `reset` and `step` are played in a worker. EnvError for what it raises, a hang, a crash."""
 
     def __init__(self, workers: Workers, name: str, options: Mapping[str, Any], limit: float = 60.0) -> None:
-        """limit: seconds that one call may take; then it hangs."""
+        """limit: seconds that one `reset` or `step` may take; then it hangs."""
         self._workers, self._name, self._options, self._limit = workers, name, dict(options), limit
         self._worker: Worker | None = None
         self._busy = False
@@ -111,12 +113,13 @@ class ApartEnv:
         if self._worker is None:
             raise EnvError(f"{self._name}: {method} comes after reset")
         self._busy = True
+        limit = max(self._limit, START_S) if method == "make" else self._limit
         try:
-            async with asyncio.timeout(self._limit):
+            async with asyncio.timeout(limit):
                 said, value = await self._worker.ask(method, arguments)
         except TimeoutError:
             raise EnvError(
-                f"{self._name}: {method} did not come back within {self._limit:g} s; its process was killed"
+                f"{self._name}: {method} did not come back within {limit:g} s; its process was killed"
             ) from None
         except (EOFError, OSError):
             how = await self._worker.epitaph()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from rockroll.env.library import imported, known_or_refused
 from rockroll.env.own_random import OwnRandom
@@ -113,4 +113,4 @@ def opponent_of(named: str | Sequence[str]) -> Callable[[str], str]:
         found: Any = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"opponent is module:name of a function or class; got {named!r}: {error}") from None
-    return found() if inspect.isclass(found) else found
+    return cast(Callable[[str], str], found() if inspect.isclass(found) else found)
