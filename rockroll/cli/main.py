@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from rockroll import __version__
-from rockroll.cli import bench, debug, doctor, image, model_service, sandbox, serve, train, view
+from rockroll.cli import bench, debug, doctor, env, image, model_service, sandbox, serve, train, view
 from rockroll.cli.text import safe_lines
 from rockroll.errors import RockrollError
 
@@ -52,6 +52,7 @@ app.command("model-service")(model_service.model_service)
 app.command("train")(train.train)
 app.command("plan")(train.plan)
 app.command("eval")(train.evaluate)
+app.add_typer(env.app, name="env")
 app.add_typer(image.app, name="image")
 app.add_typer(bench.app, name="bench")
 

@@ -2,14 +2,17 @@
 
 In: a seed. Out: either an `Env`, stepped by rockroll's own loop (GEM's and Gymnasium's reset and step), or a
 `SandboxTask`, whose situation is put into a sandbox where an agent program works on it. Leaves the model, tokens
-and training to others: a task never sees them.
+and training to others: a task never sees them. `rockroll env check NAME` tries out what is promised here.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+from rockroll.errors import EnvError
 
 if TYPE_CHECKING:
     from rockroll.sandbox.client import Sandbox
@@ -21,9 +24,27 @@ Split = Literal["train", "eval"]
 class Env(Protocol):
     """One task as a game of text: GEM's interface, which is Gymnasium's with strings.
 
-    Either method may be `async def`: then others run while it waits. An `info` of `reset` may carry `"system"`: a
-    system message for the conversation. `close()` is called where there is one. An environment whose constructor takes
-    a keyword `split` is told "train" or "eval".
+        observation, info = env.reset(seed=7)
+        while True:
+            action = …                                              # the model's answer, any text at all
+            observation, reward, terminated, truncated, info = env.step(action)
+            if terminated or truncated:                             # no step follows; reset begins another episode
+                break
+
+    What rockroll relies on, and `rockroll env check NAME` tries out:
+      - observations are text; a reward is a finite number, and the episode's is their sum;
+      - the seed decides everything that is drawn: the episodes of a group share it and are compared. Draw from a
+        `random.Random(seed)` of your own: the module's own state is shared by all episodes that run at once;
+      - every text is an action. One that cannot be read is the model's mistake, to be answered, never an exception;
+      - an episode ends: by `terminated` (it is over), by `truncated` (your own limit of steps), or else by the recipe's
+        `max_turns`. Its reward is what was earned until then. Time is limited by `rollout.episode_timeout`.
+    What it may do beside:
+      - either method may be `async def`: then others run while it waits;
+      - `step` may return four values, with one `done` in place of terminated and truncated;
+      - `info["system"]` of `reset` becomes the conversation's system message;
+      - `close()` is called at the end, where there is one;
+      - a constructor that takes `split` is told "train" or "eval", and keeps the situations of the two apart;
+      - `sample_random_action()` gives a text that is an action now; the check plays with it.
     """
 
     def reset(self, seed: int | None = None) -> tuple[str, dict[str, Any]]:
@@ -33,6 +54,56 @@ class Env(Protocol):
     def step(self, action: str) -> tuple[Any, ...]:
         """Take the policy's text: (observation, reward, terminated, truncated, info), or with one `done` for two."""
         ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """What came of one action, read from either form."""
+
+    observation: str
+    reward: float
+    terminated: bool
+    truncated: bool
+
+    @property
+    def over(self) -> bool:
+        return self.terminated or self.truncated
+
+
+def read_reset(value: Any) -> tuple[str, dict[str, Any]]:
+    """What `reset` returned, checked. Raises EnvError with the rule that it breaks."""
+    if not isinstance(value, tuple) or len(value) != 2:
+        raise EnvError(f"reset returns (observation, info); got {_shape(value)}")
+    observation, info = value
+    return _text(observation), info if isinstance(info, dict) else {}
+
+
+def read_step(value: Any) -> Step:
+    """What `step` returned, checked; with one `done`, an end is `terminated`. Raises EnvError with the rule that it
+    breaks."""
+    if not isinstance(value, tuple) or len(value) not in (4, 5):
+        raise EnvError(
+            "step returns (observation, reward, terminated, truncated, info) or (observation, reward, done, info); "
+            f"got {_shape(value)}"
+        )
+    observation, reward, terminated = value[:3]
+    try:
+        number = float(reward)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise EnvError(f"a reward is a finite number; got {reward!r}")
+    return Step(_text(observation), number, bool(terminated), len(value) == 5 and bool(value[3]))
+
+
+def _text(observation: Any) -> str:
+    if not isinstance(observation, str):
+        raise EnvError(f"an observation is text; got {type(observation).__name__}")
+    return observation
+
+
+def _shape(value: Any) -> str:
+    return f"a tuple of {len(value)}" if isinstance(value, tuple) else type(value).__name__
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,8 +39,6 @@ RULES = (
     "Answer with one word: up, down, left or right."
 )
 
-_WORDS = re.compile(r"\b(left|down|right|up)\b", re.IGNORECASE)
-
 
 class FrozenLake:
     """GEM's `reset` and `step` over one lake.
@@ -49,6 +47,7 @@ class FrozenLake:
     size: rows and columns of a random map. frozen: the chance that a field of a random map is ice, not a hole.
     slippery: a move goes where it was meant, or to either side, each with probability 1/3.
     max_steps: steps until `truncated`; Farama's 100 (up to 4×4) or 200.
+    moves: what going left, down, right and up is called, in that order: for a model that has other words.
     rules: said before the first grid; "" for none. split: random maps of "train" and "eval" are disjoint.
     """
 
@@ -59,6 +58,7 @@ class FrozenLake:
         frozen: float = 0.8,
         slippery: bool = False,
         max_steps: int | None = None,
+        moves: Sequence[str] = tuple(MOVES),
         rules: str = RULES,
         split: Literal["train", "eval"] = "train",
     ) -> None:
@@ -68,12 +68,17 @@ class FrozenLake:
             raise ValueError(f"size is 2 to 32; got {size}")
         if not 0.3 <= frozen <= 1.0:
             raise ValueError(f"frozen is 0.3 to 1.0 (with fewer fields of ice a path is hard to find); got {frozen}")
+        if len({move.lower() for move in moves}) != len(MOVES) or not all(moves):
+            raise ValueError(f"moves are four different words, for {', '.join(MOVES)}; got {list(moves)}")
         self._fixed = None if map == "random" else check_map(MAPS[map] if isinstance(map, str) else tuple(map))
         self._size = len(self._fixed) if self._fixed else size
         self._frozen = frozen
         self._slippery = slippery
         self._max_steps = max_steps or (100 if self._size <= 4 else 200)
-        self._rules = rules
+        left, down, right, up = self._moves = [move.lower() for move in moves]
+        self._said = f"{up}, {down}, {left} or {right}"
+        self._rules = rules.replace("up, down, left or right", self._said)
+        self._words = re.compile(rf"(?<!\w)({'|'.join(re.escape(move) for move in self._moves)})(?!\w)", re.IGNORECASE)
         self._split = split
         self._random = random.Random(0)
         self._over = True
@@ -95,9 +100,9 @@ class FrozenLake:
         """One move. Text without a direction moves nothing, and takes a step."""
         if self._over:
             raise RuntimeError("this episode is over: call reset before step")
-        said = _WORDS.findall(action)
+        said = self._words.findall(action)
         if said:
-            meant = list(MOVES).index(said[-1].lower())
+            meant = self._moves.index(said[-1].lower())
             turn = self._random.choice((-1, 0, 1)) if self._slippery else 0
             self.place = self._moved(self.place, list(MOVES.values())[(meant + turn) % 4])
         self._steps += 1
@@ -105,7 +110,7 @@ class FrozenLake:
         terminated = field in "GH"
         truncated = not terminated and self._steps >= self._max_steps
         self._over = terminated or truncated
-        note = "" if said else "Say up, down, left or right.\n"
+        note = "" if said else f"Say {self._said}.\n"
         return note + self.grid(), float(field == "G"), terminated, truncated, {}
 
     def grid(self) -> str:

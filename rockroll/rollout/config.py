@@ -18,7 +18,8 @@ class TaskConfig:
     """One task, of either kind."""
 
     env: str
-    """`rockroll:shell`, `rockroll:frozen_lake`, or `module:Class` of your own (docs/tasks.md)."""
+    """`rockroll:shell`, `rockroll:sokoban`, a library's as `gymnasium:CartPole-v1`, or `module:Class` of your own
+    (docs/tasks.md)."""
     options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of its constructor."""
     levels: tuple[dict[str, Any], ...] = ()
@@ -30,6 +31,10 @@ class TaskConfig:
     """Of an episode in which the policy ruined its own sandbox or agent, or used up its time (docs/training.md)."""
     slow: bool = False
     """An environment whose `reset` or `step` takes more than a few milliseconds is stepped in a thread of its own."""
+    where: Literal["here", "process"] = "here"
+    """process: an environment is played in a worker process, which is killed and replaced where it hangs or crashes."""
+    call_timeout: float = 60.0
+    """Seconds that one `reset` or `step` may take there; then it hangs, and the episode is an `env_error`."""
 
     def __post_init__(self) -> None:
         if not self.env:
@@ -38,6 +43,8 @@ class TaskConfig:
             raise ValueError("task levels are two or more to choose from; put the options of a single one into options")
         if self.max_turns < 1:
             raise ValueError(f"task max_turns is at least 1; got {self.max_turns}")
+        if not 0 < self.call_timeout < math.inf:
+            raise ValueError(f"task call_timeout is a number of seconds above 0; got {self.call_timeout}")
         if not math.isfinite(self.failure_reward):
             raise ValueError(f"task failure_reward is a finite number; got {self.failure_reward}")
 

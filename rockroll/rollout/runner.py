@@ -18,6 +18,7 @@ from typing import Any, Self
 
 from rockroll.agent.config import AgentConfig
 from rockroll.engine.api import Engine
+from rockroll.env.apart import Workers
 from rockroll.env.api import Split
 from rockroll.errors import AgentError, EnvError, ModelServiceError, UsageError
 from rockroll.model_service.budget import Over
@@ -76,10 +77,12 @@ class Rollout:
         self.tasks = resolve_all(self.configs, agent)
         slow = any(each.slow for each in self.configs)
         self._threads = ThreadPoolExecutor(config.concurrency, "env") if slow else None
+        self._workers = Workers() if any(each.where == "process" for each in self.configs) else None
         self._boxes: dict[str, Boxes] = {}
         for arm, each in self.tasks.items():
             if isinstance(each, EnvTask):
-                self.tasks[arm] = replace(each, threads=self._threads)
+                apart = self._workers if each.config.where == "process" else None
+                self.tasks[arm] = replace(each, threads=self._threads, workers=apart)
                 continue
             boxes = pool.get(arm.task) if isinstance(pool, Mapping) else pool
             if boxes is None or not address:
@@ -116,6 +119,8 @@ class Rollout:
             await self._relay.close()
         if self._threads:
             self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._workers:
+            await self._workers.close()
 
     async def __aenter__(self) -> Self:
         return await self.start()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ from typing import Any, cast
 
 from rockroll.agent.command import CommandAgent
 from rockroll.agent.config import AgentConfig
-from rockroll.env.api import SandboxTask, Split
+from rockroll.env.apart import ApartEnv, Workers
+from rockroll.env.api import SandboxTask, Split, read_reset, read_step
 from rockroll.env.registry import find, make
 from rockroll.errors import EnvError, UsageError
 from rockroll.rollout.config import TaskConfig
@@ -38,6 +38,8 @@ class EnvTask:
     config: TaskConfig
     takes_split: bool
     threads: Executor | None = None
+    workers: Workers | None = None
+    """Where those are played that have a process of their own."""
 
     @property
     def name(self) -> str:
@@ -46,6 +48,8 @@ class EnvTask:
     def game(self, split: Split) -> Game:
         """A new game. Raises EnvError or UsageError where it cannot be made."""
         options = {**self.config.options, "split": split} if self.takes_split else self.config.options
+        if self.workers is not None:
+            return Game(ApartEnv(self.workers, self.config.env, options, self.config.call_timeout), slow=False)
         return Game(make(self.config.env, **options), self.config.slow, self.threads)
 
 
@@ -104,8 +108,11 @@ def resolve(config: TaskConfig, agent: AgentConfig | None) -> Task:
                 f"{config.env} has reset and step and is played by rockroll's own loop: leave out the section `agent`"
             )
         takes_split = not inspect.isfunction(cls) and "split" in inspect.signature(cls).parameters
-        make(config.env, **config.options)  # wrong options are found before anything is started
+        if config.where == "here":
+            make(config.env, **config.options)  # wrong options are found before anything is started
         return EnvTask(config, takes_split and "split" not in config.options)
+    if config.where == "process":
+        raise UsageError(f"{config.env} is worked on in a sandbox: leave out where: process, which is for an Env")
     if agent is None:
         raise UsageError(
             f"{config.env} is worked on by an agent in a sandbox: name it, as in agent: {{command: python3 /a.py}}"
@@ -124,29 +131,15 @@ class Game:
     async def reset(self, seed: int, split: Split) -> list[dict[str, Any]]:
         """The first messages. Seeds of the splits are never equal: train's are even, eval's odd."""
         begun = await self._call(self._env.reset, seed=2 * seed + (split == "eval"))
-        if not isinstance(begun, tuple) or len(begun) != 2:
-            raise EnvError(f"reset returns (observation, info); got {_shape(begun)}")
-        observation, info = begun
-        first = [{"role": "user", "content": _text(observation)}]
-        system = info.get("system") if isinstance(info, dict) else None
+        observation, info = read_reset(begun)
+        first = [{"role": "user", "content": observation}]
+        system = info.get("system")
         return [{"role": "system", "content": system}, *first] if system else first
 
     async def step(self, action: str) -> tuple[str, float, bool, bool]:
         """(observation, reward, terminated, truncated); an Env with one `done` ends as terminated."""
-        stepped = await self._call(self._env.step, action)
-        if not isinstance(stepped, tuple) or len(stepped) not in (4, 5):
-            raise EnvError(
-                "step returns (observation, reward, terminated, truncated, info) or (observation, reward, done, info); "
-                f"got {_shape(stepped)}"
-            )
-        observation, reward, terminated = stepped[:3]
-        try:
-            number = float(reward)
-        except (TypeError, ValueError):
-            number = math.nan
-        if not math.isfinite(number):
-            raise EnvError(f"a reward is a finite number; got {reward!r}")
-        return _text(observation), number, bool(terminated), len(stepped) == 5 and bool(stepped[3])
+        step = read_step(await self._call(self._env.step, action))
+        return step.observation, step.reward, step.terminated, step.truncated
 
     def close(self) -> None:
         """Let the Env go, also while a slow step of it is under way."""
@@ -171,13 +164,3 @@ class Game:
         except Exception as error:
             name = f"{type(self._env).__name__}.{getattr(work, '__name__', 'call')}"
             raise EnvError(f"{name} raised {type(error).__name__}: {error}") from error
-
-
-def _text(observation: Any) -> str:
-    if not isinstance(observation, str):
-        raise EnvError(f"an observation is text; got {type(observation).__name__}")
-    return observation
-
-
-def _shape(value: Any) -> str:
-    return f"a tuple of {len(value)}" if isinstance(value, tuple) else type(value).__name__

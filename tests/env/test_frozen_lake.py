@@ -74,6 +74,14 @@ def test_the_last_direction_in_the_text_counts(said: str, row: int) -> None:
     assert ("Say up, down, left or right." in observation) == (row == 0)
 
 
+def test_the_moves_may_be_called_otherwise() -> None:
+    lake = FrozenLake(map="4x4", moves=["links", "runter", "rechts", "rauf"])
+    assert "Answer with one word: rauf, runter, links or rechts." in lake.reset(0)[0]
+    lake.step("Runter, bitte")
+    assert lake.place == (1, 0)
+    assert lake.step("down")[0].startswith("Say rauf, runter, links or rechts.")
+
+
 def test_after_the_end_comes_reset() -> None:
     lake = FrozenLake(map="4x4")
     play(lake, 0, ["right", "down"])
@@ -138,6 +146,7 @@ def test_the_solver_does_as_well_on_farama_s_slippery_map_as_is_known() -> None:
         ({"map": ["SH", "HG"]}, "has a path"),
         ({"map": ["SF", "FF"]}, "at least one G"),
         ({"size": 1}, "size is 2 to 32"),
+        ({"moves": ["a", "b", "c"]}, "moves are four different words"),
         ({"frozen": 0.1}, "frozen is 0.3 to 1.0"),
         ({"slipery": True}, "takes the options map, size.*got slipery"),
     ],

@@ -1,0 +1,153 @@
+"""`rockroll env`: the tasks there are, and a contract test for one's own.
+
+In: command lines. Out: tables, or JSON with --json; `check` ends with exit code 1 where a rule is broken. Leaves the
+rules to env/check.py, imported on use.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rockroll.cli.arguments import Json
+from rockroll.cli.show import print_json, print_table
+from rockroll.cli.text import safe
+from rockroll.errors import UsageError
+
+app = typer.Typer(help="The tasks there are, and a contract test for your own.", no_args_is_help=True)
+MARKS = {"ok": ("ok", "green"), "warn": ("warn", "yellow"), "fail": ("FAIL", "red"), "skipped": ("-", "dim")}
+
+
+@app.command()
+def ls(
+    library: Annotated[
+        str | None, typer.Argument(metavar="[LIBRARY]", help="List this one's, as gymnasium, gem; it is imported.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List rockroll's own tasks, and the libraries whose environments have a name here.
+
+    Examples:
+
+      rockroll env ls
+
+      rockroll env ls gymnasium
+    """
+    from rockroll.env.library import LIBRARIES
+    from rockroll.env.registry import BUILT_IN, find
+
+    if library is not None:
+        prefix = library.rstrip(":")
+        if prefix not in LIBRARIES:
+            raise UsageError(f"a library is one of {', '.join(LIBRARIES)}; got {library!r}")
+        any_name: Any = find(LIBRARIES[prefix].example)
+        names = [f"{prefix}:{name}" for name in any_name.names()]
+        print_json(names) if as_json else print(*map(safe, names), sep="\n")
+        return
+    own = [(name, _about(place)) for name, place in sorted(BUILT_IN.items())]
+    if as_json:
+        others = [
+            {"prefix": prefix, "about": each.says, "installed": each.installed, "install": each.package}
+            for prefix, each in LIBRARIES.items()
+        ]
+        print_json({"built_in": [{"name": name, "about": about} for name, about in own], "libraries": others})
+        return
+    print_table(["TASK", "WHAT IT IS"], [[name, about] for name, about in own])
+    print()
+    rows = [
+        [each.example, each.says, "installed" if each.installed else f"pip install {each.package}"]
+        for each in LIBRARIES.values()
+    ]
+    print_table(["LIBRARY, AS IN", "WHAT IT IS", "HERE"], rows)
+    print("\nYour own is module:Class, looked for in this folder too; try it out with: rockroll env check module:Class")
+
+
+@app.command()
+def check(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="module:Class, or any name that a recipe may say.")],
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Of its constructor, value as in YAML. Again for each."),
+    ] = None,
+    action: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="Play with this answer, drawn among all given.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="An episode should have ended by then.")] = 1000,
+    limit: Annotated[float, typer.Option(min=0.1, help="Seconds that a single call may take.")] = 10.0,
+    as_json: Json = False,
+) -> None:
+    """Play a task as training will, and say what is wrong with it; exit code 1 if something is.
+
+    It is stepped with answers drawn at random and with nonsense, twice with one seed, and two episodes at once.
+
+    Examples:
+
+      rockroll env check my_tasks:Guess --option highest=9 --action 3 --action 7
+
+      rockroll env check gymnasium:CartPole-v1
+    """
+    from rockroll.env.check import check as tried
+
+    report = tried(name, _options(option or []), actions=action or (), steps=steps, limit=limit)
+    if as_json:
+        import msgspec
+
+        checks = [{**msgspec.structs.asdict(finding), "ok": finding.level != "fail"} for finding in report.findings]
+        print_json({"ok": report.ok, "task": report.task, "kind": report.kind, "checks": checks})
+    else:
+        _show(report)
+    if any("did not come back" in finding.detail for finding in report.findings):
+        # The call still runs in its thread, which nothing ends but the end of the process.
+        sys.stdout.flush()
+        os._exit(1)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+def _options(said: list[str]) -> dict[str, Any]:
+    import yaml
+
+    options: dict[str, Any] = {}
+    for each in said:
+        key, equals, value = each.partition("=")
+        if not equals or not key:
+            raise UsageError(f"--option is KEY=VALUE; got {each!r}")
+        try:
+            options[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UsageError(f"--option {key}: the value is no YAML: {error}") from None
+    return options
+
+
+def _about(place: str) -> str:
+    """The first sentence of the file that has the task."""
+    import importlib
+
+    said = importlib.import_module(place.partition(":")[0]).__doc__ or ""
+    return said.strip().partition("\n")[0].rstrip(".")
+
+
+def _show(report: Any) -> None:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for finding in report.findings:
+        mark, colour = MARKS[finding.level]
+        detail = Text(safe(finding.detail))
+        if finding.cure and finding.level != "ok":
+            detail.append(f"\n→ {finding.cure}", "bold")
+        table.add_row(Text(mark, colour), finding.name, detail)
+    console = Console()
+    console.print(table)
+    broken = sum(finding.level == "fail" for finding in report.findings)
+    if broken:
+        console.print(f"{safe(report.task)} breaks {broken} of these rules.", style="red", markup=False)
+    else:
+        console.print(f"{safe(report.task)} keeps the contract of a task.", style="green", markup=False)

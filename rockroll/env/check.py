@@ -1,0 +1,458 @@
+"""What `rockroll env check NAME` tries out: a contract test of somebody's task.
+
+In: a task's name and options. Out: findings, each with what was seen and what to do about it. Leaves the contract
+itself to api.py, and showing the findings to the command line.
+
+The task is played with actions drawn at random, with nonsense, twice with one seed, and two at once. Every call has a
+time limit, and is made in a thread that is given up where it hangs: the process should end after a report with a hang.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+
+from rockroll.env.api import Situation, Step, read_reset, read_step
+from rockroll.env.registry import find, make
+from rockroll.errors import RockrollError
+
+Level = Literal["ok", "warn", "fail", "skipped"]
+
+SEEDS = 8
+NONSENSE = ("", "   ", "\x00\ud83d", "up " * 2000, '{"action": 1}', "🙂 <answer></answer>", "-1", "1e999", "nan")
+"""Answers that models give sooner or later; each is to be answered by a step, not by an exception."""
+GUESSES = ("up", "down", "left", "right", "0", "1", "2", "yes", "no", "a", "hello")
+"""Actions, where the task does not tell its own by `sample_random_action`."""
+SLOW_S = 0.005
+"""A call that takes longer holds up the event loop, and every other episode on it."""
+LONG = 20_000
+"""Characters of one observation: most models' context is full after a few of them."""
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One rule, and how the task kept it. warn: it works, and something is worth knowing."""
+
+    name: str
+    level: Level
+    detail: str
+    cure: str = ""
+
+
+class Report(msgspec.Struct, frozen=True):
+    task: str
+    kind: str
+    """Env, SandboxTask, or ? where it could not be made."""
+    findings: list[Finding]
+
+    @property
+    def ok(self) -> bool:
+        return all(finding.level != "fail" for finding in self.findings)
+
+
+@dataclass(frozen=True)
+class Played:
+    """One episode as it was seen."""
+
+    first: str
+    steps: tuple[Step, ...]
+
+    @property
+    def over(self) -> bool:
+        return bool(self.steps) and self.steps[-1].over
+
+
+class Hang(Exception):
+    """A call did not come back."""
+
+
+class Broken(Exception):
+    """A call raised, or returned against the contract."""
+
+
+def check(
+    name: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    actions: Sequence[str] = (),
+    steps: int = 1000,
+    limit: float = 10.0,
+) -> Report:
+    """Try a task out. actions: to draw from, in place of its own. steps: of an episode that should have ended by then.
+    limit: seconds for each call."""
+    options = dict(options or {})
+    calls = Calls(limit)
+    try:
+        cls = find(name)
+        task = calls.of(make, name, **options)
+    except (RockrollError, Hang, Broken) as error:
+        return Report(name, "?", [Finding("made", "fail", str(error))])
+    played = all(callable(getattr(task, each, None)) for each in ("reset", "step"))
+    worked_on = all(callable(getattr(task, each, None)) for each in ("situation", "grade"))
+    if played == worked_on:
+        detail = f"it has {'both of reset and step, and situation and grade' if played else 'neither'}"
+        cure = "a task has either reset and step (an Env), or situation and grade (a SandboxTask); see docs/tasks.md"
+        return Report(name, "?", [Finding("kind", "fail", detail, cure)])
+    if worked_on:
+        return Report(name, "SandboxTask", _sandbox_task(task, calls))
+    takes_split = not inspect.isfunction(cls) and "split" in inspect.signature(cls).parameters
+
+    def another(split: str | None = None) -> Any:
+        return calls.of(make, name, **({**options, "split": split} if split else options))
+
+    return Report(name, "Env", _Env(another, calls, actions, steps).findings(takes_split and "split" not in options))
+
+
+class Calls:
+    """Calls of somebody's code, each with a time limit; coroutines are run to their end."""
+
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
+        self.slowest: dict[str, float] = {}
+        """Seconds, by the function's name."""
+        self._work: queue.SimpleQueue[tuple[Callable[[], Any], queue.SimpleQueue[tuple[Any, BaseException | None]]]] = (
+            queue.SimpleQueue()
+        )
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def of(self, function: Callable[..., Any], /, *args: Any, **named: Any) -> Any:
+        """What it returns. Raises Hang, Broken for what it raises, and RockrollErrors as they are."""
+        said: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+        name = getattr(function, "__name__", "call")
+        began = time.perf_counter()
+        self._work.put((lambda: function(*args, **named), said))
+        try:
+            result, error = said.get(timeout=self.limit)
+        except queue.Empty:
+            raise Hang(f"{name} did not come back within {self.limit:g} s") from None
+        self.slowest[name] = max(self.slowest.get(name, 0.0), time.perf_counter() - began)
+        if isinstance(error, RockrollError):
+            raise error
+        if error is not None:
+            raise Broken(f"{name} raised {type(error).__name__}: {error}") from error
+        return result
+
+    def _serve(self) -> None:
+        with asyncio.Runner() as runner:
+            while True:
+                work, said = self._work.get()
+                try:
+                    result = work()
+                    if inspect.isawaitable(result):
+                        result = runner.run(_awaited(result))
+                    said.put((result, None))
+                except BaseException as error:  # noqa: BLE001  somebody's code may raise anything; it is a finding
+                    said.put((None, error))
+
+
+async def _awaited(result: Any) -> Any:
+    return await result
+
+
+class _Env:
+    """The rules of an Env, tried in the order in which one that is broken explains the later ones."""
+
+    def __init__(self, make: Callable[..., Any], calls: Calls, actions: Sequence[str], steps: int) -> None:
+        self._make, self._calls, self._given, self._steps = make, calls, tuple(actions), steps
+        self._found: list[Finding] = []
+
+    def findings(self, takes_split: bool) -> list[Finding]:
+        rules: list[tuple[str, Callable[[], tuple[Level, str, str]]]] = [
+            ("reset", self._reset),
+            ("step", self._step),
+            ("same seed", self._same_seed),
+            ("two at once", self._two_at_once),
+            ("other seeds", self._other_seeds),
+            ("any text", self._any_text),
+            ("reset in the middle", self._reset_in_the_middle),
+            ("ends", self._ends),
+            ("after the end", self._after_the_end),
+            ("lengths", self._lengths),
+            ("speed", self._speed),
+            ("close", self._close),
+        ]
+        if takes_split:
+            rules.insert(5, ("splits", self._splits))
+        for place, (name, rule) in enumerate(rules):
+            try:
+                level, detail, cure = rule()
+            except Hang as hang:
+                cure = "a step waits for nobody: give what it asks a timeout; an endless loop here stops a whole run"
+                self._found.append(Finding(name, "fail", str(hang), cure))
+                return [*self._found, *(Finding(rest, "skipped", "after a hang") for rest, _ in rules[place + 1 :])]
+            except (Broken, RockrollError) as error:
+                level, detail, cure = "fail", str(error), _cure_of(name)
+            self._found.append(Finding(name, level, detail, cure))
+            if level == "fail" and name in ("reset", "step"):
+                return [*self._found, *(Finding(rest, "skipped", f"after {name}") for rest, _ in rules[place + 1 :])]
+        return self._found
+
+    # ---- rules: each says (level, what was seen, what to do) ---------------------------------------------------
+
+    def _reset(self) -> tuple[Level, str, str]:
+        env = self._make()
+        value = self._calls.of(env.reset, seed=0)
+        text, _ = read_reset(value)
+        if not isinstance(value[1], dict):
+            return (
+                "warn",
+                f"info is a {type(value[1]).__name__}",
+                "return a dictionary, {} where there is nothing to say",
+            )
+        system = value[1].get("system")
+        if system is not None and not isinstance(system, str):
+            return "fail", f'info["system"] is a {type(system).__name__}', "a system message is text"
+        if not text.strip():
+            return "warn", "the first observation is empty", "say what the situation is, and what an answer looks like"
+        self._calls.of(self._make().reset)  # without a seed, too
+        return "ok", f"(observation of {len(text)} characters, info)", ""
+
+    def _step(self) -> tuple[Level, str, str]:
+        env = self._make()
+        self._calls.of(env.reset, seed=0)
+        value = self._calls.of(env.step, self._actions(env, random.Random(0)))
+        step = read_step(value)
+        flags = value[2 : len(value) - 1]
+        if odd := [
+            flag for flag in flags if not isinstance(flag, bool) and type(flag).__name__ not in ("bool_", "bool")
+        ]:
+            return "fail", f"an end is told by {odd[0]!r}", "terminated, truncated and done are True or False"
+        if not isinstance(value[-1], dict):
+            return (
+                "warn",
+                f"info is a {type(value[-1]).__name__}",
+                "return a dictionary, {} where there is nothing to say",
+            )
+        return "ok", f"{len(value)} values, reward {step.reward:g}", ""
+
+    def _same_seed(self) -> tuple[Level, str, str]:
+        env = self._make()
+        for seed in range(3):
+            first, again, other = self._play(env, seed), self._play(env, seed), self._play(self._make(), seed)
+            for what, second in (("the same object", again), ("another object", other)):
+                if said := _difference(first, second):
+                    cure = "draw from a random.Random(seed) made in reset, and set all of an episode's state there"
+                    return "fail", f"seed {seed} played twice, by {what}: {said}", cure
+        return "ok", "3 seeds, each played three times, gave the same episode each time", ""
+
+    def _two_at_once(self) -> tuple[Level, str, str]:
+        alone = [self._play(self._make(), seed) for seed in (0, 1)]
+        envs = [self._make(), self._make()]
+        firsts = [read_reset(self._calls.of(env.reset, seed=seed))[0] for seed, env in enumerate(envs)]
+        steps: list[list[Step]] = [[], []]
+        draws = [random.Random(f"play {seed}") for seed in (0, 1)]
+        for _ in range(min(self._steps, 100)):
+            for seed, env in enumerate(envs):
+                if not steps[seed] or not steps[seed][-1].over:
+                    steps[seed].append(read_step(self._calls.of(env.step, self._actions(env, draws[seed]))))
+        for seed in (0, 1):
+            together = Played(firsts[seed], tuple(steps[seed]))
+            if said := _difference(alone[seed], together):
+                cure = (
+                    "episodes run side by side: keep nothing on the class or the module, and draw from your own "
+                    "random.Random(seed) in place of random.seed and the module's functions"
+                )
+                return "fail", f"beside another episode, seed {seed} became another one: {said}", cure
+        return "ok", "two episodes, stepped in turn, are what they are alone", ""
+
+    def _other_seeds(self) -> tuple[Level, str, str]:
+        env = self._make()
+        firsts = {read_reset(self._calls.of(env.reset, seed=seed))[0] for seed in range(SEEDS)}
+        if len(firsts) == 1:
+            cure = "fine where the seed decides something that is not shown; else training sees one situation only"
+            return "warn", f"{SEEDS} seeds begin with the same observation", cure
+        return "ok", f"{len(firsts)} first observations of {SEEDS} seeds", ""
+
+    def _splits(self) -> tuple[Level, str, str]:
+        seen: dict[str, set[str]] = {}
+        for split, odd in (("train", 0), ("eval", 1)):
+            env = self._make(split)
+            seen[split] = {read_reset(self._calls.of(env.reset, seed=2 * i + odd))[0] for i in range(8 * SEEDS)}
+        if shared := seen["train"] & seen["eval"]:
+            cure = "keep situations apart by a hash of what is shown, as rockroll/env/frozen_lake.py does"
+            return "warn", f"{len(shared)} of {8 * SEEDS} evaluation's observations occur in training too", cure
+        return "ok", f"{8 * SEEDS} situations of each split, none shared", ""
+
+    def _any_text(self) -> tuple[Level, str, str]:
+        env = self._make()
+        for text in NONSENSE:
+            self._calls.of(env.reset, seed=0)
+            try:
+                read_step(self._calls.of(env.step, text))
+            except (Broken, RockrollError) as error:
+                shown = repr(text if len(text) < 30 else text[:30] + "…")
+                return "fail", f"the answer {shown}: {error}", _cure_of("any text")
+        return "ok", f"{len(NONSENSE)} answers without sense were answered", ""
+
+    def _reset_in_the_middle(self) -> tuple[Level, str, str]:
+        env = self._make()
+        whole = self._play(env, 1)
+        self._calls.of(env.reset, seed=0)
+        read_step(self._calls.of(env.step, self._actions(env, random.Random(0))))
+        if said := _difference(whole, self._play(env, 1)):
+            cure = "reset begins anew whatever came before: set every attribute of the episode there"
+            return "fail", f"seed 1, after an episode that was left in its middle: {said}", cure
+        return "ok", "an episode that was left leaves nothing behind", ""
+
+    def _ends(self) -> tuple[Level, str, str]:
+        env = self._make()
+        lengths, endless = [], 0
+        for seed in range(SEEDS):
+            played = self._play(env, seed, self._steps)
+            lengths.append(len(played.steps))
+            endless += not played.over
+        if endless:
+            cure = (
+                "a recipe's max_turns ends it; a limit of steps of your own (truncated) is better. If it waits for "
+                "certain words, give them: --action WORD"
+            )
+            return "warn", f"{endless} of {SEEDS} episodes went on for {self._steps} steps", cure
+        return "ok", f"{SEEDS} episodes of {min(lengths)} to {max(lengths)} steps", ""
+
+    def _after_the_end(self) -> tuple[Level, str, str]:
+        env = self._make()
+        if not self._play(env, 0, self._steps).over:
+            return "skipped", "no end was reached", ""
+        try:
+            late = read_step(self._calls.of(env.step, self._actions(env, random.Random(1))))
+        except (Broken, RockrollError):
+            return "ok", "a step after the end is refused", ""
+        if late.reward != 0 or not late.over:
+            cure = "raise where step is called after the end: it finds the callers that forgot reset"
+            return (
+                "warn",
+                f"a step after the end gave reward {late.reward:g}{'' if late.over else ' and went on'}",
+                cure,
+            )
+        return "ok", "a step after the end changes nothing", ""
+
+    def _lengths(self) -> tuple[Level, str, str]:
+        env = self._make()
+        played = [self._play(env, seed, 50) for seed in range(3)]
+        longest = max(len(text) for each in played for text in (each.first, *(step.observation for step in each.steps)))
+        if longest > LONG:
+            cure = "the whole conversation has to fit into the model's context: say less, or only what changed"
+            return "warn", f"an observation has {longest} characters", cure
+        return "ok", f"observations of up to {longest} characters", ""
+
+    def _speed(self) -> tuple[Level, str, str]:
+        slowest = {name: self._calls.slowest.get(name, 0.0) for name in ("reset", "step")}
+        name = max(slowest, key=lambda each: slowest[each])
+        env = self._make()
+        times = []
+        for seed in range(3):
+            began = time.perf_counter()
+            played = self._play(env, seed, 20)
+            times.append((time.perf_counter() - began) / (1 + len(played.steps)))
+        if (usual := sorted(times)[1]) > SLOW_S:
+            cure = "say slow: true in the recipe's task: it is then stepped in a thread"
+            return "warn", f"a call takes {usual * 1e3:.1f} ms; the slowest, {name}, took {slowest[name]:.2g} s", cure
+        return "ok", f"a call takes {usual * 1e3:.2f} ms; the slowest, {name}, took {slowest[name] * 1e3:.1f} ms", ""
+
+    def _close(self) -> tuple[Level, str, str]:
+        env = self._make()
+        if not callable(getattr(env, "close", None)):
+            return "ok", "it has none", ""
+        self._calls.of(env.reset, seed=0)
+        self._calls.of(env.close)
+        return "ok", "in the middle of an episode", ""
+
+    # ---- playing -----------------------------------------------------------------------------------------------
+
+    def _play(self, env: Any, seed: int, most: int = 100) -> Played:
+        """An episode with actions that the seed decides, as far as they are ours to draw."""
+        draw = random.Random(f"play {seed}")
+        first, _ = read_reset(self._calls.of(env.reset, seed=seed))
+        steps: list[Step] = []
+        while len(steps) < min(most, self._steps) and not (steps and steps[-1].over):
+            steps.append(read_step(self._calls.of(env.step, self._actions(env, draw))))
+        return Played(first, tuple(steps))
+
+    def _actions(self, env: Any, draw: random.Random) -> str:
+        """An action; the task's own sampler draws from the module's generator, which is set for it and set back."""
+        sample = getattr(env, "sample_random_action", None)
+        if self._given or not callable(sample):
+            return draw.choice(self._given or GUESSES)
+        before = random.getstate()
+        random.seed(draw.random())
+        try:
+            return self._calls.of(sample)
+        except Broken:  # a base class of many libraries has one that only raises
+            return draw.choice(GUESSES)
+        finally:
+            random.setstate(before)
+
+
+def _difference(one: Played, other: Played) -> str:
+    """What two plays of one episode differ in; empty where they are equal."""
+    if one.first != other.first:
+        return f"the first observations are {_short(one.first)} and {_short(other.first)}"
+    for place, (a, b) in enumerate(zip(one.steps, other.steps, strict=False), 1):
+        if a.reward != b.reward:
+            return f"step {place} earned {a.reward:g} and {b.reward:g}"
+        if a.observation != b.observation:
+            return f"step {place} showed {_short(a.observation)} and {_short(b.observation)}"
+        if (a.terminated, a.truncated) != (b.terminated, b.truncated):
+            return f"step {place} ended one of them"
+    return "" if len(one.steps) == len(other.steps) else f"they have {len(one.steps)} and {len(other.steps)} steps"
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:40] + "…" + text[-19:])
+
+
+def _cure_of(name: str) -> str:
+    return {
+        "reset": "def reset(self, seed=None): … return observation, {}",
+        "step": "def step(self, action): … return observation, reward, terminated, truncated, {}",
+        "any text": "text that is no action is the model's mistake: answer it with a hint, or end with a low reward",
+        "after the end": "raise an ordinary exception",
+    }.get(name, "an exception makes the episode env_error: it is replaced, and too many of them end the run")
+
+
+def _sandbox_task(task: Any, calls: Calls) -> list[Finding]:
+    """The rules of a SandboxTask that need no sandbox."""
+    found: list[Finding] = []
+
+    def add(name: str, wrong: str, fine: str, cure: str, level: Level = "fail") -> bool:
+        found.append(Finding(name, level if wrong else "ok", wrong or fine, cure if wrong else ""))
+        return not wrong
+
+    try:
+        situations = {
+            split: [calls.of(task.situation, seed, split) for seed in range(8 * SEEDS)] for split in ("train", "eval")
+        }
+        again = [calls.of(task.situation, seed, "train") for seed in range(SEEDS)]
+    except (Hang, Broken, RockrollError) as error:
+        return [Finding("situation", "fail", str(error), "def situation(self, seed, split): … return Situation(…)")]
+    every = [situation for each in situations.values() for situation in each]
+    odd = next((type(each).__name__ for each in every if not isinstance(each, Situation)), "")
+    cure = "return rockroll.env.api.Situation(instruction=…, files={path: bytes})"
+    if not add("situation", f"got a {odd}" if odd else "", f"{len(every)} of them", cure):
+        return found
+    empty = any(not isinstance(each.instruction, str) or not each.instruction.strip() for each in every)
+    add("instruction", "an instruction is empty, or no text" if empty else "", "text", "say the goal in words")
+    texts = [path for each in every for path, data in each.files.items() if not isinstance(data, bytes)]
+    add("files", f"{texts[0]} is no bytes" if texts else "", "bytes by path", 'write text as b"…" or with .encode()')
+    shown = [(each.instruction, dict(each.files), dict(each.env)) for each in situations["train"][:SEEDS]]
+    twice = [(each.instruction, dict(each.files), dict(each.env)) for each in again]
+    differ = next((seed for seed in range(SEEDS) if shown[seed] != twice[seed]), None)
+    cure = "draw from random.Random(f'{split} {seed}'), and keep nothing between calls"
+    add("same seed", "" if differ is None else f"seed {differ} gave two situations", "the same situation twice", cure)
+    train, held = ({repr((s.instruction, s.files)) for s in situations[split]} for split in ("train", "eval"))
+    shared = len(train & held)
+    cure = "draw from what the split has a share in, as rockroll/env/shell.py does"
+    add("splits", f"{shared} situations are in both" if shared else "", "none shared", cure, "warn")
+    grades = inspect.iscoroutinefunction(task.grade)
+    add(
+        "grade", "" if grades else "it is no coroutine", "async; it is not run: that takes a sandbox", "async def grade"
+    )
+    return found

@@ -1,0 +1,161 @@
+"""Sokoban keeps GEM's rules, its rooms can be solved within their limits, and its splits are apart."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+import rockroll
+from rockroll.env.api import Env
+from rockroll.env.sokoban import LEVELS, Level, Room, Sokoban, random_room, solve
+from rockroll.errors import UsageError
+
+
+def room_of(*rows: str) -> Room:
+    fields = "".join(rows)
+
+    def at(*letters: str) -> frozenset[int]:
+        return frozenset(i for i, field in enumerate(fields) if field in letters)
+
+    return Room(len(rows), at("#"), at("O", "*", "+"), at("X", "*"), min(at("P", "+")))
+
+
+def playing(*rows: str, steps: int = 20) -> Sokoban:
+    game = Sokoban(max_steps=steps, rules="")
+    game.reset(0)
+    room = room_of(*rows)
+    game.room, game.boxes, game.player = room, set(room.boxes), room.player
+    game._ways = {"left": -1, "right": 1, "up": -room.size, "down": room.size}
+    return game
+
+
+LANE = ("######", "#P_XO#", "#____#", "#____#", "#____#", "######")
+
+
+def test_it_is_made_by_name_and_shows_its_rules_and_its_room() -> None:
+    game = rockroll.make("rockroll:sokoban", level="tiny")
+    assert isinstance(game, Env)
+    rules, *rows = game.reset(seed=7)[0].splitlines()
+    assert "Push each box" in rules and len(rows) == 5 and rows[0] == "# # # # #"
+
+
+def test_a_box_is_pushed_home_and_that_earns_one() -> None:
+    game = playing(*LANE)
+    assert game.step("right")[1:4] == (0.0, False, False)
+    observation, reward, terminated, truncated, _ = game.step("I push \\boxed{right}")
+    assert (reward, terminated, truncated) == (1.0, True, False)
+    assert observation.splitlines()[1] == "# _ _ P * #"
+    with pytest.raises(RuntimeError, match="call reset"):
+        game.step("up")
+
+
+@pytest.mark.parametrize(
+    ("rows", "moves", "after"),
+    [
+        (LANE, ["up"], "# P _ X O #"),
+        (LANE, ["left"], "# P _ X O #"),
+        (("######", "#PXXO#", "#____#", "#____#", "#__O_#", "######"), ["right"], "# P X X O #"),
+        (("######", "#_PX##", "#O___#", "#____#", "#____#", "######"), ["right"], "# _ P X # #"),
+        (("######", "#_XP_#", "#O___#", "#____#", "#____#", "######"), ["right"], "# _ X _ P #"),
+        (("######", "#P*__#", "#O___#", "#X___#", "#____#", "######"), ["right"], "# _ + X _ #"),
+    ],
+    ids=[
+        "a wall above",
+        "a wall beside",
+        "two boxes in a row",
+        "a box at a wall",
+        "never pulled",
+        "off its goal again",
+    ],
+)
+def test_what_cannot_be_moved_stays(rows: tuple[str, ...], moves: list[str], after: str) -> None:
+    game = playing(*rows)
+    for move in moves:
+        game.step(move)
+    assert game.grid().splitlines()[1] == after
+
+
+def test_text_without_a_direction_takes_a_step_and_says_what_to_say() -> None:
+    game = playing(*LANE)
+    observation, reward, terminated, _, _ = game.step("hello")
+    assert observation.startswith("Say up, down, left or right.") and (reward, terminated) == (0.0, False)
+
+
+def test_the_moves_may_be_called_otherwise() -> None:
+    game = Sokoban("tiny", moves=["links", "runter", "rechts", "rauf"])
+    for seed in range(20):
+        assert "Answer with one word: rauf, runter, links or rechts." in game.reset(seed)[0]
+        assert game.step("hello")[0].startswith("Say rauf")
+        moves = game.solution()
+        assert moves and {*moves} <= {"links", "runter", "rechts", "rauf"}
+        assert len(moves) == 10 or [game.step(move) for move in moves][-1][1] == 1.0
+
+
+def test_at_the_limit_it_earns_the_share_of_boxes_at_home() -> None:
+    game = playing("######", "#P_XO#", "#____#", "#__X_#", "#__O_#", "######", steps=8)
+    ends = [game.step(move) for move in ["right", "right"] + ["up"] * 6]
+    assert [end[3] for end in ends] == [False] * 7 + [True]
+    assert ends[-1][1:3] == (0.5, False)
+
+
+@pytest.mark.parametrize(("level", "rooms"), [("tiny", 100), ("easy", 100), ("hard", 12)])
+@pytest.mark.parametrize("split", ["train", "eval"])
+def test_every_room_is_solved_by_the_reference_within_its_limit(level: str, rooms: int, split: str) -> None:
+    game = Sokoban(level, split=split)  # type: ignore[arg-type]
+    for seed in range(rooms):
+        game.reset(seed)
+        moves = game.solution()
+        assert moves and len(moves) <= LEVELS[level].steps
+        assert not game.boxes & game.room.goals
+        assert [game.step(move) for move in moves][-1][1:3] == (1.0, True)
+
+
+def test_the_reference_finds_a_shortest_way_and_knows_when_there_is_none() -> None:
+    room = room_of(*LANE)
+    assert solve(room, room.boxes, room.player) == ["right", "right"]
+    stuck = room_of("######", "#X__O#", "#_P__#", "#____#", "#____#", "######")
+    assert solve(stuck, stuck.boxes, stuck.player) is None
+
+
+def test_a_seed_names_a_room_and_rooms_of_evaluation_never_occur_in_training() -> None:
+    rooms = {}
+    for split in ("train", "eval"):
+        game = Sokoban("tiny", split=split)  # type: ignore[arg-type]
+        rooms[split] = [game.reset(seed)[0] for seed in range(400)]
+        assert rooms[split] == [game.reset(seed)[0] for seed in range(400)]
+    assert not set(rooms["train"]) & set(rooms["eval"])
+    assert len(set(rooms["train"])) > 200
+
+
+def test_the_scores_in_the_docstring() -> None:
+    draw = random.Random(1)
+    for level, earned, solved in (("tiny", 0.32, 0.32), ("easy", 0.21, 0.04), ("hard", 0.14, 0.0)):
+        game, total, won = Sokoban(level), 0.0, 0
+        for seed in range(300):
+            game.reset(seed)
+            over = False
+            while not over:
+                _, reward, terminated, truncated, _ = game.step(draw.choice(["up", "down", "left", "right"]))
+                total, won, over = total + reward, won + terminated, terminated or truncated
+        assert abs(total / 300 - earned) < 0.06 and abs(won / 300 - solved) < 0.06
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"level": "esay"}, "level is tiny, easy, hard"),
+        ({"size": 4}, "size is 5 to 16"),
+        ({"boxes": 3}, "boxes are 1 to 2 in a room of size 6"),
+        ({"moves": ["a", "b"]}, "moves are four different words"),
+        ({"max_steps": 3}, "at least 4 for each box"),
+    ],
+)
+def test_wrong_options_are_refused_with_the_rule(options: dict[str, object], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        rockroll.make("rockroll:sokoban", **options)
+
+
+def test_a_room_that_cannot_be_had_is_told_and_not_sought_for_ever() -> None:
+    with pytest.raises(ValueError, match="ask for fewer boxes"):
+        random_room(random.Random(0), Level(5, 4, 16), "train")
