@@ -22,7 +22,7 @@ async def deliver(trainer: Trainer, engine: Engine, folder: Path) -> int:
     Raises CanaryError when the engine's proof (version, number of tensors, digest) is not that of what was exported.
     """
     exported = await trainer.export(str(folder))
-    loaded = await engine.load(str(folder), exported.version)
+    loaded = await engine.load(str(folder), exported.version, exported.digest)
     sent = (exported.version, exported.tensors, exported.digest)
     got = (loaded.version, loaded.tensors, loaded.digest)
     if sent != got:
