@@ -1,7 +1,7 @@
 """The process of one engine: `python -m rockroll.engine.server --config FILE`.
 
-In: an EngineConfig as JSON, then calls over rpc (generate, generate.stream, load, logprobs, info, pulse). Out: replies; logs
-on stderr. It answers from the moment its model is loaded, ends with the process that started it, and removes its
+In: an EngineConfig as JSON, then calls over rpc (generate, load, logprobs, info, pulse). Out: replies; logs on
+stderr. It answers from the moment its model is loaded, ends with the process that started it, and removes its
 socket. A model that cannot be loaded is one line on stderr and exit code 1. Leaves noticing that this process died to
 its parent.
 """
