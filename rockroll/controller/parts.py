@@ -84,7 +84,7 @@ async def parts(
         )
         engine = None
         if config.samples:
-            engine = await open_pool(engine_config, run, processes)
+            engine = await open_pool(engine_config, run.logs, processes)
             stack.push_async_callback(engine.close)
         train_config = dataclasses.replace(
             config.train,

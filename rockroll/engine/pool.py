@@ -289,8 +289,10 @@ class EnginePool:
                 if _died(failed):
                     break
         assert error is not None
-        if error.fields.get("code") == "wrong_weights":  # it read the folder twice: no other replica would do better
+        if error.fields.get("code") == "wrong_weights":
             raise CanaryError(f"{life.name} refused version {weights.version} of the weights: {error}") from error
+        if isinstance(error, EngineError) and not _died(error) and error.fields.get("code") != "held_wrong":
+            raise error  # the folder is at fault: no other process would do better
         _log.warning("%s did not take version %d and is replaced: %s", life.name, weights.version, error)
         life.end(error if _died(error) else EngineError(f"{life.name} did not take new weights: {error}"))
         self._remove(life)

@@ -293,7 +293,8 @@ class VllmEngine:
         if report["wrong"]:
             raise EngineError(
                 f"after loading {folder} the engine's {report['wrong']} holds other bits than were read for it; "
-                "deliver the weights again, or replace this engine"
+                "deliver the weights again, or replace this engine",
+                code="held_wrong",
             )
         read = report["read"]
         digest = fold({name: (dtype, shape, total) for name, dtype, shape, total in read})

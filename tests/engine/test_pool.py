@@ -342,6 +342,19 @@ async def test_a_corrupted_folder_is_refused_by_name_and_nothing_is_replaced(pla
         assert all(len(lives) == 1 for lives in place.lives.values())
 
 
+async def test_a_folder_that_cannot_be_read_is_the_folders_fault(place: Place) -> None:
+    async with running(place) as pool:
+
+        def unreadable(version: int, digest: str) -> Loaded:
+            raise EngineError("model.safetensors cannot be read")
+
+        for number in (0, 1):
+            place.model(number).on_load = unreadable
+        with pytest.raises(EngineError, match="cannot be read"):
+            await pool.load(place.weights("one"), 1, "one")
+        assert all(len(lives) == 1 for lives in place.lives.values())
+
+
 async def test_an_old_version_is_refused(place: Place) -> None:
     async with running(place) as pool:
         await pool.load(place.weights("three"), 3, "three")
