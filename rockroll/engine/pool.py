@@ -318,11 +318,9 @@ class EnginePool:
                 await self._proved(life, weights)
                 has = weights
             except EngineError as error:
-                if _died(error) or self._weights is not weights:
-                    if _died(error):
-                        raise
-                    continue
-                async with asyncio.timeout(NEXT_S):
+                if _died(error):
+                    raise
+                async with asyncio.timeout(NEXT_S):  # the folder holds the next weights already, which are on their way
                     await self._until(lambda weights=weights: self._weights is not weights)
         self._serving[life.number] = life
         self._routes.add(life.number)
