@@ -336,8 +336,8 @@ class EnginePool:
         for attempt in itertools.count():
             try:
                 error = await self._live(number, name, attempt)
-            except OSError as failed:
-                error = EngineError(f"{name} cannot be started: {failed}")
+            except Exception as failed:  # noqa: BLE001 - whatever it is, those who wait must hear of it
+                error = EngineError(f"{name} cannot be started: {type(failed).__name__}: {failed}")
             # a CanaryError is of a replacement: the weights do not arrive in a new process either
             if isinstance(error, CanaryError) or number in self._starting:
                 await self._end(error, told=True)

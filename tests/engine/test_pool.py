@@ -244,6 +244,18 @@ async def test_a_replica_that_never_served_ends_the_run_at_once(place: Place) ->
         await lives[0].stop()
 
 
+async def test_a_replica_that_cannot_be_started_ends_the_run(place: Place) -> None:
+    def full(model: Model, attempt: int) -> None:
+        raise OSError("No space left on device")
+
+    place.prepare = full
+    pool = await EnginePool.open(place.start, 2, restarts=3, on_end=place.ended.append)
+    with pytest.raises(EngineError, match="engine-0 cannot be started: OSError: No space left"):
+        await pool.info()
+    assert place.ended
+    await pool.close()
+
+
 async def test_a_silent_replica_is_replaced(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     def again(model: Model, attempt: int) -> None:
         monkeypatch.setattr(server_module, "PULSE_S", 60 if attempt == 0 else 0.1)

@@ -31,6 +31,7 @@ PROMPT = [5, 9, 33, 61, 7, 7, 80, 12, 44, 3, 91, 18, 26, 70, 55, 4, 39, 62, 10, 
 async def started(models: Path, folder: Path, replicas: int = 2) -> AsyncIterator[EnginePool]:
     config = EngineConfig(model=str(models / "first"), replicas=replicas, max_batch=16)
     logs = folder / "logs"
+    logs.mkdir(parents=True)
     async with Processes(logs) as processes:
         pool = await open_pool(config, logs, processes)
         try:
