@@ -62,7 +62,7 @@ class FixedRate:
             token_ids=ids, logprobs=[-1.0] * len(ids), versions=[self.version] * len(ids), finish_reason="stop"
         )
 
-    async def load(self, path: str, version: int) -> Loaded:
+    async def load(self, path: str, version: int, digest: str = "") -> Loaded:
         raise EngineError("an engine without a model has no weights")
 
     async def logprobs(self, ids: list[int]) -> list[float]:

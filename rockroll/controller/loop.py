@@ -203,7 +203,7 @@ async def _sync(config: RunConfig, made: Parts, run: RunDir) -> Row:
         return {"version": (await made.trainer.info()).version}
     version = await deliver(made.trainer, made.engine, run.weights)
     drift = await canary(made.trainer, made.engine, made.canary_ids, config.canary)
-    return {"version": version, "canary/max_abs_dlogp": drift}
+    return {"version": version, "canary/max_abs_dlogp": drift, **made.engine.counts()}
 
 
 async def evaluate(config: RunConfig, run: RunDir, display: Display) -> Evaluation:

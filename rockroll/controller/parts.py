@@ -18,10 +18,11 @@ from rockroll.append import write_whole
 from rockroll.controller.boxes import pool_sizes
 from rockroll.controller.config import RunConfig
 from rockroll.controller.model_path import prepare
+from rockroll.controller.replicas import open_pool
 from rockroll.controller.run_dir import RunDir
 from rockroll.data.source import DataSet, Deck
-from rockroll.engine.client import EngineClient
 from rockroll.engine.kinds import require
+from rockroll.engine.pool import EnginePool
 from rockroll.errors import ProcessDied
 from rockroll.placement.local import Processes
 from rockroll.rollout.curriculum_log import CurriculumLog
@@ -44,7 +45,7 @@ class Parts:
     """What the loop works with."""
 
     processes: Processes
-    engine: EngineClient | None
+    engine: EnginePool | None
     """None where nothing is sampled: a data set is learnt from, and no task evaluates it."""
     trainer: TrainerClient | None
     critic: TrainerClient | None
@@ -78,13 +79,13 @@ async def parts(
         engine_config = dataclasses.replace(
             config.engine,
             model=model,
-            address=processes.address("engine-0"),
             seed=config.seed,
             deterministic=config.deterministic,
         )
+        engine = None
         if config.samples:
-            file = _written(run, "engine", engine_config)
-            await processes.start("engine", "rockroll.engine.server", "--config", file)
+            engine = await open_pool(engine_config, run.logs, processes)
+            stack.push_async_callback(engine.close)
         train_config = dataclasses.replace(
             config.train,
             model=model,
@@ -103,10 +104,6 @@ async def parts(
         if critic_config is not None:
             await _ranks("critic", critic_config, run, processes)
         pools = await stack.enter_async_context(_boxes(config, processes))
-        engine = None
-        if config.samples:
-            engine = await EngineClient.connect(engine_config.address)
-            stack.push_async_callback(engine.close)
         trainer = None
         if train:
             trainer = await TrainerClient.connect(train_config)
@@ -186,7 +183,7 @@ async def _ranks(name: str, config: TrainConfig, run: RunDir, processes: Process
         await processes.start(f"{name}-{rank}", "rockroll.train.server", "--config", file, "--rank", str(rank))
 
 
-async def _ready(engine: EngineClient | None, *trainers: TrainerClient | None) -> int:
+async def _ready(engine: EnginePool | None, *trainers: TrainerClient | None) -> int:
     """All have loaded their model; the policy's context. An error of any is a death that `guard` tells of."""
     infos = await asyncio.gather(
         *(trainer.info() for trainer in trainers if trainer), *([engine.info()] if engine else [])

@@ -86,6 +86,23 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
 
 
+class Stats(msgspec.Struct, frozen=True, kw_only=True):
+    """How much an engine has to do: what a pool routes by, and a sign of life."""
+
+    running: int
+    """Requests decoded together now."""
+    waiting: int
+    """Requests that have no place in the batch yet."""
+    slots: int
+    """Requests that can be decoded together at most."""
+    kv_use: float
+    """The part of the memory for keys and values that requests under way take, 0 to 1; 0 where it is not known."""
+    progress: int
+    """Grows with every step of the model; an engine with work whose progress stands still is stuck."""
+    loading: bool
+    """It takes new weights: nothing is decoded meanwhile, and that is no fault."""
+
+
 class Engine(Protocol):
     """Raises EngineError for a request that cannot be: it names the rule, the value got and the cure."""
 
@@ -97,8 +114,12 @@ class Engine(Protocol):
         """
         ...
 
-    async def load(self, path: str, version: int) -> Loaded:
-        """Take the weights of a Hugging Face folder (same shapes); requests under way go on with the new ones."""
+    async def load(self, path: str, version: int, digest: str = "") -> Loaded:
+        """Take the weights of a Hugging Face folder (same shapes); requests under way go on with the new ones.
+
+        digest: what the exporter says that the folder holds. EngineError with field `code` "wrong_weights" where it
+        holds something else: no request is served with it.
+        """
         ...
 
     async def logprobs(self, ids: list[int]) -> list[float]:

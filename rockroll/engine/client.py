@@ -6,11 +6,12 @@ process, and saying through `fail` that it died, to placement.
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
 from rockroll import rpc
-from rockroll.engine.api import EngineInfo, GenerateRequest, Generation, Loaded, OnTokens, Piece
+from rockroll.engine.api import EngineInfo, GenerateRequest, Generation, Loaded, OnTokens, Piece, Stats
 from rockroll.errors import EngineError, RockrollError
 
 _ITEM: Any = Piece | Generation
@@ -43,14 +44,19 @@ class EngineClient:
                 on_tokens(item)
         raise EngineError(f"the engine's answer to {request.id} ended after {count} tokens without its end")
 
-    async def load(self, path: str, version: int) -> Loaded:
-        return await self._client.call("load", {"path": path, "version": version}, type=Loaded)
+    async def load(self, path: str, version: int, digest: str = "") -> Loaded:
+        body = {"path": path, "version": version, "digest": digest}
+        return await self._client.call("load", body, type=Loaded)
 
     async def logprobs(self, ids: list[int]) -> list[float]:
         return await self._client.call("logprobs", ids, type=list[float])
 
     async def info(self) -> EngineInfo:
         return await self._client.call("info", type=EngineInfo)
+
+    def pulse(self) -> AsyncGenerator[Stats, None]:
+        """How the engine is, several times a second, until it is left or the process dies (PeerLost)."""
+        return self._client.stream("pulse", type=Stats)
 
     def fail(self, error: RockrollError) -> None:
         """Every call under way and every later one raises `error`: the process is known to be dead."""

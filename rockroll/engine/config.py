@@ -20,6 +20,10 @@ class EngineConfig:
     """A Hugging Face folder: config.json, model.safetensors and a tokenizer."""
     address: str = ""
     """Where the server listens, as `rpc` writes addresses: ipc://PATH, unix://PATH or tcp://HOST:PORT."""
+    replicas: int = 1
+    """Engines with the same weights, each a process of its own with `threads`, `max_batch` and memory of its own."""
+    restarts: int = 3
+    """How often each replica is replaced when it dies. The run ends with the first death of all that are left."""
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:N`; `auto` is cuda where there is one."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -59,9 +63,15 @@ class EngineConfig:
         if not 0 < self.gpu_share <= 1:
             raise ValueError(f"engine gpu_share is over 0 and at most 1; got {self.gpu_share}")
         least = {"threads": 1, "max_batch": 1, "prefill_tokens": 1, "context_length": 0, "prefix_cache": 0}
+        least |= {"replicas": 1, "restarts": 0}
         for name, at_least in least.items():
             if getattr(self, name) < at_least:
                 raise ValueError(f"engine {name} must be at least {at_least}; got {getattr(self, name)}")
+        if self.kind == "vllm" and self.device.startswith("cuda") and self.replicas * self.gpu_share > 1:
+            raise ValueError(
+                f"engine replicas {self.replicas} with gpu_share {self.gpu_share} each are more than the whole of "
+                f"{self.device}; set gpu_share to at most {1 / self.replicas:.2f}"
+            )
         if self.deterministic and self.threads != 1:
             raise ValueError(
                 f"engine threads must be 1 where the run is deterministic: more of them divide sums by how many there "

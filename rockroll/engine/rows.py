@@ -67,6 +67,11 @@ class Rows:
     def busy(self) -> bool:
         return bool(self._waiting) or any(self._rows)
 
+    @property
+    def held(self) -> int:
+        """Tokens of the active rows; may be asked for in any thread."""
+        return sum(len(sequence.ids) for sequence in list(self._rows) if sequence)
+
     def add(self, sequence: Sequence) -> None:
         self._waiting.append(sequence)
 

@@ -1,7 +1,7 @@
 """The process of one engine: `python -m rockroll.engine.server --config FILE`.
 
-In: an EngineConfig as JSON, then calls over rpc (generate, generate.stream, load, logprobs, info). Out: replies; logs
-on stderr. It answers from the moment its model is loaded, ends with the process that started it, and removes its
+In: an EngineConfig as JSON, then calls over rpc (generate, load, logprobs, info, pulse). Out: replies; logs on
+stderr. It answers from the moment its model is loaded, ends with the process that started it, and removes its
 socket. A model that cannot be loaded is one line on stderr and exit code 1. Leaves noticing that this process died to
 its parent.
 """
@@ -15,17 +15,14 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import msgspec
 
 from rockroll import child, rpc
-from rockroll.engine.api import EngineInfo, GenerateRequest, Generation, Loaded, Piece
+from rockroll.engine.api import Engine, EngineInfo, GenerateRequest, Generation, Loaded, Piece, Stats
 from rockroll.engine.config import EngineConfig
 from rockroll.errors import EngineError
-
-if TYPE_CHECKING:
-    from rockroll.engine.api import Engine
 
 _log = logging.getLogger("rockroll.engine")
 
@@ -33,6 +30,13 @@ _log = logging.getLogger("rockroll.engine")
 class _Load(msgspec.Struct):
     path: str
     version: int
+    digest: str = ""
+
+
+class _Reporting(Engine, Protocol):
+    """An engine that says how much it has to do."""
+
+    def stats(self) -> Stats: ...
 
 
 async def serve(config: EngineConfig) -> None:
@@ -75,7 +79,11 @@ async def _open(config: EngineConfig) -> Any:
     return await getattr(await asyncio.to_thread(importlib.import_module, module), name).open(config)
 
 
-def _handlers(engine: Engine) -> dict[str, rpc.Handler]:
+PULSE_S = 0.5
+"""So often an engine says how it is; it says so as long as its event loop turns, whatever its model is doing."""
+
+
+def _handlers(engine: _Reporting) -> dict[str, rpc.Handler]:
     async def generate(body: GenerateRequest, _peer: rpc.Peer) -> Generation:
         return await engine.generate(body)
 
@@ -92,7 +100,7 @@ def _handlers(engine: Engine) -> dict[str, rpc.Handler]:
             await asyncio.gather(whole, return_exceptions=True)
 
     async def load(body: _Load, _peer: rpc.Peer) -> Loaded:
-        return await engine.load(body.path, body.version)
+        return await engine.load(body.path, body.version, body.digest)
 
     async def logprobs(body: list[int], _peer: rpc.Peer) -> list[float]:
         return await engine.logprobs(body)
@@ -100,7 +108,19 @@ def _handlers(engine: Engine) -> dict[str, rpc.Handler]:
     async def info(_body: Any, _peer: rpc.Peer) -> EngineInfo:
         return await engine.info()
 
-    return {"generate": generate, "generate.stream": stream, "load": load, "logprobs": logprobs, "info": info}
+    async def pulse(_body: Any, _peer: rpc.Peer) -> AsyncIterator[Stats]:
+        while True:
+            yield engine.stats()
+            await asyncio.sleep(PULSE_S)
+
+    return {
+        "generate": generate,
+        "generate.stream": stream,
+        "load": load,
+        "logprobs": logprobs,
+        "info": info,
+        "pulse": pulse,
+    }
 
 
 def main() -> None:

@@ -26,8 +26,9 @@ from typing import Any, TypeVar
 import torch
 
 from rockroll import units
+from rockroll.digest import digest as digest_of
 from rockroll.engine import weights
-from rockroll.engine.api import EngineInfo, GenerateRequest, Generation, Loaded, OnTokens, Piece
+from rockroll.engine.api import EngineInfo, GenerateRequest, Generation, Loaded, OnTokens, Piece, Stats
 from rockroll.engine.batch import Batch
 from rockroll.engine.config import EngineConfig
 from rockroll.engine.limits import Limits
@@ -62,6 +63,8 @@ class TransformersEngine:
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
         self._closing = False
+        self._steps = 0
+        self._loading = 0
         self.lost = asyncio.Event()
         """Set when the engine cannot answer any more. Never by this one: its model lives and dies with the process."""
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -98,10 +101,18 @@ class TransformersEngine:
                 self._post(lambda: self._abort(sequence))
             raise
 
-    async def load(self, path: str, version: int) -> Loaded:
+    async def load(self, path: str, version: int, digest: str = "") -> Loaded:
         """Raises EngineError, the old weights untouched, for a folder that cannot be read or holds another model."""
-        folder = Path(path)
+        self._loading += 1
+        try:
+            return await self._load(Path(path), version, digest)
+        finally:
+            self._loading -= 1
+
+    async def _load(self, folder: Path, version: int, digest: str) -> Loaded:
         delivered = await asyncio.to_thread(weights.read, folder)
+        if digest:
+            weights.check_digest(folder, await asyncio.to_thread(digest_of, delivered), digest)
         fitted = await asyncio.to_thread(weights.fit, self._model, folder, delivered)
 
         def swap() -> Loaded:
@@ -124,6 +135,18 @@ class TransformersEngine:
             version=self._batch.version,
             stop_ids=self._stop_ids,
             pid=os.getpid(),
+        )
+
+    def stats(self) -> Stats:
+        """Read beside the decode thread, and as true as that."""
+        rows, under_way = self._config.max_batch, len(self._waiting) + len(self._inbox)
+        return Stats(
+            running=min(under_way, rows),
+            waiting=max(under_way - rows, 0),
+            slots=rows,
+            kv_use=self._batch.held / (rows * self._context_length),
+            progress=self._steps,
+            loading=self._loading > 0,
         )
 
     async def close(self) -> None:
@@ -176,6 +199,7 @@ class TransformersEngine:
             self._settle([(self._taken(s), s.generation("abort"), None) for s in self._batch.drain()])
 
     def _step(self) -> None:
+        self._steps += 1
         try:
             finished = self._batch.step()
         except Exception as error:  # noqa: BLE001 - whatever it is, those who wait must hear of it

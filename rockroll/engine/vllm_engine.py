@@ -23,7 +23,7 @@ from typing import Any
 
 from rockroll.digest import fold
 from rockroll.engine import vllm_versions, weights
-from rockroll.engine.api import EngineInfo, GenerateRequest, Generation, Loaded, OnTokens, Piece
+from rockroll.engine.api import EngineInfo, GenerateRequest, Generation, Loaded, OnTokens, Piece, Stats
 from rockroll.engine.config import EngineConfig
 from rockroll.engine.limits import Limits
 from rockroll.errors import EngineError
@@ -49,6 +49,11 @@ class _Request:
         self._ids: list[int] = []
         self._logprobs: list[float] = []
         self._versions: list[int] = []
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and answer together."""
+        return len(self.wanted.prompt_ids) + len(self._ids)
 
     def weights_changed(self, version: int) -> None:
         """Tokens that come from now on are this version's. To be called behind a fence, after `take_waiting`."""
@@ -92,6 +97,7 @@ class VllmEngine:
         self._loading = asyncio.Lock()
         self._broken = ""
         self._closed = False
+        self._tokens = 0
         self.lost = asyncio.Event()
         """Set when a process of vLLM has died: the engine cannot answer any more."""
         self._watched = [os.pidfd_open(pid) for pid in vllm_versions.core_pids(llm)]
@@ -144,7 +150,7 @@ class VllmEngine:
         await self._run(live, vllm_versions.sampling(request))
         return live.generation()
 
-    async def load(self, path: str, version: int) -> Loaded:
+    async def load(self, path: str, version: int, digest: str = "") -> Loaded:
         """EngineError for a folder that cannot be read or holds another model, the old weights untouched; or for a load
         that failed half-way: until another one works, every request is refused."""
         folder = Path(path)
@@ -158,7 +164,7 @@ class VllmEngine:
                     await self._or_lost(self._fence.passed())
                 for live in self._under_way:
                     live.take_waiting()
-                loaded = await self._swap(folder, version)
+                loaded = await self._swap(folder, version, digest)
                 self._version, self._broken = version, ""
                 for live in self._under_way:
                     live.weights_changed(version)
@@ -197,6 +203,22 @@ class VllmEngine:
             pid=os.getpid(),
         )
 
+    def stats(self) -> Stats:
+        """By its own count: vLLM keeps none where its statistics are off."""
+        tokens = sum(live.length for live in self._under_way)
+        slots, memory = self._config.max_batch, vllm_versions.kv_tokens(self._llm)
+        use = tokens / memory if memory else 0.0
+        fitting = len(self._under_way) if use <= 1 else max(1, int(len(self._under_way) / use))
+        running = min(fitting, slots)
+        return Stats(
+            running=running,
+            waiting=len(self._under_way) - running,
+            slots=slots,
+            kv_use=min(use, 1.0),
+            progress=self._tokens,
+            loading=self._loading.locked(),
+        )
+
     async def close(self) -> None:
         """Requests under way end with "abort" and what they have; vLLM's processes end."""
         if self._closed:
@@ -223,6 +245,7 @@ class VllmEngine:
                 live.collector = await asyncio.shield(adding)
                 while live.finish_reason is None:
                     output = await live.collector.get()
+                    self._tokens += 1
                     if live.finish_reason is None:
                         live.take(output)
             except asyncio.CancelledError:
@@ -258,7 +281,7 @@ class VllmEngine:
     async def _give_up(self) -> None:
         await self._abort(list(self._under_way))
 
-    async def _swap(self, folder: Path, version: int) -> Loaded:
+    async def _swap(self, folder: Path, version: int, expected: str) -> Loaded:
         """The new weights in place of the old, and the proof of it."""
         try:
             reports = await self._or_lost(self._llm.collective_rpc("rockroll_load", args=(str(folder),)))
@@ -270,10 +293,13 @@ class VllmEngine:
         if report["wrong"]:
             raise EngineError(
                 f"after loading {folder} the engine's {report['wrong']} holds other bits than were read for it; "
-                "deliver the weights again, or replace this engine"
+                "deliver the weights again, or replace this engine",
+                code="held_wrong",
             )
         read = report["read"]
         digest = fold({name: (dtype, shape, total) for name, dtype, shape, total in read})
+        if expected:
+            weights.check_digest(folder, digest, expected)
         return Loaded(version=version, tensors=len(read), digest=digest, held=report["held"])
 
     def _check_same(self, folder: Path, tensors: dict[str, list[int]]) -> None:
@@ -346,7 +372,7 @@ def _describe(folder: Path) -> tuple[Any, Any]:
 
 
 def _dead() -> EngineError:
-    return EngineError("a process of vLLM died, and with it this engine; its log says why")
+    return EngineError("a process of vLLM died, and with it this engine; its log says why", code="engine_died")
 
 
 def _line(error: BaseException) -> str:

@@ -163,6 +163,12 @@ class Fence:
         return output
 
 
+def kv_tokens(llm: Any) -> int:
+    """Tokens whose keys and values fit in vLLM's memory together; 0 where it does not say."""
+    cache = getattr(getattr(llm, "vllm_config", None), "cache_config", None)
+    return int(getattr(cache, "num_gpu_blocks", None) or 0) * int(getattr(cache, "block_size", None) or 0)
+
+
 def core_pids(llm: Any) -> list[int]:
     """The processes without which the engine cannot answer."""
     return [process.pid for process in llm.engine_core.resources.engine_manager.processes]

@@ -99,6 +99,17 @@ def read(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def check_digest(folder: Path, found: str, expected: str) -> None:
+    """EngineError where a folder's tensors are not those that its exporter wrote."""
+    if found != expected:
+        raise EngineError(
+            f"{folder} holds other weights than were exported: digest {found} where {expected} was written; deliver "
+            "them again",
+            code="wrong_weights",
+            digest=found,
+        )
+
+
 def fit(model: Any, folder: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors under the model's own names, proved to cover it and to have its shapes.
 

@@ -13,7 +13,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -79,8 +79,18 @@ class Processes:
         """The ZeroMQ address of one of the run's servers."""
         return f"ipc://{self.runtime / name}"
 
-    async def start(self, name: str, module: str, *args: str, env: dict[str, str] | None = None) -> Child:
-        """`python -m module args`, in a session of its own (a Ctrl-C at the terminal reaches only this process)."""
+    async def start(
+        self,
+        name: str,
+        module: str,
+        *args: str,
+        env: dict[str, str] | None = None,
+        on_death: Callable[[ProcessDied], None] | None = None,
+    ) -> Child:
+        """`python -m module args`, in a session of its own (a Ctrl-C at the terminal reaches only this process).
+
+        on_death: told when it dies by itself, for a process that the run can do without; else `guard` raises.
+        """
         log = self._log_dir / f"{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as out:
@@ -97,14 +107,14 @@ class Processes:
             )
         child = Child(name, process, log)
         self._children.append(child)
-        watch = asyncio.get_running_loop().create_task(self._watch(child))
+        watch = asyncio.get_running_loop().create_task(self._watch(child, on_death or self.fail))
         self._watches.add(watch)
         watch.add_done_callback(self._watches.discard)
         return child
 
-    async def _watch(self, child: Child) -> None:
+    async def _watch(self, child: Child, on_death: Callable[[ProcessDied], None]) -> None:
         if (error := await child.died()) is not None:
-            self.fail(error)
+            on_death(error)
 
     def fail(self, error: BaseException) -> None:
         """Ends `guard` with this error: some part that the run stands on is gone."""

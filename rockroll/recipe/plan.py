@@ -33,6 +33,10 @@ class Line:
     what: str
 
 
+def _engines(replicas: int) -> str:
+    return "one process, this machine" if replicas == 1 else f"{replicas} processes (replicas), this machine"
+
+
 def plan(config: RunConfig) -> list[Line]:
     """Every process and sandbox of the run, in the order in which they start."""
     model = find(config.model)
@@ -56,8 +60,9 @@ def plan(config: RunConfig) -> list[Line]:
         lines.append(
             Line(
                 part="engine",
-                where="one process, this machine" if kind.ok else "cannot run here",
+                where=_engines(config.engine.replicas) if kind.ok else "cannot run here",
                 what=f"{kind.detail}, {config.engine.dtype}, {config.engine.max_batch} requests at once"
+                + " each" * (config.engine.replicas > 1)
                 if kind.ok
                 else f"{config.engine.kind}: {kind.detail}; {kind.cure}",
             )

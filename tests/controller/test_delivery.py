@@ -26,7 +26,7 @@ class End:
     async def export(self, path: str) -> Exported:
         return Exported(version=4, tensors=2, digest="d")
 
-    async def load(self, path: str, version: int) -> Loaded:
+    async def load(self, path: str, version: int, digest: str = "") -> Loaded:
         return Loaded(version=version, tensors=2, digest=self._digest)
 
 

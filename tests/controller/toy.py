@@ -76,7 +76,10 @@ class Engine:
             versions.append(self.version)
         return Generation(token_ids=ids, logprobs=[-1.0] * len(ids), versions=versions, finish_reason="stop")
 
-    async def load(self, path: str, version: int) -> Loaded:
+    def counts(self) -> dict[str, float]:
+        return {}
+
+    async def load(self, path: str, version: int, digest: str = "") -> Loaded:
         self.weights, self.version = (Path(path) / "weights").read_text(), version
         return Loaded(version=version, tensors=1, digest=self.weights)
 

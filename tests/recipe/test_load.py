@@ -83,6 +83,12 @@ def test_a_resolved_recipe_reads_back_as_itself(recipe) -> None:
         ("name: [1\n", r"r\.yaml:\d+: not YAML"),
         ("- 1\n", r"r\.yaml:1: a recipe is a mapping of keys"),
         (GOOD + "engine: {address: 'ipc://x'}\n", r"r\.yaml:10: engine\.address is not for recipes"),
+        (GOOD + "engine: {replicas: 0}\n", r"engine replicas must be at least 1; got 0"),
+        (GOOD + "engine: {restarts: -1}\n", r"engine restarts must be at least 0; got -1"),
+        (
+            GOOD + "engine: {kind: vllm, device: cuda, replicas: 3}\n",
+            r"replicas 3 with gpu_share 0\.4 each are more than the whole of cuda; set gpu_share to at most 0\.33",
+        ),
         (GOOD + "engine: {model: x}\n", r"engine\.model is not for recipes: set 'model' at the top level"),
         (
             GOOD + "  objective: sft\n",
@@ -185,6 +191,11 @@ def test_a_wrong_mixture_is_told_where_and_what(recipe, text: str, said: str) ->
         load(recipe(MIXED), ["tasks.no.weight=1"])
     with pytest.raises(RecipeError, match=r"tasks is a list; say which key of which entry"):
         load(recipe(MIXED), ["tasks.lake=1"])
+
+
+def test_a_plan_shows_the_replicas(recipe) -> None:
+    engine = next(line for line in plan(load(recipe(GOOD), ["engine.replicas=3"])) if line.part == "engine")
+    assert engine.where == "3 processes (replicas), this machine" and engine.what.endswith("requests at once each")
 
 
 def test_a_plan_shows_the_mixture(recipe) -> None:

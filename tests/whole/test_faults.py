@@ -15,6 +15,8 @@ import pytest
 from rockroll.placement.local import remove_left_behind
 from tests.whole.conftest import Command
 
+NOT_REPLACED = ("--set", "engine.restarts=0")
+
 
 def wait_for_step(process: subprocess.Popen[str], step: int) -> None:
     """Reads the run's lines until that step is done: the next one is under way then."""
@@ -28,7 +30,9 @@ def wait_for_step(process: subprocess.Popen[str], step: int) -> None:
 @pytest.fixture
 def running(rockroll: Command, tmp_path: Path):
     """A run that has done its first step."""
-    process = rockroll.start(*rockroll.train(tmp_path / "r", "--set", "steps=1000", "--set", "eval.episodes=0"))
+    process = rockroll.start(
+        *rockroll.train(tmp_path / "r", "--set", "steps=1000", "--set", "eval.episodes=0", *NOT_REPLACED)
+    )
     wait_for_step(process, 1)
     yield process
     process.kill()
@@ -36,7 +40,7 @@ def running(rockroll: Command, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("module", "name"), [("rockroll.engine.server", "engine"), ("rockroll.train.server", "trainer-0")]
+    ("module", "name"), [("rockroll.engine.server", "engine-0"), ("rockroll.train.server", "trainer-0")]
 )
 def test_a_killed_process_is_named(
     running: subprocess.Popen[str], rockroll: Command, module: str, name: str, gone_within: Callable[[float], None]
@@ -48,6 +52,21 @@ def test_a_killed_process_is_named(
     assert running.returncode == 1
     assert f"rockroll: the {name} process was killed by SIGKILL" in err and "Traceback" not in err
     gone_within(10 - (time.monotonic() - killed))
+
+
+@pytest.mark.slow
+def test_a_killed_engine_is_replaced_and_the_run_goes_on(rockroll: Command, tmp_path: Path) -> None:
+    run_dir = tmp_path / "r"
+    process = rockroll.start(*rockroll.train(run_dir, "--set", "steps=4", "--set", "eval.episodes=0"))
+    wait_for_step(process, 1)
+    (pid,) = rockroll.pids("rockroll.engine.server")
+    os.kill(pid, signal.SIGKILL)
+    out, err = process.communicate(timeout=110)
+    assert process.returncode == 0, err + out
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
+    assert rows[-1]["engine/restarts"] == rows[-1]["engine/replicas"] == 1
+    assert all(row["canary/max_abs_dlogp"] < 1e-3 for row in rows)
 
 
 def test_a_killed_node_is_named_and_its_boxes_are_removed(

@@ -28,7 +28,7 @@ def test_a_data_set_lowers_its_held_out_loss_and_goes_on_bit_for_bit(
         return rows(tmp_path / place)
 
     straight = run("straight", 4, "--set", "train.schedule=constant")
-    assert not (tmp_path / "straight" / "logs" / "engine.log").exists()
+    assert not (tmp_path / "straight" / "logs" / "engine-0.log").exists()
     assert straight[-1]["eval/loss"] < straight[0]["eval/loss"]
     run("parts", 2, "--set", "train.schedule=constant")
     parts = run("parts", 4, "--set", "train.schedule=constant", "--resume")
