@@ -74,9 +74,11 @@ class RecordsConfig:
     an episode takes a span for each answer, one with a critic a span for each token."""
     discarded: int = 64
     """So many of a step's broken episodes, and so many of its cancelled ones; 0: none."""
+    trace_mb: int = 64
+    """Of trace.json, the time line of phases and episodes; there it stops. 0: none. 64 MB are some 180,000 episodes."""
 
     def __post_init__(self) -> None:
-        for name in ("advantages", "discarded"):
+        for name in ("advantages", "discarded", "trace_mb"):
             if getattr(self, name) < 0:
                 raise ValueError(f"records {name} is at least 0; got {getattr(self, name)}")
 

@@ -29,6 +29,7 @@ from rockroll.controller.records import Records
 from rockroll.controller.run_dir import RunDir
 from rockroll.controller.source import Sampled, Source, Written, data_set
 from rockroll.controller.tally import Tally
+from rockroll.controller.timeline import Timeline
 from rockroll.data.source import DataPosition
 from rockroll.errors import UsageError
 from rockroll.observe.display import Display, Status
@@ -77,13 +78,15 @@ async def train(config: RunConfig, run: RunDir, display: Display) -> Summary:
         config = dataclasses.replace(config, steps=data.steps(config.steps))
         display.status.steps = config.steps
     records, tally = Records(run.path, config.records), Tally(config.rollout.max_staleness)
-    events = records.beside(status_events(display.status, tally.note))
-    async with parts(config, run, events, train=True, data=data) as made:
-        return await made.processes.guard(_train(config, run, display, made, records, tally))
+    with Timeline(run.path, config.records) as timeline:
+        display.status.on_phase = timeline.phase
+        events = timeline.beside(records.beside(status_events(display.status, tally.note)))
+        async with parts(config, run, events, train=True, data=data) as made:
+            return await made.processes.guard(_train(config, run, display, made, records, tally, timeline))
 
 
 async def _train(
-    config: RunConfig, run: RunDir, display: Display, made: Parts, records: Records, tally: Tally
+    config: RunConfig, run: RunDir, display: Display, made: Parts, records: Records, tally: Tally, timeline: Timeline
 ) -> Summary:
     status, trainer, ledger = display.status, made.trainer, made.ledger
     assert trainer is not None
@@ -114,6 +117,7 @@ async def _train(
     status.enter("delivering weights")
     synced = await _sync(config, made, run)
     version = int(synced["version"])
+    timeline.delivered(version)
     if not metrics.rows:
         row: Row = {"step": 0, **synced, **worst_case}
         await _evaluate_into(row, config, made, status, records, 0)
@@ -138,12 +142,14 @@ async def _train(
                     if config.deterministic:
                         await source.quiet()  # or it would depend on the clock which tokens the new weights sample
                     row |= await _sync(config, made, run)
+                timeline.delivered(report.version)
             version = report.version
             trained_episodes += taken.count
             row |= timed.row()
             if evaluating:
                 await _evaluate_into(row, config, made, status, records, step)
             if new:
+                status.enter("recording")
                 if taken.groups:
                     records.trained(step, taken.groups, report.advantages)
                 metrics.write(row)

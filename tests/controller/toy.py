@@ -146,7 +146,7 @@ def config(**changes: Any) -> RunConfig:
         rollout=RolloutConfig(**wanted),
         eval=EvalConfig(episodes=3, every=4),
         checkpoint=CheckpointConfig(every=every, keep=keep),
-        train=TrainConfig(worst_case_step=False),
+        train=TrainConfig(worst_case_step=False),  # a hash has none
     )
 
 
@@ -157,6 +157,8 @@ class Run:
         self.config, self.path, self.tokenizer = config, path, tokenizer
         self.engine, self.trainer = Engine(tokenizer, pause), Trainer(pause)
         self.watch: Callable[[Ledger], None] = lambda ledger: None
+        self.told = False
+        """Whether the run hears its episodes' events; what its rows count of them is since the process began."""
 
     @asynccontextmanager
     async def parts(
@@ -165,14 +167,16 @@ class Run:
         with ExitStack() as stack:
             ledger = stack.enter_context(Ledger(run.ledger, run.last_step))
             self.watch(ledger)
+            events = on_event if self.told else lambda _: None
             async with (
                 Journal(run.path / "journal", "off") as journal,
                 Rollout(
-                    config.rollout, self.engine, {}, config.domains, None, self.tokenizer, seed=3, journal=journal
+                    config.rollout, self.engine, {}, config.domains, None, self.tokenizer, seed=3, events=events,
+                    journal=journal,
                 ) as rollout,
             ):  # fmt: skip
-                made: Any = dict(processes=Guarded(), engine=self.engine, trainer=self.trainer, critic=None, deck=None)
-                yield Parts(**made, rollout=rollout, ledger=ledger, canary_ids=[1, 2, 3])
+                made: Any = dict(processes=Guarded(), engine=self.engine, trainer=self.trainer)
+                yield Parts(**made, critic=None, deck=None, rollout=rollout, ledger=ledger, canary_ids=[1, 2, 3])
 
     async def go(self) -> loop.Summary:
         whole = (self.path / "recipe.yaml").exists()
