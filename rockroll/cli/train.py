@@ -37,6 +37,10 @@ def train(
         bool,
         typer.Option("--resume", help="Continue the run in --run-dir, however it ended: kill -9, a full disk, Ctrl-C."),
     ] = False,
+    replay: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN_DIR", help="Train the recorded batches of that run: no engine, no sandboxes."),
+    ] = None,
 ) -> None:
     """Train a model by the recipe.
 
@@ -48,6 +52,10 @@ def train(
 
     It may go on otherwise than it began, with more ranks, another ZeRO stage or dtype: add
     --set train.ranks=2 --set train.zero_stage=2
+
+    What a run sampled can be trained again, by another algorithm or learning rate, without an engine or sandboxes;
+    `rockroll rollout` records batches without a trainer:
+    rockroll train /tmp/first/recipe.yaml --replay /tmp/first --set train.lr=0.0001 --run-dir /tmp/second
 
     With --set deterministic=true two runs are equal to the last bit, but for time/* (docs/training.md).
     """
@@ -61,6 +69,8 @@ def train(
 
     if resume and run_dir is None:
         raise UsageError("--resume continues the run in --run-dir; name that directory")
+    if replay is not None:
+        settings = [*(settings or []), f"replay={json.dumps(str(replay.absolute()))}"]
     config = _load(recipe, settings)
     planning.plan(config)  # a teacher or a data set that is not there is found before the run has a directory
     with RunDir(run_dir or default_path(config.name), resume=resume) as run:

@@ -97,6 +97,9 @@ class RunConfig:
     """Or several, each with a name and a weight (docs/training.md, "Several tasks")."""
     data: DataConfig | None = None
     """What is to be learnt from, for train.objective sft and dpo."""
+    replay: str = ""
+    """The directory of an earlier run, whose recorded batches are trained in place of sampling: no engine, no sandbox,
+    no evaluation (docs/training.md, "Trained again from records")."""
     seed: int = 0
     """Every random draw of the run comes from this one."""
     deterministic: bool = False
@@ -152,6 +155,11 @@ class RunConfig:
         if self.deterministic:
             self._check_deterministic()
         objective = self.train.objective
+        if self.replay and objective in DATA_OBJECTIVES:
+            raise ValueError(
+                f"replay trains what an earlier run sampled, and train.objective {objective} learns from a data set; "
+                "leave one of them out"
+            )
         if objective in DATA_OBJECTIVES and self.data is None:
             raise ValueError(
                 f"train.objective {objective} learns from a data set: name it, as in data: {{path: my.jsonl}}"
@@ -192,4 +200,6 @@ class RunConfig:
     @property
     def samples(self) -> bool:
         """Whether an engine is needed: to learn from what it samples, or to be evaluated on a task."""
+        if self.replay:
+            return False
         return self.data is None or (bool(self.domains) and self.eval.episodes > 0)

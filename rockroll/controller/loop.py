@@ -26,6 +26,7 @@ from rockroll.controller.delivery import canary, deliver
 from rockroll.controller.learner import Learner
 from rockroll.controller.parts import Parts, parts
 from rockroll.controller.records import Records
+from rockroll.controller.replay import Recorded, Replayed
 from rockroll.controller.run_dir import RunDir
 from rockroll.controller.source import Sampled, Source, Written, data_set
 from rockroll.controller.tally import Tally
@@ -190,15 +191,17 @@ def _source(config: RunConfig, made: Parts, run: RunDir, first_step: int, tally:
         if first_step:
             made.deck.go_on(run.position(first_step, DataPosition))
         return Written(made.deck, run)
-    assert made.rollout is not None and made.ledger is not None
-    mixture = made.rollout.mixture
 
     def row(groups: list[Group], version: int) -> Row:
-        counted = {**statistics.batch_row(groups, version), **tally.row(groups)}
+        counted = {**statistics.batch_row(groups, version), **({} if config.replay else tally.row(groups))}
+        mixture = made.rollout.mixture if made.rollout else None
         return counted | domains.batch_row(config.domains, groups, mixture)
 
-    stream = functools.partial(made.rollout.stream, ledger=made.ledger, in_order=config.deterministic)
     batch = functools.partial(to_batch, temperature=config.rollout.temperature, spans=config.records.advantages)
+    if config.replay:
+        return Replayed(Recorded(config), batch, row)
+    assert made.rollout is not None and made.ledger is not None
+    stream = functools.partial(made.rollout.stream, ledger=made.ledger, in_order=config.deterministic)
     return Sampled(stream, made.ledger, batch, row)
 
 
@@ -361,8 +364,9 @@ def _line(row: Row) -> str:
     said = [f"step {row['step']:>4}"]
     if "reward/mean" in row:
         said.append(f"reward {row['reward/mean']:.3f}")
+        waited = "rollout" if "time/rollout_s" in row else "replay"
         said.append(
-            f"{row['time/step_s']:.1f} s (rollout {row['time/rollout_s']:.1f}, train {row['time/train_s']:.1f})"
+            f"{row['time/step_s']:.1f} s ({waited} {row[f'time/{waited}_s']:.1f}, train {row['time/train_s']:.1f})"
         )
         broken = sum(row[f"episodes/{name}"] for name in ("env_error", "infra_error"))
         if broken:

@@ -22,6 +22,7 @@ _MAY = ("name", "steps", "agent", "sandbox", "engine", "train", "eval", "canary"
 _MAY_IN = {"rollout": ("concurrency", "replacements", "incomplete", "journal", "episode_timeout")}
 _MAY_NOT: dict[str, str] = {
     "model": "the checkpoint's weights are of the other model",
+    "replay": "its batches are the recorded ones, one a step",
     "seed": "every task and every draw comes from it",
     "train.lora.dropout": "",
     "train.lora": "the checkpoint's adapter has the other form",
