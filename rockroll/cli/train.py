@@ -108,6 +108,50 @@ def train(
     summary(rows, f"rockroll · {config.name}")(display.console)
 
 
+def rollout(
+    recipe: Recipe,
+    settings: Settings = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="How many batches. Default: the recipe's steps.")] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Where they are kept. Default: $ROCKROLL_HOME/runs/NAME-rollout-TIME.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue in --run-dir after the last whole batch.")] = False,
+) -> None:
+    """Sample batches without a trainer, and record them as a training run does.
+
+    All are sampled with the weights of the recipe's model. The records can be looked at, and trained:
+
+      rockroll rollout recipes/quickstart.yaml --steps 4 --run-dir /tmp/sampled
+
+      rockroll view /tmp/sampled
+
+      rockroll train recipes/quickstart.yaml --set steps=4 --replay /tmp/sampled
+    """
+    from rockroll.append import write_whole
+    from rockroll.cli.loop import run as run_loop
+    from rockroll.controller.collect import collect
+    from rockroll.controller.run_dir import RunDir, default_path
+    from rockroll.observe.display import Display, Status, summary
+    from rockroll.recipe.load import dump
+
+    if resume and run_dir is None:
+        raise UsageError("--resume continues the batches in --run-dir; name that directory")
+    config = _load(recipe, [*(settings or []), *([f"steps={steps}"] if steps else [])])
+    with RunDir(run_dir or default_path(f"{config.name}-rollout"), resume=resume) as run:
+        _log_to(run.path / "rockroll.log")
+        if resume:
+            _changes(run, config)
+        write_whole(run.path / "recipe.yaml", dump(config).encode())
+        display = Display(Status(f"{config.name}, rollout", config.steps))
+        with display:
+            display.line(f"run directory: {run.path}")
+            episodes = run_loop(collect(config, run, display))
+    rows = [("recorded", f"{episodes} episodes"), ("run directory", str(run.path))]
+    rows.append(("next", f"rockroll train {recipe} --set steps={config.steps} --replay {run.path}"))
+    rows.append(("", f"rockroll view {run.path}"))
+    summary(rows, f"rockroll · {config.name}, rollout")(display.console)
+
+
 def plan(recipe: Recipe, settings: Settings = None, as_json: AsJson = False) -> None:
     """Show the resolved recipe and what would run where. Starts nothing."""
     from rich.console import Console

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import shutil
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -16,6 +18,7 @@ from rockroll.controller.records import Records
 from rockroll.controller.replay import Recorded
 from rockroll.errors import UsageError
 from rockroll.recipe import changes
+from rockroll.rollout.ledger import Ledger
 from rockroll.rollout.sample import Episode, Group, Sample, SampledTurn
 from rockroll.rollout.tokenizer import ChatTokenizer
 from rockroll.train.config import TrainConfig
@@ -69,6 +72,49 @@ async def test_a_replay_that_was_stopped_goes_on_where_it_was(run: Run, tmp_path
     await rest.go()
     assert rest.trainer.weights == run.trainer.weights
     assert [row["step"] for row in rows(rest.path)] == list(range(8))
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+async def test_what_was_sampled_without_a_trainer_trains(ahead: int, tokenizer: ChatTokenizer, tmp_path: Path) -> None:
+    sampled = Run(config(max_staleness=ahead, steps=4), tmp_path / "sampled", tokenizer)
+    assert await sampled.collect() == 16 and sampled.trainer.version == 0
+    assert [row["step"] for row in rows(sampled.path)] == [1, 2, 3, 4]
+    later = replaying(sampled, tmp_path / "later", steps=4)
+    await later.go()
+    assert later.trainer.version == 4 and trained(later.path) == trained(sampled.path)
+    assert rows(later.path)[-1]["staleness/max"] == 3, "the versions are those that sampled, whatever is trained"
+
+
+def stopping(work: Any, at: int) -> Any:
+    """`work`, but for the call of that number, which raises."""
+    calls = itertools.count(1)
+
+    def wrapped(*args: Any) -> Any:
+        if next(calls) == at:
+            raise RuntimeError("stopped")
+        return work(*args)
+
+    return wrapped
+
+
+async def test_sampling_that_was_stopped_goes_on_with_the_next_batch(
+    tokenizer: ChatTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Run(config(deterministic=True, steps=5), tmp_path / "whole", tokenizer)
+    await whole.collect()
+    for cls, name in ((Records, "trained"), (Ledger, "rotate")):  # before a batch's record, and after it
+        path = tmp_path / name
+        with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="stopped"):
+            patch.setattr(cls, name, stopping(getattr(cls, name), at=3))
+            await Run(whole.config, path, tokenizer).collect()
+        await Run(whole.config, path, tokenizer).collect()
+        assert trained(path) == trained(whole.path)
+        assert [row["step"] for row in rows(path)] == [1, 2, 3, 4, 5]
+
+
+async def test_a_data_set_is_not_sampled(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"this recipe learns from records \(replay\)"):
+        await Run(config(replay="/r"), tmp_path / "run", tokenizer).collect()
 
 
 def test_a_batch_comes_back_bit_for_bit(run: Run, tmp_path: Path) -> None:

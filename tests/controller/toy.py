@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from rockroll.append import unwritable
-from rockroll.controller import loop
+from rockroll.controller import collect, loop
 from rockroll.controller.config import CheckpointConfig, EvalConfig, RecordsConfig, RunConfig
 from rockroll.controller.parts import Parts
 from rockroll.controller.run_dir import RunDir
@@ -176,8 +176,9 @@ class Run:
             yield Parts(**made, engine=None, rollout=None, ledger=None)
             return
         with ExitStack() as stack:
-            ledger = stack.enter_context(Ledger(run.ledger, run.last_step))
-            self.watch(ledger)
+            ledger = stack.enter_context(Ledger(run.ledger, run.last_step)) if train else None
+            if ledger:
+                self.watch(ledger)
             events = on_event if self.told else lambda _: None
             async with (
                 Journal(run.path / "journal", "off") as journal,
@@ -187,6 +188,16 @@ class Run:
                 ) as rollout,
             ):  # fmt: skip
                 yield Parts(**made, engine=self.engine, rollout=rollout, ledger=ledger)
+
+    async def collect(self) -> int:
+        """Batches without a trainer."""
+        with RunDir(self.path, resume=(self.path / "recipe.yaml").exists()) as run:
+            (run.path / "recipe.yaml").write_text(dump(self.config))
+            before, collect.parts = collect.parts, self.parts
+            try:
+                return await collect.collect(self.config, run, Display(Status("toy", self.config.steps)))
+            finally:
+                collect.parts = before
 
     async def go(self) -> loop.Summary:
         whole = (self.path / "recipe.yaml").exists()
