@@ -31,10 +31,10 @@ from rockroll.train.algorithm import DATA_OBJECTIVES
 async def collect(config: RunConfig, run: RunDir, display: Display) -> int:
     """Records `config.steps` batches; the episodes that this call recorded."""
     if config.train.objective in DATA_OBJECTIVES or config.replay:
+        other = "records (replay)" if config.replay else f"a data set (train.objective {config.train.objective})"
         raise UsageError(
-            "rollout samples the recipe's task, and this recipe learns from "
-            f"{'records (replay)' if config.replay else 'a data set (train.objective ' + config.train.objective + ')'}; "
-            "`rockroll eval` samples held-out tasks"
+            f"rollout samples the recipe's task, and this recipe learns from {other}; `rockroll eval` samples held-out "
+            "tasks"
         )
     records, tally = Records(run.path, config.records), Tally(config.rollout.max_staleness)
     with Timeline(run.path, config.records) as timeline:

@@ -16,6 +16,7 @@ from rockroll.rollout.domain import DomainConfig, check
 from rockroll.sandbox.config import SandboxConfig
 from rockroll.train.algorithm import DATA_OBJECTIVES
 from rockroll.train.config import TrainConfig
+from rockroll.units import size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +75,9 @@ class RecordsConfig:
     an episode takes a span for each answer, one with a critic a span for each token."""
     discarded: int = 64
     """So many of a step's broken episodes, and so many of its cancelled ones; 0: none."""
+    keep: str = "8g"
+    """How much of RUN_DIR/episodes stays: a size, of which the oldest steps go first, or `all`. What training and
+    --resume need is not in there; `rockroll view` and --replay have the steps that are left."""
     trace_mb: int = 64
     """Of trace.json, the time line of phases and episodes; there it stops. 0: none. 64 MB are some 180,000 episodes."""
 
@@ -81,6 +85,19 @@ class RecordsConfig:
         for name in ("advantages", "discarded", "trace_mb"):
             if getattr(self, name) < 0:
                 raise ValueError(f"records {name} is at least 0; got {getattr(self, name)}")
+        self.most()
+
+    def most(self) -> int | None:
+        """Bytes of `keep`; None: no bound."""
+        if self.keep == "all":
+            return None
+        try:
+            most = size(self.keep)
+        except ValueError:
+            most = 0
+        if most < 2**20:
+            raise ValueError(f"records keep is all, or a size from 1m on; got {self.keep!r}")
+        return most
 
 
 @dataclass(frozen=True, kw_only=True)
