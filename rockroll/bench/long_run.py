@@ -103,7 +103,7 @@ def measure(pid: int, run: Path, step: int, step_s: float) -> Measured:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="scripts/long-run", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="scripts/long-run", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("recipe", nargs="?", default="recipes/long.yaml")
     parser.add_argument("--steps", type=int, default=3000, help="default: 3000")
     parser.add_argument("--run-dir", type=Path, help="kept there; default: a directory that goes at the end")

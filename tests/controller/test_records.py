@@ -72,10 +72,11 @@ def test_an_episode_is_at_work_from_its_sandbox_to_its_end(tmp_path: Path) -> No
     assert running(tmp_path) == [] and heard == ["placed", "finished"]
 
 
-@pytest.mark.parametrize("field", ["advantages", "discarded"])
+@pytest.mark.parametrize("field", ["advantages", "discarded", "trace_mb"])
 def test_a_bound_below_nothing_is_refused(field: str) -> None:
+    wrong: dict[str, Any] = {field: -1}
     with pytest.raises(ValueError, match=f"records {field} is at least 0; got -1"):
-        RecordsConfig(**{field: -1})
+        RecordsConfig(**wrong)
 
 
 def test_the_oldest_steps_go_where_records_are_bounded_and_the_index_forgets_them(tmp_path: Path) -> None:
