@@ -76,12 +76,12 @@ def train(
 
     if resume and run_dir is None:
         raise UsageError("--resume continues the run in --run-dir; name that directory")
+    if resume and dry_steps:
+        raise UsageError("--dry-steps begins anew, with weights that stay what they are; leave --resume out")
     if replay is not None:
         settings = [*(settings or []), f"replay={json.dumps(str(replay.absolute()))}"]
     config = _load(recipe, settings)
     if dry_steps is not None:
-        if resume:
-            raise UsageError("--dry-steps begins anew, with weights that stay what they are; leave --resume out")
         _dry(config, dry_steps, run_dir)
         return
     planning.plan(config)  # a teacher or a data set that is not there is found before the run has a directory
@@ -197,9 +197,15 @@ def rollout(
             _changes(run, config)
         write_whole(run.path / "recipe.yaml", dump(config).encode())
         display = Display(Status(f"{config.name}, rollout", config.steps))
-        with display:
-            display.line(f"run directory: {run.path}")
-            episodes = run_loop(collect(config, run, display))
+        try:
+            with display:
+                display.line(f"run directory: {run.path}")
+                episodes = run_loop(collect(config, run, display))
+        except (KeyboardInterrupt, RockrollError) as error:
+            if not isinstance(error, UsageError):
+                again = f"rockroll rollout {run.path / 'recipe.yaml'} --run-dir {run.path} --resume"
+                display.line(f"stopped; continue with: {again}")
+            raise
     rows = [("recorded", f"{episodes} episodes"), ("run directory", str(run.path))]
     rows.append(("next", f"rockroll train {recipe} --set steps={config.steps} --replay {run.path}"))
     rows.append(("", f"rockroll view {run.path}"))

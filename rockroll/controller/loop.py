@@ -222,6 +222,7 @@ async def evaluate(config: RunConfig, run: RunDir, display: Display) -> Evaluati
             "this recipe has no task to be evaluated on, as in task: {env: rockroll:shell}; the loss on held-out "
             "examples is eval/loss in the run's metrics.jsonl"
         )
+    config = dataclasses.replace(config, replay="")  # that recipe's model is evaluated as any
     records = Records(run.path, config.records)
     async with parts(config, run, records.beside(status_events(display.status)), train=False) as made:
         return await made.processes.guard(_evaluate(config, made, display.status, records, 0))
