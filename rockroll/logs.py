@@ -7,8 +7,11 @@ terminal that shows them nor look like other records. Leaves what is logged to e
 from __future__ import annotations
 
 import logging
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
+_FULL = 32 * 2**20
+"""Bytes."""
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -18,8 +21,9 @@ def safe(text: str) -> str:
 
 
 def begin(file: Path | None = None) -> None:
-    """From INFO on, to a file or to standard error; what was set up before is replaced."""
-    handler = logging.FileHandler(file) if file else logging.StreamHandler()
+    """From INFO on, to a file or to standard error; what was set up before is replaced. Of a file that is full, the
+    one before, FILE.1, goes."""
+    handler = RotatingFileHandler(file, maxBytes=_FULL, backupCount=1) if file else logging.StreamHandler()
     handler.setFormatter(Lines(FORMAT))
     logging.raiseExceptions = False  # a line that a full disk did not take is lost; its traceback helps nobody
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)

@@ -37,6 +37,14 @@ def train(
         bool,
         typer.Option("--resume", help="Continue the run in --run-dir, however it ended: kill -9, a full disk, Ctrl-C."),
     ] = False,
+    replay: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN_DIR", help="Train the recorded batches of that run: no engine, no sandboxes."),
+    ] = None,
+    dry_steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Run so many steps that change no weight, and say what the whole run would take."),
+    ] = None,
 ) -> None:
     """Train a model by the recipe.
 
@@ -48,6 +56,13 @@ def train(
 
     It may go on otherwise than it began, with more ranks, another ZeRO stage or dtype: add
     --set train.ranks=2 --set train.zero_stage=2
+
+    Before a long run, a few whole steps at a learning rate of 0 say what it takes in time, tokens, memory, disk:
+    rockroll train recipes/quickstart.yaml --dry-steps 3
+
+    What a run sampled can be trained again, by another algorithm or learning rate, without an engine or sandboxes;
+    `rockroll rollout` records batches without a trainer:
+    rockroll train /tmp/first/recipe.yaml --replay /tmp/first --set train.lr=0.0001 --run-dir /tmp/second
 
     With --set deterministic=true two runs are equal to the last bit, but for time/* (docs/training.md).
     """
@@ -61,7 +76,14 @@ def train(
 
     if resume and run_dir is None:
         raise UsageError("--resume continues the run in --run-dir; name that directory")
+    if resume and dry_steps:
+        raise UsageError("--dry-steps begins anew, with weights that stay what they are; leave --resume out")
+    if replay is not None:
+        settings = [*(settings or []), f"replay={json.dumps(str(replay.absolute()))}"]
     config = _load(recipe, settings)
+    if dry_steps is not None:
+        _dry(config, dry_steps, run_dir)
+        return
     planning.plan(config)  # a teacher or a data set that is not there is found before the run has a directory
     with RunDir(run_dir or default_path(config.name), resume=resume) as run:
         _log_to(run.path / "rockroll.log")
@@ -96,6 +118,98 @@ def train(
         rows.append(("", f"rockroll view {done.run_dir}"))
         rows.append(("", f"tensorboard --logdir {done.run_dir / 'tensorboard'}"))
     summary(rows, f"rockroll · {config.name}")(display.console)
+
+
+def _dry(config: RunConfig, steps: int, run_dir: Path | None) -> None:
+    """Runs dry steps, in a directory that goes afterwards where none is named, and prints what the whole run takes."""
+    import dataclasses
+    import shutil
+    import tempfile
+    from contextlib import ExitStack
+
+    from rich.table import Table
+
+    from rockroll.append import write_whole
+    from rockroll.cli.loop import run as run_loop
+    from rockroll.controller import forecast, loop
+    from rockroll.controller.run_dir import RunDir
+    from rockroll.controller.source import data_set
+    from rockroll.observe.display import Display, Status
+    from rockroll.recipe import plan as planning
+    from rockroll.recipe.load import dump
+
+    if (data := data_set(config)) is not None:
+        config = dataclasses.replace(config, steps=data.steps(config.steps))
+    dry = forecast.dry(config, steps)
+    planning.plan(dry)
+    with ExitStack() as stack:
+        path = run_dir or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rockroll-dry-")))
+        run = stack.enter_context(RunDir(path, resume=False))
+        _log_to(run.path / "rockroll.log")
+        write_whole(run.path / "recipe.yaml", dump(dry).encode())
+        display = Display(Status(f"{config.name}, {steps} dry steps", steps))
+        with display:
+            run_loop(loop.train(dry, run, display))
+        lines = forecast.forecast(config, run.path)
+        free = shutil.disk_usage(run.path).free
+    table = Table("what", "each", "times", "whole run", title=f"{config.name}: {config.steps} steps would take")
+    for line in lines:
+        each, whole = forecast.shown(line.each, line.unit), forecast.shown(line.whole, line.unit)
+        table.add_row(line.what, each, f"{line.times:,}", whole)
+    display.console.print(table)
+    seconds, disk = forecast.total(lines, "s"), forecast.total(lines, "bytes")
+    display.line(f"in all about {forecast.shown(seconds, 's')}, if answers stay as long as they are now")
+    display.line(f"disk {forecast.shown(disk, 'bytes')}; {forecast.shown(free, 'bytes')} are free where this one ran")
+
+
+def rollout(
+    recipe: Recipe,
+    settings: Settings = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="How many batches. Default: the recipe's steps.")] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Where they are kept. Default: $ROCKROLL_HOME/runs/NAME-rollout-TIME.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue in --run-dir after the last whole batch.")] = False,
+) -> None:
+    """Sample batches without a trainer, and record them as a training run does.
+
+    All are sampled with the weights of the recipe's model. The records can be looked at, and trained:
+
+      rockroll rollout recipes/quickstart.yaml --steps 4 --run-dir /tmp/sampled
+
+      rockroll view /tmp/sampled
+
+      rockroll train recipes/quickstart.yaml --set steps=4 --replay /tmp/sampled
+    """
+    from rockroll.append import write_whole
+    from rockroll.cli.loop import run as run_loop
+    from rockroll.controller.collect import collect
+    from rockroll.controller.run_dir import RunDir, default_path
+    from rockroll.observe.display import Display, Status, summary
+    from rockroll.recipe.load import dump
+
+    if resume and run_dir is None:
+        raise UsageError("--resume continues the batches in --run-dir; name that directory")
+    config = _load(recipe, [*(settings or []), *([f"steps={steps}"] if steps else [])])
+    with RunDir(run_dir or default_path(f"{config.name}-rollout"), resume=resume) as run:
+        _log_to(run.path / "rockroll.log")
+        if resume:
+            _changes(run, config)
+        write_whole(run.path / "recipe.yaml", dump(config).encode())
+        display = Display(Status(f"{config.name}, rollout", config.steps))
+        try:
+            with display:
+                display.line(f"run directory: {run.path}")
+                episodes = run_loop(collect(config, run, display))
+        except (KeyboardInterrupt, RockrollError) as error:
+            if not isinstance(error, UsageError):
+                again = f"rockroll rollout {run.path / 'recipe.yaml'} --run-dir {run.path} --resume"
+                display.line(f"stopped; continue with: {again}")
+            raise
+    rows = [("recorded", f"{episodes} episodes"), ("run directory", str(run.path))]
+    rows.append(("next", f"rockroll train {recipe} --set steps={config.steps} --replay {run.path}"))
+    rows.append(("", f"rockroll view {run.path}"))
+    summary(rows, f"rockroll · {config.name}, rollout")(display.console)
 
 
 def plan(recipe: Recipe, settings: Settings = None, as_json: AsJson = False) -> None:

@@ -16,6 +16,7 @@ from rockroll.rollout.domain import DomainConfig, check
 from rockroll.sandbox.config import SandboxConfig
 from rockroll.train.algorithm import DATA_OBJECTIVES
 from rockroll.train.config import TrainConfig
+from rockroll.units import size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +75,29 @@ class RecordsConfig:
     an episode takes a span for each answer, one with a critic a span for each token."""
     discarded: int = 64
     """So many of a step's broken episodes, and so many of its cancelled ones; 0: none."""
+    keep: str = "8g"
+    """How much of RUN_DIR/episodes stays: a size, of which the oldest steps go first, or `all`. What training and
+    --resume need is not in there; `rockroll view` and --replay have the steps that are left."""
+    trace_mb: int = 64
+    """Of trace.json, the time line of phases and episodes; there it stops. 0: none. 64 MB are some 180,000 episodes."""
 
     def __post_init__(self) -> None:
-        for name in ("advantages", "discarded"):
+        for name in ("advantages", "discarded", "trace_mb"):
             if getattr(self, name) < 0:
                 raise ValueError(f"records {name} is at least 0; got {getattr(self, name)}")
+        self.most()
+
+    def most(self) -> int | None:
+        """Bytes of `keep`; None: no bound."""
+        if self.keep == "all":
+            return None
+        try:
+            most = size(self.keep)
+        except ValueError:
+            most = 0
+        if most < 2**20:
+            raise ValueError(f"records keep is all, or a size from 1m on; got {self.keep!r}")
+        return most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +114,9 @@ class RunConfig:
     """Or several, each with a name and a weight (docs/training.md, "Several tasks")."""
     data: DataConfig | None = None
     """What is to be learnt from, for train.objective sft and dpo."""
+    replay: str = ""
+    """The directory of an earlier run, whose recorded batches are trained in place of sampling: no engine, no sandbox,
+    no evaluation (docs/training.md, "Trained again from records")."""
     seed: int = 0
     """Every random draw of the run comes from this one."""
     deterministic: bool = False
@@ -150,6 +172,11 @@ class RunConfig:
         if self.deterministic:
             self._check_deterministic()
         objective = self.train.objective
+        if self.replay and objective in DATA_OBJECTIVES:
+            raise ValueError(
+                f"replay trains what an earlier run sampled, and train.objective {objective} learns from a data set; "
+                "leave one of them out"
+            )
         if objective in DATA_OBJECTIVES and self.data is None:
             raise ValueError(
                 f"train.objective {objective} learns from a data set: name it, as in data: {{path: my.jsonl}}"
@@ -190,4 +217,6 @@ class RunConfig:
     @property
     def samples(self) -> bool:
         """Whether an engine is needed: to learn from what it samples, or to be evaluated on a task."""
+        if self.replay:
+            return False
         return self.data is None or (bool(self.domains) and self.eval.episodes > 0)

@@ -26,9 +26,11 @@ from rockroll.controller.delivery import canary, deliver
 from rockroll.controller.learner import Learner
 from rockroll.controller.parts import Parts, parts
 from rockroll.controller.records import Records
+from rockroll.controller.replay import Recorded, Replayed
 from rockroll.controller.run_dir import RunDir
 from rockroll.controller.source import Sampled, Source, Written, data_set
 from rockroll.controller.tally import Tally
+from rockroll.controller.timeline import Timeline
 from rockroll.data.source import DataPosition
 from rockroll.errors import UsageError
 from rockroll.observe.display import Display, Status
@@ -77,13 +79,15 @@ async def train(config: RunConfig, run: RunDir, display: Display) -> Summary:
         config = dataclasses.replace(config, steps=data.steps(config.steps))
         display.status.steps = config.steps
     records, tally = Records(run.path, config.records), Tally(config.rollout.max_staleness)
-    events = records.beside(status_events(display.status, tally.note))
-    async with parts(config, run, events, train=True, data=data) as made:
-        return await made.processes.guard(_train(config, run, display, made, records, tally))
+    with Timeline(run.path, config.records) as timeline:
+        display.status.on_phase = timeline.phase
+        events = timeline.beside(records.beside(status_events(display.status, tally.note)))
+        async with parts(config, run, events, train=True, data=data) as made:
+            return await made.processes.guard(_train(config, run, display, made, records, tally, timeline))
 
 
 async def _train(
-    config: RunConfig, run: RunDir, display: Display, made: Parts, records: Records, tally: Tally
+    config: RunConfig, run: RunDir, display: Display, made: Parts, records: Records, tally: Tally, timeline: Timeline
 ) -> Summary:
     status, trainer, ledger = display.status, made.trainer, made.ledger
     assert trainer is not None
@@ -114,6 +118,7 @@ async def _train(
     status.enter("delivering weights")
     synced = await _sync(config, made, run)
     version = int(synced["version"])
+    timeline.delivered(version)
     if not metrics.rows:
         row: Row = {"step": 0, **synced, **worst_case}
         await _evaluate_into(row, config, made, status, records, 0)
@@ -138,12 +143,14 @@ async def _train(
                     if config.deterministic:
                         await source.quiet()  # or it would depend on the clock which tokens the new weights sample
                     row |= await _sync(config, made, run)
+                timeline.delivered(report.version)
             version = report.version
             trained_episodes += taken.count
             row |= timed.row()
             if evaluating:
                 await _evaluate_into(row, config, made, status, records, step)
             if new:
+                status.enter("recording")
                 if taken.groups:
                     records.trained(step, taken.groups, report.advantages)
                 metrics.write(row)
@@ -184,15 +191,17 @@ def _source(config: RunConfig, made: Parts, run: RunDir, first_step: int, tally:
         if first_step:
             made.deck.go_on(run.position(first_step, DataPosition))
         return Written(made.deck, run)
-    assert made.rollout is not None and made.ledger is not None
-    mixture = made.rollout.mixture
 
     def row(groups: list[Group], version: int) -> Row:
-        counted = {**statistics.batch_row(groups, version), **tally.row(groups)}
+        counted = {**statistics.batch_row(groups, version), **({} if config.replay else tally.row(groups))}
+        mixture = made.rollout.mixture if made.rollout else None
         return counted | domains.batch_row(config.domains, groups, mixture)
 
-    stream = functools.partial(made.rollout.stream, ledger=made.ledger, in_order=config.deterministic)
     batch = functools.partial(to_batch, temperature=config.rollout.temperature, spans=config.records.advantages)
+    if config.replay:
+        return Replayed(Recorded(config), batch, row)
+    assert made.rollout is not None and made.ledger is not None
+    stream = functools.partial(made.rollout.stream, ledger=made.ledger, in_order=config.deterministic)
     return Sampled(stream, made.ledger, batch, row)
 
 
@@ -213,6 +222,7 @@ async def evaluate(config: RunConfig, run: RunDir, display: Display) -> Evaluati
             "this recipe has no task to be evaluated on, as in task: {env: rockroll:shell}; the loss on held-out "
             "examples is eval/loss in the run's metrics.jsonl"
         )
+    config = dataclasses.replace(config, replay="")  # that recipe's model is evaluated as any
     records = Records(run.path, config.records)
     async with parts(config, run, records.beside(status_events(display.status)), train=False) as made:
         return await made.processes.guard(_evaluate(config, made, display.status, records, 0))
@@ -355,8 +365,9 @@ def _line(row: Row) -> str:
     said = [f"step {row['step']:>4}"]
     if "reward/mean" in row:
         said.append(f"reward {row['reward/mean']:.3f}")
+        waited = "rollout" if "time/rollout_s" in row else "replay"
         said.append(
-            f"{row['time/step_s']:.1f} s (rollout {row['time/rollout_s']:.1f}, train {row['time/train_s']:.1f})"
+            f"{row['time/step_s']:.1f} s ({waited} {row[f'time/{waited}_s']:.1f}, train {row['time/train_s']:.1f})"
         )
         broken = sum(row[f"episodes/{name}"] for name in ("env_error", "infra_error"))
         if broken:

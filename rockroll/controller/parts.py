@@ -55,7 +55,7 @@ class Parts:
     deck: Deck | None
     """The data set, where one is learnt from."""
     ledger: Ledger | None
-    """Where episodes are learnt from: what was begun since the checkpoint."""
+    """Where episodes are sampled to be learnt from: what was begun since the checkpoint."""
     canary_ids: list[int]
 
 
@@ -74,7 +74,8 @@ async def parts(
     style = config.rollout
     tokenizer = ChatTokenizer(model, calls=style.tool_calls, reasoning=style.reasoning, options=style.template)
     async with AsyncExitStack() as stack:
-        ledger = stack.enter_context(Ledger(run.ledger, run.last_step)) if train and data is None else None
+        keeps = train and data is None and not config.replay
+        ledger = stack.enter_context(Ledger(run.ledger, run.last_step)) if keeps else None
         processes = await stack.enter_async_context(Processes(run.logs))
         engine_config = dataclasses.replace(
             config.engine,

@@ -26,7 +26,7 @@ class Records:
 
     def __init__(self, run_dir: Path, config: RecordsConfig) -> None:
         self.step = 0
-        self._log, self._running, self._config = EpisodeLog(run_dir), Running(run_dir), config
+        self._log, self._running, self._config = EpisodeLog(run_dir, config.most()), Running(run_dir), config
         self._kept: dict[tuple[int, bool], int] = {}
         """How many discarded ones are kept, by step and by whether they were only cancelled."""
 

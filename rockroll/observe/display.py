@@ -45,9 +45,12 @@ class Status:
     tokens: int = 0
     tokens_per_s: float = 0.0
     phase_started: float = field(default_factory=time.monotonic)
+    on_phase: Callable[[str, int], None] = lambda phase, step: None
+    """Told of every phase and its step as it begins."""
 
     def enter(self, phase: str, wanted: int = 0) -> None:
         """A new phase begins: its counters start at zero."""
+        self.on_phase(phase, self.step)
         self.phase, self.wanted, self.done, self.tokens = phase, wanted, 0, 0
         self.phase_started = time.monotonic()
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -130,6 +130,12 @@ class EpisodeIndex:
         """Take in one file that was just written."""
         with closing(self._open()) as database:
             self._put(database, name)
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Files that are gone."""
+        with closing(self._open()) as database, database:
+            for name in names:
+                _forget(database, name)
 
     def _put(self, database: sqlite3.Connection, name: str) -> None:
         try:

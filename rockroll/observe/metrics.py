@@ -29,22 +29,26 @@ class MetricsLog:
     def __init__(self, run_dir: Path, *, resume_from: int | None = None) -> None:
         self.path = run_dir / "metrics.jsonl"
         self.rows: list[Row] = []
+        """What was there, and of what is written now the evaluations: a long run does not keep all its rows."""
         if resume_from is not None and self.path.exists():
             self.rows = [row for row in read_rows(self.path) if row["step"] <= resume_from]
             write_whole(self.path, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
+        self._last = int(self.rows[-1]["step"]) if self.rows else -1
         self._file = Appended(self.path)
         self._board = _Board(run_dir / "tensorboard")
 
     @property
     def last_step(self) -> int:
         """Of the last row; -1 where there is none."""
-        return int(self.rows[-1]["step"]) if self.rows else -1
+        return self._last
 
     def write(self, row: Row) -> None:
         """One step's row. It must have "step". HostError where it cannot be written: then nothing of it is there."""
         rounded: dict[str, Any] = {k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()}
         self._file.add(f"{json.dumps(rounded)}\n".encode())
-        self.rows.append(row)
+        self._last = int(row["step"])
+        if any(name.startswith("eval/") for name in row):
+            self.rows.append(row)
         self._board.write(row)
 
     def sync(self) -> None:

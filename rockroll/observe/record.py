@@ -1,7 +1,8 @@
 """One record an episode, kept for people and later tools.
 
 In: any msgspec Struct or dict that describes an episode, and the step it belongs to. Out: one JSON line a record in
-RUN_DIR/episodes/SPLIT-STEP.jsonl, and its row in the index beside them. Leaves what is in a record to the rollout.
+RUN_DIR/episodes/SPLIT-STEP.jsonl, and its row in the index beside them; the oldest steps go where there is a bound.
+Leaves what is in a record to the rollout.
 """
 
 from __future__ import annotations
@@ -14,25 +15,33 @@ from typing import Any
 import msgspec
 
 from rockroll.append import write_whole
-from rockroll.observe.index import EpisodeIndex
+from rockroll.observe.index import EpisodeIndex, split_and_step
 
 _log = logging.getLogger(__name__)
 
 
 class EpisodeLog:
-    """Appends episode records; a step's file is begun anew when the step is done again after a resume."""
+    """Appends episode records; a step's file is begun anew when the step is done again after a resume.
 
-    def __init__(self, run_dir: Path) -> None:
+    most: bytes of all records. Where a step is written beyond it, the oldest steps go. None: no bound.
+    """
+
+    def __init__(self, run_dir: Path, most: int | None = None) -> None:
         self.folder = run_dir / "episodes"
         self.folder.mkdir(exist_ok=True)
         self._index = EpisodeIndex(self.folder)
         self._begun: set[Path] = set()
+        self._most = most
+        self._sizes = {path.name: path.stat().st_size for path in self.folder.glob("*-[0-9]*.jsonl")}
 
     def write(self, split: str, step: int, records: list[Any]) -> None:
         """All records of one step, replaced as a whole. HostError where they cannot be written."""
         path = self._path(split, step)
-        write_whole(path, b"".join(msgspec.json.encode(record) + b"\n" for record in records))
+        data = b"".join(msgspec.json.encode(record) + b"\n" for record in records)
+        write_whole(path, data)
+        self._sizes[path.name] = len(data)
         self._put(path)
+        self._bound(step)
 
     def add(self, split: str, step: int, record: Any) -> None:
         """One more record of a step, at once: what the first one of this process finds there is of an earlier run.
@@ -41,6 +50,7 @@ class EpisodeLog:
         try:
             with path.open("ab" if path in self._begun else "wb") as file:
                 file.write(msgspec.json.encode(record) + b"\n")
+                self._sizes[path.name] = file.tell()
         except OSError as error:
             _log.warning("%s: a record was not kept: %s", path, error)
         self._begun.add(path)
@@ -53,9 +63,27 @@ class EpisodeLog:
     def _path(self, split: str, step: int) -> Path:
         return self.folder / f"{split}-{step:06d}.jsonl"
 
+    def _bound(self, step: int) -> None:
+        """The oldest steps go, whole, until the rest is within the bound. This one stays, however large it is."""
+        over = sum(self._sizes.values()) - self._most if self._most is not None else 0
+        while over > 0 and (oldest := min(map(_step, self._sizes))) < step:
+            gone = [name for name in self._sizes if _step(name) == oldest]
+            over -= sum(self._sizes.pop(name) for name in gone)
+            self._begun -= {self.folder / name for name in gone}
+            for name in gone:
+                (self.folder / name).unlink(missing_ok=True)
+            try:
+                self._index.forget(gone)
+            except (sqlite3.Error, OSError) as error:
+                _log.warning("%s are gone, and still in the index: %s", ", ".join(gone), error)
+
     def _put(self, path: Path) -> None:
         """The index can be made from the records at any time: a run does not end for want of it."""
         try:
             self._index.put(path.name)
         except (sqlite3.Error, OSError) as error:
             _log.warning("%s was not indexed, `rockroll view` will: %s", path, error)
+
+
+def _step(name: str) -> int:
+    return split_and_step(name)[1]

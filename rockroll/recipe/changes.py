@@ -18,10 +18,11 @@ from rockroll.controller.config import RunConfig
 from rockroll.errors import UsageError
 from rockroll.recipe.load import dump
 
-_MAY = ("name", "steps", "agent", "sandbox", "engine", "train", "eval", "canary", "checkpoint")
+_MAY = ("name", "steps", "agent", "sandbox", "engine", "train", "eval", "canary", "checkpoint", "records")
 _MAY_IN = {"rollout": ("concurrency", "replacements", "incomplete", "journal", "episode_timeout")}
 _MAY_NOT: dict[str, str] = {
     "model": "the checkpoint's weights are of the other model",
+    "replay": "its batches are the recorded ones, one a step",
     "seed": "every task and every draw comes from it",
     "train.lora.dropout": "",
     "train.lora": "the checkpoint's adapter has the other form",

@@ -15,6 +15,7 @@ from rockroll import units
 from rockroll.controller.boxes import boxes, pool_sizes
 from rockroll.controller.config import RunConfig
 from rockroll.controller.model_path import Model, find
+from rockroll.controller.replay import Recorded
 from rockroll.controller.source import data_set
 from rockroll.engine.kinds import kinds
 from rockroll.recipe.load import dump
@@ -100,6 +101,8 @@ def plan(config: RunConfig) -> list[Line]:
                 f"{steps * config.data.batch / len(data):.1f} passes; {len(data.held_out)} held out",
             )
         )
+    elif config.replay:
+        lines.append(Line(part="replay", where="controller", what=f"the recorded steps of {Recorded(config).path}"))
     else:
         lines.append(
             Line(

@@ -13,10 +13,11 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Query, Request
-from fastapi.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
+from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
+from rockroll.observe.trace import NAME as TRACE
 from rockroll.sandbox.http.gate import LOOPBACK
 from rockroll.view import curves, logs
 from rockroll.view.chart import chart
@@ -76,6 +77,7 @@ class Pages:
             ("/r/{name}/groups", self.groups),
             ("/r/{name}/errors", self.errors),
             ("/r/{name}/logs", self.logs),
+            ("/r/{name}/trace.json", self.trace),
             ("/r/{name}/e/{file}/{line}", self.episode),
             ("/r/{name}/e/{file}/{line}/export", self.export),
             ("/r/{name}/e/{file}/{line}/record", self.record),
@@ -150,6 +152,7 @@ class Pages:
             run=run,
             facts=curves.facts(run, 0),
             running=running(run.path),
+            trace=(run.path / TRACE).is_file(),
         )
 
     def episodes(
@@ -236,6 +239,13 @@ class Pages:
         return self._page(
             "logs.jinja", title="Logs", watched="logs", run=run, names=known, log=log, lines=logs.tail(run, log)
         )
+
+    def trace(self, name: str) -> Response:
+        run = self._run(name)
+        if not (run.path / TRACE).is_file():
+            raise HTTPException(404, f"{visible(name)} has no time line: records.trace_mb was 0, or it is an early run")
+        called = re.sub(r"[^\w.-]", "_", f"{name}-{TRACE}")
+        return FileResponse(run.path / TRACE, media_type="application/json", filename=called)
 
     # ---- one episode -----------------------------------------------------------------------------------------------
 

@@ -10,6 +10,8 @@ import pytest
 
 from rockroll.controller.config import RecordsConfig
 from rockroll.controller.records import Records
+from rockroll.observe.index import EpisodeIndex
+from rockroll.observe.record import EpisodeLog
 from rockroll.observe.running import running
 from rockroll.rollout.sample import Episode, Event, Group, Outcome, Placed, Sample
 
@@ -70,7 +72,42 @@ def test_an_episode_is_at_work_from_its_sandbox_to_its_end(tmp_path: Path) -> No
     assert running(tmp_path) == [] and heard == ["placed", "finished"]
 
 
-@pytest.mark.parametrize("field", ["advantages", "discarded"])
+@pytest.mark.parametrize("field", ["advantages", "discarded", "trace_mb"])
 def test_a_bound_below_nothing_is_refused(field: str) -> None:
+    wrong: dict[str, Any] = {field: -1}
     with pytest.raises(ValueError, match=f"records {field} is at least 0; got -1"):
-        RecordsConfig(**{field: -1})
+        RecordsConfig(**wrong)
+
+
+def test_the_oldest_steps_go_where_records_are_bounded_and_the_index_forgets_them(tmp_path: Path) -> None:
+    log = EpisodeLog(tmp_path, most=10_000)
+    for step in range(1, 60):
+        log.add("discarded", step, episode(f"d{step}", "infra_error"))
+        log.write("train", step, [episode(f"a{step}"), episode(f"b{step}")])
+        if step % 10 == 0:
+            log.write("eval", step, [episode(f"e{step}")])
+    left = sorted(path.name for path in (tmp_path / "episodes").glob("*.jsonl"))
+    steps = {int(name.split("-")[1][:6]) for name in left}
+    assert sum((tmp_path / "episodes" / name).stat().st_size for name in left) <= 10_000
+    assert max(steps) == 59 and steps == set(range(min(steps), 60)), "steps go whole, the oldest first"
+    with EpisodeIndex(tmp_path / "episodes").read() as database:
+        assert min(row[0] for row in database.execute("SELECT step FROM episodes")) == min(steps)
+
+
+def test_a_resumed_run_counts_what_is_there_and_a_step_larger_than_the_bound_stays(tmp_path: Path) -> None:
+    for step in (1, 2):
+        EpisodeLog(tmp_path, most=200).write("train", step, [episode("a"), episode("b")])
+        assert [path.name for path in (tmp_path / "episodes").glob("*.jsonl")] == [f"train-{step:06d}.jsonl"]
+
+
+def test_without_a_bound_all_steps_stay(tmp_path: Path) -> None:
+    log = EpisodeLog(tmp_path, RecordsConfig(keep="all").most())
+    for step in range(9):
+        log.write("train", step, [episode("a")])
+    assert len(list((tmp_path / "episodes").glob("*.jsonl"))) == 9
+
+
+@pytest.mark.parametrize("keep", ["none", "5k", "-1", "much"])
+def test_a_bound_that_is_no_size_is_refused(keep: str) -> None:
+    with pytest.raises(ValueError, match=f"records keep is all, or a size from 1m on; got '{keep}'"):
+        RecordsConfig(keep=keep)

@@ -19,19 +19,20 @@ from typing import Any
 import msgspec
 
 from rockroll.append import unwritable
-from rockroll.controller import loop
-from rockroll.controller.config import CheckpointConfig, EvalConfig, RunConfig
+from rockroll.controller import collect, loop
+from rockroll.controller.config import CheckpointConfig, EvalConfig, RecordsConfig, RunConfig
 from rockroll.controller.parts import Parts
 from rockroll.controller.run_dir import RunDir
 from rockroll.engine.api import EngineInfo, GenerateRequest, Generation, Loaded
 from rockroll.observe.display import Display, Status
+from rockroll.recipe.load import dump
 from rockroll.rollout.config import RedundancyConfig, RolloutConfig, TaskConfig
 from rockroll.rollout.journal import Journal
 from rockroll.rollout.ledger import Ledger
 from rockroll.rollout.runner import Rollout
 from rockroll.rollout.tokenizer import ChatTokenizer
 from rockroll.train import folder
-from rockroll.train.api import Exported, StepReport, TrainBatch
+from rockroll.train.api import Exported, StepReport, TrainBatch, TrainerInfo
 from rockroll.train.config import TrainConfig
 
 START = "0" * 32
@@ -118,6 +119,9 @@ class Trainer:
     async def logprobs(self, ids: list[int]) -> list[float]:
         return [number(self.weights, each) / 2**32 for each in ids[1:]]
 
+    async def info(self) -> TrainerInfo:
+        return TrainerInfo(model="", version=self.version, parameters=0, ranks=1, pids=[1])
+
     def _write(self, path: Path) -> None:
         try:
             partial = folder.aside(path)
@@ -140,16 +144,19 @@ class Guarded:
 def config(**changes: Any) -> RunConfig:
     every, keep = changes.pop("every", 3), changes.pop("checkpoints", 2)
     steps, deterministic = changes.pop("steps", 7), changes.pop("deterministic", False)
+    replay, records = changes.pop("replay", ""), changes.pop("records", RecordsConfig())
     wanted = {"groups": 2, "episodes": 2, "max_tokens": 12, "episode_timeout": 0} | changes
     return RunConfig(
         name="toy",
         steps=steps,
         deterministic=deterministic,
+        replay=str(replay),
+        records=records,
         task=TaskConfig(env=f"{__name__ if __name__ != '__main__' else 'tests.controller.toy'}:Walk"),
         rollout=RolloutConfig(**wanted),
         eval=EvalConfig(episodes=3, every=4),
         checkpoint=CheckpointConfig(every=every, keep=keep),
-        train=TrainConfig(worst_case_step=False),
+        train=TrainConfig(worst_case_step=False),  # a hash has none
     )
 
 
@@ -160,27 +167,45 @@ class Run:
         self.config, self.path, self.tokenizer = config, path, tokenizer
         self.engine, self.trainer = Engine(tokenizer, pause), Trainer(pause)
         self.watch: Callable[[Ledger], None] = lambda ledger: None
+        self.told = False
+        """Whether the run hears its episodes' events; what its rows count of them is since the process began."""
 
     @asynccontextmanager
     async def parts(
         self, config: RunConfig, run: RunDir, on_event: Any, *, train: bool, data: None = None
     ) -> AsyncIterator[Parts]:
+        made: Any = dict(processes=Guarded(), trainer=self.trainer, critic=None, deck=None, canary_ids=[1, 2, 3])
+        if not config.samples:
+            yield Parts(**made, engine=None, rollout=None, ledger=None)
+            return
         with ExitStack() as stack:
-            ledger = stack.enter_context(Ledger(run.ledger, run.last_step))
-            self.watch(ledger)
+            ledger = stack.enter_context(Ledger(run.ledger, run.last_step)) if train else None
+            if ledger:
+                self.watch(ledger)
+            events = on_event if self.told else lambda _: None
             async with (
                 Journal(run.path / "journal", "off") as journal,
                 Rollout(
-                    config.rollout, self.engine, {}, config.domains, None, self.tokenizer, seed=3, journal=journal
+                    config.rollout, self.engine, {}, config.domains, None, self.tokenizer, seed=3, events=events,
+                    journal=journal,
                 ) as rollout,
             ):  # fmt: skip
-                made: Any = dict(processes=Guarded(), engine=self.engine, trainer=self.trainer, critic=None, deck=None)
-                yield Parts(**made, rollout=rollout, ledger=ledger, canary_ids=[1, 2, 3])
+                yield Parts(**made, engine=self.engine, rollout=rollout, ledger=ledger)
+
+    async def collect(self) -> int:
+        """Batches without a trainer."""
+        with RunDir(self.path, resume=(self.path / "recipe.yaml").exists()) as run:
+            (run.path / "recipe.yaml").write_text(dump(self.config))
+            before, collect.parts = collect.parts, self.parts
+            try:
+                return await collect.collect(self.config, run, Display(Status("toy", self.config.steps)))
+            finally:
+                collect.parts = before
 
     async def go(self) -> loop.Summary:
         whole = (self.path / "recipe.yaml").exists()
         with RunDir(self.path, resume=whole) as run:
-            (run.path / "recipe.yaml").touch()
+            (run.path / "recipe.yaml").write_text(dump(self.config))
             before, loop.parts = loop.parts, self.parts
             try:
                 return await loop.train(self.config, run, Display(Status("toy", self.config.steps)))

@@ -229,3 +229,16 @@ def test_a_folder_without_runs_is_wrong_usage(tmp_path: Path) -> None:
 def test_runs_of_one_name_are_told_apart(made_runs: Path, tmp_path: Path) -> None:
     (tmp_path / "shell-a").symlink_to(made_runs / "shell-a")
     assert [run.name for run in Runs([made_runs / "shell-a", tmp_path / "shell-a"])] == ["shell-a", "shell-a-2"]
+
+
+def test_the_time_line_can_be_taken_away_where_there_is_one(tmp_path: Path) -> None:
+    for name in ("with", "without"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "recipe.yaml").write_text("model: tiny\n")
+    (tmp_path / "with" / "trace.json").write_text("[]\n")
+    with client(tmp_path) as pages:
+        assert "/r/with/trace.json" in pages.get("/r/with/").text
+        answer = pages.get("/r/with/trace.json")
+        assert answer.json() == [] and "attachment" in answer.headers["content-disposition"]
+        assert "trace.json" not in pages.get("/r/without/").text
+        assert pages.get("/r/without/trace.json").status_code == 404
