@@ -226,7 +226,7 @@ def test_cp_shows_people_how_far_it_is(box: str, tmp_path: Path) -> None:
     os.close(terminal)
     sandbox("exec", "demo", "--", "rm", "/srv/large")
     assert status == 0
-    assert re.search(rb"\d files, [\d.]+ MB, \d+ MB/s", seen), seen
+    assert re.search(rb"\d files, [\d.,]+ MB, [\d,]+ MB/s", seen), seen
 
 
 def test_watch_prints_changes_until_the_box_is_gone() -> None:
