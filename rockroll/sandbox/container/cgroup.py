@@ -98,12 +98,14 @@ class BoxCgroup:
     def everything(self) -> list[int]:
         """Every process of the box but init."""
         if self.enforced and self.path is not None:
-            groups = [self.path, *(p for p in self.path.iterdir() if p.is_dir())]
-            # Twice: one that is moved between two groups meanwhile may be in neither when each is read.
-            found = {pid for group in (*groups, *groups) for pid in _procs(group)}
+            # Twice: one that is moved meanwhile, maybe to a group that is made for it, may be in none that is read.
+            found = {pid for _ in range(2) for group in self._groups(self.path) for pid in _procs(group)}
         else:
             found = {pid for pid in _all_pids() if self.holds(pid)}
         return sorted(found - {self.init_pid})
+
+    def _groups(self, path: Path) -> list[Path]:
+        return [path, *(p for p in path.iterdir() if p.is_dir())]
 
     def holds(self, pid: int) -> bool:
         """Whether pid lives in the box's pid namespace."""
