@@ -164,6 +164,9 @@ async def test_a_sandbox_that_dies_in_mid_episode_is_replaced_not_scored(
     killed = False
 
     async def kill() -> None:
+        async with asyncio.timeout(20):  # the boxes of the test before may still be on their way back
+            while len(pool._boxes) - len(pool._warm) > 1:
+                await asyncio.sleep(0.01)
         leased = next(box for box in pool._boxes if box not in pool._warm)
         if how == "deleted":
             await (await Sandbox.attach(leased.id)).delete()
