@@ -146,7 +146,8 @@ class Slots:
         refuse_unusual(module, options)
         keys, values = self._store(int(module.layer_idx), step, key[0], value[0])  # type: ignore[arg-type]
         groups = query.shape[1] // keys.shape[1]
-        out = query.new_empty((query.shape[2], query.shape[1], values.shape[3]))
+        # zeros: what belongs to nobody is sampled with the rest and not read, and must be a number
+        out = query.new_zeros((query.shape[2], query.shape[1], values.shape[3]))
         count = len(step.rows)
         if count:
             ask = query[0, :, :count].transpose(0, 1)
