@@ -142,10 +142,15 @@ def thin(points: Sequence[Point], most: int) -> list[Point]:
     return out
 
 
+LEAST_SPAN = 1e-300
+"""Below it a step of an axis would not be a number with all its digits."""
+
+
 def nice_ticks(low: float, high: float, about: int, *, whole: bool = False) -> list[float]:
     """Round numbers from at or below `low` to at or above `high`, some `about` of them."""
     if low == high:
         low, high = (low - abs(low) * 0.1, high + abs(high) * 0.1) if low else (0.0, 1.0)
+    high = max(high, low + LEAST_SPAN)
     rough = (high - low) / max(1, about - 1)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough * 0.999)

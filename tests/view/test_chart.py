@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rockroll.view.chart import Series, chart, nice_ticks, number, smoothed, strip, thin
@@ -52,6 +52,9 @@ def test_thinning_keeps_order_bound_and_extremes(ys: list[float], most: int) -> 
 
 
 @given(values, values, st.integers(2, 8))
+@example(0.0, 5e-324, 3)
+@example(0.0, 5e-324, 2)
+@example(5e-324, 5e-324, 2)
 def test_ticks_are_few_and_enclose_the_values(a: float, b: float, about: int) -> None:
     low, high = min(a, b), max(a, b)
     ticks = nice_ticks(low, high, about)
