@@ -1,4 +1,4 @@
-"""Arguments that several `rockroll sandbox` commands have, and what people write in them.
+"""Arguments that several commands have, and what people write in them.
 
 In: the text of an argument. Out: the value, or UsageError that names the argument. Leaves what is done with it to the
 commands.
@@ -16,6 +16,17 @@ Id = Annotated[str, typer.Argument(metavar="ID", help="An id, the beginning of o
 Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Ids, beginnings of ids, or names.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Raw = Annotated[bool, typer.Option("--raw", help="Every byte as it is, to a terminal too: see docs/security.md.")]
+Upstream = Annotated[str | None, typer.Option(metavar="URL", help="The server to ask, as OPENAI_BASE_URL would say.")]
+KeyEnv = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The environment variable with the server's key; OPENAI_API_KEY.")
+]
+Speaks = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="DIALECT",
+        help="What the server speaks beside chat and completions: responses, messages. Again for each.",
+    ),
+]
 
 
 def pairs(option: str, texts: list[str] | None) -> dict[str, str]:

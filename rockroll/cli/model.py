@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from rockroll.cli.arguments import Ids
+from rockroll.cli.arguments import Ids, KeyEnv, Speaks, Upstream
 from rockroll.cli.loop import run
 from rockroll.cli.node import connected
 from rockroll.cli.text import safe
@@ -19,21 +19,10 @@ from rockroll.errors import UsageError
 
 def model(
     ids: Ids,
-    upstream: Annotated[
-        str | None, typer.Option(metavar="URL", help="The server to ask, as OPENAI_BASE_URL would say.")
-    ] = None,
+    upstream: Upstream = None,
     off: Annotated[bool, typer.Option("--off", help="Refuse its model calls from now on.")] = False,
-    key_env: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="The environment variable with the server's key; OPENAI_API_KEY."),
-    ] = None,
-    speaks: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="DIALECT",
-            help="What the server speaks beside chat and completions: responses, messages. Again for each.",
-        ),
-    ] = None,
+    key_env: KeyEnv = None,
+    speaks: Speaks = None,
     calls: Annotated[int | None, typer.Option(min=1, help="Most calls in all; then the vendor's rate error.")] = None,
     concurrent: Annotated[int | None, typer.Option(min=1, help="Most calls at one time; 16 in any case.")] = None,
     seconds: Annotated[float | None, typer.Option(min=0, help="For how long calls are answered.")] = None,

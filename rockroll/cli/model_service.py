@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rockroll.cli.arguments import KeyEnv, Speaks, Upstream
 from rockroll.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,9 +22,7 @@ if TYPE_CHECKING:
 
 
 def model_service(
-    upstream: Annotated[
-        str | None, typer.Option(metavar="URL", help="The server to ask, as OPENAI_BASE_URL would say.")
-    ] = None,
+    upstream: Upstream = None,
     record: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write what --upstream answers to this new file.")
     ] = None,
@@ -33,17 +32,8 @@ def model_service(
     script: Annotated[
         Path | None, typer.Option(metavar="FILE", help='Answer with its lines in turn: {"text": "Hello."}')
     ] = None,
-    speaks: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="DIALECT",
-            help="What the server speaks beside chat and completions: responses, messages. Again for each.",
-        ),
-    ] = None,
-    key_env: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="The environment variable with the server's key; OPENAI_API_KEY."),
-    ] = None,
+    speaks: Speaks = None,
+    key_env: KeyEnv = None,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8800,
 ) -> None:
