@@ -13,6 +13,7 @@ import pytest
 
 from rockroll.errors import SandboxLost
 from rockroll.sandbox.container import enter
+from rockroll.sandbox.container.spawner import FILES_A_START, STARTS_AT_ONCE
 from rockroll.sandbox.linux.process import Process
 from rockroll.sandbox.node.host import SandboxHost
 from tests.sandbox.conftest import Lab
@@ -145,6 +146,20 @@ async def test_every_one_of_more_orders_than_its_socket_holds_is_answered(host: 
     helper.send(signal.SIGCONT)
     async with asyncio.timeout(60):
         assert {done.exit_code for done in await asyncio.gather(*starts)} == {0}
+
+
+async def test_starts_that_wait_their_turn_hold_no_descriptors(host: SandboxHost, lab: Lab) -> None:
+    """A thousand shells asked for at once would hold more than a process may have."""
+    await lab.execute("true")
+    helper = host._spawner._process
+    assert helper is not None
+    helper.send(signal.SIGSTOP)
+    starts = [asyncio.create_task(lab.execute("true")) for _ in range(4 * STARTS_AT_ONCE)]
+    await asyncio.sleep(0.5)
+    groups = sum(os.path.realpath(f"/proc/self/fd/{fd}").endswith("cgroup.procs") for fd in os.listdir("/proc/self/fd"))
+    helper.send(signal.SIGCONT)
+    assert {done.exit_code for done in await asyncio.gather(*starts)} == {0}
+    assert 0 < groups <= STARTS_AT_ONCE * FILES_A_START
 
 
 async def test_a_box_that_dies_meanwhile_is_lost(lab: Lab) -> None:

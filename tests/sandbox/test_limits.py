@@ -81,8 +81,8 @@ def test_overcommitment_is_configurable() -> None:
 
 def test_files_are_counted_for_boxes_that_have_not_opened_theirs() -> None:
     host = ROOMY._replace(files_max=20_000, files=100)
-    assert refusal(host, alive=2080) is None
-    assert "open files" in (refusal(host, alive=2090) or "")
+    assert refusal(host, alive=1990) is None
+    assert "open files" in (refusal(host, alive=2010) or "")
 
 
 def test_boxes_that_were_promised_are_counted_before_they_are_there() -> None:

@@ -56,6 +56,12 @@ _KNOWN_PROCESS = {
 }  # fmt: skip
 
 
+STARTS_AT_ONCE, FILES_A_START = 32, 24
+"""Starts under way together, of the whole node, and the descriptors that each holds meanwhile: a cgroup's file for each
+controller, a pidfd, pipes. Of a thousand shells asked for at once the others wait their turn; the helper makes them one
+after the other anyhow."""
+
+
 class EnterFailed(Exception):
     """A step of enter.py failed, with an errno; never leaves this room."""
 
@@ -72,6 +78,7 @@ class Spawner:
         self._process: Process | None = None
         self._sending = asyncio.Lock()
         """An event loop tells one waiter that a socket takes more, not several."""
+        self.starts = asyncio.Semaphore(STARTS_AT_ONCE)
         self.programs: dict[bytes, list[str]] = {}
 
     def _running(self) -> socket.socket:
@@ -206,7 +213,8 @@ class Inside:
         group: (controller, cgroup) to be in, in place of the container's own one.
         """
         order = {**self.fixed, "argv": list(argv), "env": dict(env), "cwd": cwd}
-        with contextlib.ExitStack() as stack:
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(spawner.starts)
             try:
                 fds = [*streams, os.pidfd_open(self.init)]
                 stack.callback(os.close, fds[3])

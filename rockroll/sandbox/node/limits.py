@@ -19,14 +19,15 @@ from typing import NamedTuple
 from rockroll import units
 from rockroll.sandbox.boxes.grant import Granted
 from rockroll.sandbox.container import locks
+from rockroll.sandbox.container.spawner import FILES_A_START, STARTS_AT_ONCE
 from rockroll.sandbox.linux.kept import KEPT
 from rockroll.sandbox.node.node_config import Limits
 
 FILES = 9
 """Descriptors of the node for a box with one session: pidfds of init, conmon and the shell, the model endpoint's
 socket, the pipe to the shell, its reports and state, two streams."""
-FILES_KEPT_FREE = KEPT + 200
-"""For files that are open while they are used, calls under way, clients."""
+FILES_KEPT_FREE = KEPT + STARTS_AT_ONCE * FILES_A_START + 200
+"""For files that are open while they are used, processes being started, calls under way, clients."""
 THREADS = 5
 """An idle box with a session: init, bash, conmon's two, and what a command is about to start."""
 THREADS_KEPT_FREE = 512
