@@ -86,6 +86,20 @@ class Client:
         self._waits: dict[int, asyncio.TimerHandle] = {}
         """Calls that no server was there to be asked, and when they will have waited long enough."""
         self.on_lost: Callable[[], None] | None = None
+        self._on_close: Callable[[], None] | None = None
+
+    @classmethod
+    def over(cls, address: str, link: Link, on_close: Callable[[], None]) -> Client:
+        """A client on a link that stands already; its frames come by `hear`. address: what errors call the other side.
+        on_close: told when the client is closed."""
+        client = cls(address)
+        client._link, client._on_close = link, on_close
+        link.send(hello())
+        return client
+
+    def hear(self, data: bytes) -> None:
+        """A frame from the other side of the link."""
+        self._on_frame(data)
 
     async def _open(self) -> None:
         scheme, _, place = self.address.partition("://")
@@ -334,6 +348,8 @@ class Client:
             self._stream.close()
         if self._port is not None:
             self._port.close()
+        if self._on_close is not None:
+            self._on_close()
 
 
 def _fail_with(pending: _Pending, sent: asyncio.Future[None]) -> None:

@@ -180,10 +180,36 @@ class Server:
         if self._on_connect:
             self._on_connect(peer)
 
-    def _drop(self, peer: Peer) -> None:
-        self._peers.pop(peer.id, None)
+    # -- peers that come another way than through this server's address (trunk.py)
+
+    def join(self, name: str, link: Link) -> Peer:
+        """A peer whose frames come by `hear`. Where one of that name has joined, its link has broken: what ran for it is
+        cancelled, and what it owns stays its own until `leave`."""
+        before = self._peers.get(name)
+        peer = self._peers[name] = Peer(id=name, link=link)  # a new one: its calls are numbered from 1 again
+        if before is not None:
+            self.hush(before)
+        elif self._on_connect:
+            self._on_connect(peer)
+        return peer
+
+    def hear(self, peer: Peer, data: bytes) -> None:
+        """A frame of a peer that has joined."""
+        self._on_frame(peer, data)
+
+    def hush(self, peer: Peer) -> None:
+        """Cancels what runs for it."""
         for task in list(peer.tasks.values()):
             task.cancel()
+
+    def leave(self, peer: Peer) -> None:
+        """It will not come back. A second time nothing happens."""
+        if self._peers.get(peer.id) is peer:
+            self._drop(peer)
+
+    def _drop(self, peer: Peer) -> None:
+        self._peers.pop(peer.id, None)
+        self.hush(peer)
         if self._on_disconnect and (done := self._on_disconnect(peer)) is not None:
             self._spawn(_awaited(done))
 
