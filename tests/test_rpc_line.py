@@ -1,4 +1,4 @@
-"""Lines: whatever is lost on the way, each frame arrives once and in order; a hub joins processes that have dialled it."""
+"""Lines: whatever is lost on the way, each frame arrives once and in order; a hub joins who dialled it."""
 
 from __future__ import annotations
 

@@ -97,6 +97,11 @@ class Client:
         link.send(hello())
         return client
 
+    def detach(self) -> None:
+        """The link is given up: nothing is sent or told any more."""
+        if self._on_close is not None:
+            self._on_close()
+
     def hear(self, data: bytes) -> None:
         """A frame from the other side of the link."""
         self._on_frame(data)
@@ -348,8 +353,7 @@ class Client:
             self._stream.close()
         if self._port is not None:
             self._port.close()
-        if self._on_close is not None:
-            self._on_close()
+        self.detach()
 
 
 def _fail_with(pending: _Pending, sent: asyncio.Future[None]) -> None:

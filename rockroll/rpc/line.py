@@ -153,7 +153,7 @@ class Lines:
         kind, id, seq, ack = HEAD.unpack(head)
         line = self._lines.get(peer)
         if line is None or line.id != id:
-            if kind == ENDED or kind == BEAT:
+            if kind in (ENDED, BEAT):
                 return
             # That nothing has come from here says that it is new, whichever of its frames is the first to arrive.
             if ack or id in self._ended or self._on_line is None:

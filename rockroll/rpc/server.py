@@ -125,6 +125,10 @@ class Server:
         self._port: ZmqPort | None = None
         self._probes: set[asyncio.TimerHandle] = set()
 
+    def add(self, handlers: Mapping[str, Handler]) -> None:
+        """More methods, before `start`."""
+        self._handlers.update(handlers)
+
     @property
     def peers(self) -> list[Peer]:
         return list(self._peers.values())
@@ -183,8 +187,8 @@ class Server:
     # -- peers that come another way than through this server's address (trunk.py)
 
     def join(self, name: str, link: Link) -> Peer:
-        """A peer whose frames come by `hear`. Where one of that name has joined, its link has broken: what ran for it is
-        cancelled, and what it owns stays its own until `leave`."""
+        """A peer whose frames come by `hear`. Where one of that name has joined, its link has broken: what ran for it
+        is cancelled, and what it owns stays its own until `leave`."""
         before = self._peers.get(name)
         peer = self._peers[name] = Peer(id=name, link=link)  # a new one: its calls are numbered from 1 again
         if before is not None:

@@ -130,4 +130,3 @@ class Switch:
         for timer in self._timers:
             timer.cancel()
         self._port.close()
-

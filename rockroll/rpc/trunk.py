@@ -87,7 +87,7 @@ class Trunk:
         except TimeoutError:
             self.close()
             raise PeerLost(
-                f"no hub answers at {self.address} with that key; is `rockroll hub` up, and is the cluster file its own?"
+                f"no hub answers at {self.address} with that key; is `rockroll hub` up, and the cluster file its own?"
             ) from None
         except BaseException:
             self.close()

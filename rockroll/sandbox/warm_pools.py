@@ -14,7 +14,7 @@ from typing import Any
 
 from rockroll.sandbox import wire
 from rockroll.sandbox.config import SandboxConfig
-from rockroll.sandbox.node_client import connect_node
+from rockroll.sandbox.node_client import connect_here
 from rockroll.sandbox.wire import Owner, PoolInfo
 
 
@@ -34,19 +34,19 @@ async def set_warm_pool(
     process, "detached" ones with `delete_warm_pool`. UsageError where another pool has boxes of this kind.
     """
     pool = wire.PoolSet(name=name, size=size, config=_fields(config or SandboxConfig()), idle=idle, owner=owner)
-    node = await connect_node()
+    node = await connect_here()
     info = await node.call("pool.set", pool, type=PoolInfo)
     return await node.call("pool.filled", wire.PoolRef(name=name), type=PoolInfo) if wait else info
 
 
 async def warm_pools() -> list[PoolInfo]:
     """Every pool of this node."""
-    return await (await connect_node()).call("pool.list", wire.Empty(), type=list[PoolInfo])
+    return await (await connect_here()).call("pool.list", wire.Empty(), type=list[PoolInfo])
 
 
 async def delete_warm_pool(name: str) -> PoolInfo:
     """Ends a pool; its boxes go. UsageError where there is none of that name."""
-    return await (await connect_node()).call("pool.delete", wire.PoolRef(name=name), type=PoolInfo)
+    return await (await connect_here()).call("pool.delete", wire.PoolRef(name=name), type=PoolInfo)
 
 
 def _fields(config: SandboxConfig) -> dict[str, Any]:
