@@ -18,10 +18,10 @@ import zmq
 from rockroll.errors import RockrollError
 from rockroll.rpc.keys import serve_with
 from rockroll.rpc.line import BEAT, Line, Lines
-from rockroll.rpc.server import PROBE_AGAIN_S
 from rockroll.rpc.trunk import BEAT_S, BEATING, HUB, Parts
 from rockroll.rpc.zeromq import ZmqPort
 
+PROBE_AGAIN_S = (0.05, 0.5)
 _log = logging.getLogger(__name__)
 
 

@@ -40,6 +40,21 @@ class Parts(ZmqLink):
         self._send(parts)
 
 
+def address_through(hub: str, public: str) -> str:
+    """An address for a server that listens nowhere: it dials out to a hub, as does who calls it. It holds the key."""
+    return f"hub://{(bytes([1]) + secrets.token_bytes(7)).hex()}@{hub.removeprefix('tcp://')}/{public}"
+
+
+def parsed(address: str) -> tuple[bytes, str, str]:
+    """(name, the hub's address, its public key) of such an address. RockrollError where it is none."""
+    place, _, public = address.removeprefix("hub://").partition("/")
+    name, _, hub = place.partition("@")
+    try:
+        return bytes.fromhex(name), f"tcp://{hub}", public
+    except ValueError:
+        raise RockrollError("an address through a hub is hub://NAME@HOST:PORT/KEY") from None
+
+
 class Trunk:
     """One event loop's. on_line: as Lines has it; None: nobody opens a line to this process."""
 
@@ -51,9 +66,10 @@ class Trunk:
         on_line: Callable[[bytes, Line], None] | None = None,
         on_silent: Callable[[], None] = lambda: None,
         on_back: Callable[[], None] = lambda: None,
+        name: bytes | None = None,
     ) -> None:
         self.address, self._public = address, public
-        self.name = b"\1" + secrets.token_bytes(7)
+        self.name = name or b"\1" + secrets.token_bytes(7)
         self._on_silent, self._on_back = on_silent, on_back
         self._lines = Lines(self._put, on_line)
         self._loop = asyncio.get_running_loop()
@@ -64,8 +80,8 @@ class Trunk:
         self._link: Parts
         self._timer: asyncio.TimerHandle | None = None
 
-    async def open(self, within: float = FIRST_S) -> None:
-        """Dials; returns when the hub has answered. PeerLost where it does not."""
+    async def open(self, within: float | None = FIRST_S) -> None:
+        """Dials; returns when the hub has answered, or at once where `within` is None. PeerLost where it does not."""
         port = self._port = ZmqPort(zmq.DEALER, self._on_message, self._there, self._gone)
         port.sock.setsockopt(zmq.ROUTING_ID, self.name)
         port.sock.setsockopt(zmq.RECONNECT_IVL, 50)
@@ -81,6 +97,8 @@ class Trunk:
             raise RockrollError(f"a hub's address is tcp://HOST:PORT; got {self.address!r} ({error})") from error
         port.open()
         self._tick()
+        if within is None:
+            return
         try:
             async with asyncio.timeout(within):
                 await self._first

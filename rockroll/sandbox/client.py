@@ -130,10 +130,23 @@ class Sandbox(Files):
         """Makes the box, or starts it again after `stop`. ImageMissing, LimitNotEnforced, HostError."""
         if self._info is None:
             body = wire.Create(config=dataclasses.asdict(self.config), owner=self.owner)
-            self._info = await self._made(body)
+            self._info = await self._call("sandbox.create", body, SandboxInfo)
             await self._narrow()
         else:
             self._info = await self._call("sandbox.start", self._ref, SandboxInfo)
+        return self
+
+    async def start_when_there_is_room(self) -> Self:
+        """As `start`, for a box of a cluster that has none yet: where no node has room, it waits for one that has."""
+        node = await self._connected()
+        if self._info is not None or not isinstance(self._place, where.Hub):
+            return await self.start()
+        body = wire.Create(config=dataclasses.asdict(self.config), owner=self.owner)
+        try:
+            self._info = await node.create(body, wait=True)  # type: ignore[union-attr]
+            await self._narrow()
+        except PeerLost as error:
+            raise SandboxLost(f"the node died while a sandbox was made: {error}", cause="node_lost") from error
         return self
 
     async def stop(self) -> None:
@@ -171,6 +184,11 @@ class Sandbox(Files):
                 await self._call("sandbox.delete", self._ref, SandboxInfo)
             except SandboxNotFound:
                 pass
+            except SandboxLost:
+                if not isinstance(self._place, where.Hub):
+                    raise
+                # A node that is not heard: it goes when that is, if it still has it.
+                (await connect_to(self._place)).delete_later(self._info.node, self.id)  # type: ignore[union-attr]
 
     async def recycle(self) -> Recycled:
         """Makes the box as good as new: every process but init killed, every written file removed, both verified.
@@ -400,13 +418,13 @@ class Sandbox(Files):
             await self._claim(self._node)
         return self._node
 
-    async def _made(self, body: wire.Create) -> SandboxInfo:
-        return await self._call("sandbox.create", body, SandboxInfo)
-
     async def _narrow(self) -> None:
         """From now on its node is asked, and no longer the whole cluster."""
         if self._info is not None and isinstance(self._place, where.Hub):
-            self._node = await connect_to(self._place, self._info.node)
+            try:
+                self._node = await connect_to(self._place, self._info.node)
+            except PeerLost as error:
+                raise SandboxLost(f"sandbox {self.id} is out of reach: {error}", cause="node_lost") from error
 
     async def _claim(self, node: Node) -> None:
         """A new node has taken this box over: it lives as long as this connection, as it did on the last one's."""

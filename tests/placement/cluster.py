@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 
@@ -113,12 +114,12 @@ def cluster(folder: Path, names: Sequence[str]) -> Iterator[tuple[Hub, dict[str,
     hub.start()
     hosts = {name: Host(folder / name) for name in names}
     try:
-        for name, host in hosts.items():
-            host.join(hub.file, name)
+        with ThreadPoolExecutor() as side_by_side:
+            list(side_by_side.map(lambda name: hosts[name].join(hub.file, name), names))
         yield hub, hosts
     finally:
-        for host in hosts.values():
-            host.end()
+        with ThreadPoolExecutor() as side_by_side:
+            list(side_by_side.map(Host.end, hosts.values()))
         if hub.process.poll() is None:
             hub.stop()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from rockroll.sandbox import where
 from rockroll.sandbox.client import list_sandboxes
 from rockroll.sandbox.cluster.client import HubNode
 from rockroll.sandbox.node_client import close_node, connect_to
+from rockroll.sandbox.wire import SnapshotRef
 from tests.placement.cluster import Host, Hub, cluster
 
 SMALL = SandboxConfig(memory="64m", pids=64)
@@ -48,3 +50,85 @@ async def test_boxes_spread_over_the_nodes_and_are_used_as_any(hub: HubNode) -> 
             box.id: box.info.node for box in (one, other)
         }
     assert await list_sandboxes() == []
+
+
+async def test_a_box_is_found_by_id_prefix_and_name_and_its_end_is_told(hub: HubNode) -> None:
+    async with Sandbox(SandboxConfig(name="found-here", memory="64m", pids=64)) as box:
+        for word in (box.id, box.id[:8], "found-here"):
+            found = await Sandbox.attach(word)
+            assert found.id == box.id
+            assert (await found.execute(["true"])).exit_code == 0
+    with pytest.raises(SandboxNotFound, match="deleted"):
+        await Sandbox.attach(box.id)
+
+
+async def test_what_a_client_owns_goes_when_it_closes_and_what_is_detached_stays(hub: HubNode) -> None:
+    kept = await Sandbox(SMALL, owner="detached").start()
+    await Sandbox(SMALL).start()
+    await close_node()
+    client = await connect_to(where.hub())
+    assert isinstance(client, HubNode)
+    async with asyncio.timeout(20):
+        while [info.id for info in await list_sandboxes()] != [kept.id]:
+            await asyncio.sleep(0.1)
+    await (await Sandbox.attach(kept.id)).delete()
+
+
+async def test_commands_streams_and_ports_go_through_the_hub(hub: HubNode, tmp_path: Path) -> None:
+    async with Sandbox(SMALL) as box:
+        command = await box.start_command("for i in 1 2 3; do echo $i; done", command_id="c")
+        assert b"".join([chunk.data async for chunk in command.output()]) == b"1\n2\n3\n"
+        assert (await command.wait()).exit_code == 0
+        (tmp_path / "tree").mkdir()
+        (tmp_path / "tree" / "file").write_bytes(os.urandom(5_000_000))
+        await box.upload(tmp_path / "tree", "/data/tree")
+        await box.download("/data/tree", tmp_path / "back")
+        assert (tmp_path / "back" / "file").read_bytes() == (tmp_path / "tree" / "file").read_bytes()
+        server = "import socketserver as s; s.TCPServer(('127.0.0.1', 8000), s.StreamRequestHandler).serve_forever()"
+        code = server.replace(
+            "s.StreamRequestHandler",
+            "type('H', (s.StreamRequestHandler,), "
+            "{'handle': lambda self: self.wfile.write(self.rfile.readline().upper())})",
+        )
+        await box.start_command(["python3", "-c", code])
+        async with box.forward(8000) as place, asyncio.timeout(20):
+            while True:
+                reader, writer = await asyncio.open_connection(place.host, place.port)
+                with contextlib.suppress(ConnectionError):  # the server may not listen yet
+                    writer.write(b"hello\n")
+                    line = await reader.readline()
+                    if line:
+                        break
+                writer.close()
+                await asyncio.sleep(0.1)
+            writer.close()
+            assert line == b"HELLO\n"
+
+
+async def test_a_snapshot_is_used_where_it_is(hub: HubNode) -> None:
+    async with Sandbox(SMALL) as box:
+        await box.write_file("/data/kept", b"1")
+        await box.snapshot("kept-here")
+        for _ in range(2):
+            async with Sandbox(SandboxConfig(snapshot="kept-here", memory="64m", pids=64)) as other:
+                assert other.info.node == box.info.node
+                assert await other.read_file("/data/kept") == b"1"
+        async with await box.fork() as twin:
+            assert await twin.read_file("/data/kept") == b"1"
+    await hub.call("snapshot.delete", SnapshotRef(name="kept-here"))
+
+
+async def test_a_draining_node_takes_no_box_and_keeps_those_it_has(hub: HubNode) -> None:
+    await hub.drain("left")
+    try:
+        for _ in range(3):
+            async with Sandbox(SMALL) as box:
+                assert box.info.node == "right"
+        await hub.drain("right")
+        with pytest.raises(NoRoom, match="left is draining; right is draining"):
+            await Sandbox(SMALL).start()
+    finally:
+        await hub.drain("left", on=False)
+        await hub.drain("right", on=False)
+    async with Sandbox(SMALL):
+        pass

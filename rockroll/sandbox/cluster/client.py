@@ -32,6 +32,7 @@ from rockroll.sandbox.config import SandboxConfig, config_of, kind
 
 AGAIN_S = 0.5
 """Before the hub is asked again for its nodes, where it refused."""
+GIVE_UP_S = 60.0
 BYE_S = 2.0
 
 
@@ -43,14 +44,17 @@ class HubNode:
         self.address = address
         self.closed: RockrollError | None = None
         self.on_lost: Callable[[], None] | None = None
-        """Told when every node is out of reach: the hub is not heard."""
-        self._trunk = Trunk(address, server_key, on_silent=self._silent)
+        """Told when the hub has not been heard for GIVE_UP_S."""
+        self._trunk = Trunk(address, server_key, on_silent=self._silent, on_back=self._back)
         self._hub: rpc.Client
         self._views: dict[str, NodeView] = {}
         self._clients: dict[str, rpc.Client] = {}
         self._known = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
         self._notes: set[asyncio.Task[Any]] = set()
+        self._later: dict[str, set[str]] = {}
+        """Node → boxes to delete there once it is heard."""
+        self._given_up: asyncio.TimerHandle | None = None
 
     async def open(self) -> None:
         """PeerLost where no hub answers."""
@@ -98,6 +102,16 @@ class HubNode:
             view = self._views.get(name)
             if view is None or view.state == "suspect" or client.address != _label(view):
                 self._lose(name, f"node {name} of the cluster is not heard any more")
+        for name in [name for name in self._later if name in self._views and self._views[name].state != "suspect"]:
+            for id in self._later.pop(name):
+                self._note(self._delete(name, id))
+
+    async def _delete(self, name: str, id: str) -> None:
+        client = await self.at(name)
+        try:
+            await client.call("sandbox.delete", wire.Ref(id=id), type=wire.SandboxInfo)
+        except PeerLost:
+            self._later.setdefault(name, set()).add(id)
 
     def _lose(self, name: str, why: str) -> None:
         client = self._clients.pop(name)
@@ -124,8 +138,16 @@ class HubNode:
             self._lose(name, why)
         hub, self._hub = self._hub, self._dial()
         hub.fail(PeerLost(why))
-        if self.on_lost is not None:
-            self.on_lost()
+        self._given_up = asyncio.get_running_loop().call_later(GIVE_UP_S, lambda: self.on_lost and self.on_lost())
+
+    def _back(self) -> None:
+        if self._given_up is not None:
+            self._given_up.cancel()
+
+    def delete_later(self, node: str, id: str) -> None:
+        """Deletes a box of a node that is not heard now, as soon as it is."""
+        self._later.setdefault(node, set()).add(id)
+        self._seen(self.nodes)
 
     async def at(self, name: str) -> rpc.Client:
         """The client of one node. PeerLost where it is not there or not heard."""
@@ -287,6 +309,7 @@ class HubNode:
         """Ends every call; the hub tells the nodes, which remove what this process owned."""
         self.closed = self.closed or PeerLost(f"the connection to {self.address} was closed by this side")
         self.on_lost = None
+        self._back()
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.wait((self._watching,))

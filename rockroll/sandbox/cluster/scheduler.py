@@ -58,8 +58,6 @@ class Node:
             return f"{self.name} does not have what it begins with"
         if self.name in want.without:
             return f"{self.name} has refused it"
-        if self.warm.get(want.kind, 0) > 0:
-            return None
         used, most = self.used, self.most
         if used[1] + want.memory > most[1]:
             return f"{self.name} has {units.show_size(max(0, int(most[1] - used[1])))} of memory left"
@@ -67,7 +65,7 @@ class Node:
             return f"{self.name} has {max(0.0, most[0] - used[0]):g} CPUs left"
         if used[2] + want.pids > most[2]:
             return f"{self.name} has {max(0, int(most[2] - used[2]))} pids left"
-        if self.load.room <= self.since:
+        if self.load.room <= self.since and self.warm.get(want.kind, 0) <= 0:
             return f"{self.name}'s host has no room left"
         return None
 
