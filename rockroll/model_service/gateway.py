@@ -326,7 +326,7 @@ def _source(upstream: str, key: str, speaks: Collection[str]) -> Source:
         return Service(RemoteServer(upstream, key), {*COMPATIBLE, *speaks})
     if not upstream.startswith(("ipc://", "tcp://", "hub://")):
         raise UsageError(
-            f"a model route leads to a relay at ipc://, tcp:// or hub://, or to a server at http(s)://; got {upstream!r}"
+            f"a model route leads to a relay (ipc://, tcp://, hub://), or to a server at http(s)://; got {upstream!r}"
         )
     if key or speaks:
         raise UsageError("a key and dialects are of an http(s):// server; a relay has neither")

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -36,6 +37,7 @@ from rockroll.sandbox.cluster.presence import LOOK_S, Presence
 from rockroll.sandbox.cluster.scheduler import Node, Policy, Scheduler
 from rockroll.sandbox.wire import Empty
 
+SETTLE_S = 5.0
 _log = logging.getLogger(__name__)
 
 
@@ -57,6 +59,7 @@ class Hub:
         self._over = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        self._settled = self._loop.time() + SETTLE_S
         self._server = rpc.Server(
             "the hub",
             {
@@ -100,8 +103,7 @@ class Hub:
         line.on_ended = lambda: self._server.hush(peer)
 
     def _cut(self, trunk: bytes) -> None:
-        heard = self._switch.heard.get(trunk, 0.0)
-        self._presence.cut(trunk, self._loop.time(), heard)
+        self._presence.cut(trunk, self._loop.time())
 
     def _look(self) -> None:
         """Who has not been heard for too long. By a clock: silence is no event."""
@@ -236,6 +238,10 @@ class Hub:
             await changed.wait()
 
     async def _place(self, want: wire.Want, _peer: rpc.Peer) -> wire.Placed:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(self._settled):  # nodes of the hub before this one are about to join
+                while not self._scheduler.nodes:
+                    await self._changed.wait()
         if not want.wait:
             return self._placed(*self._scheduler.place(want))
         there: asyncio.Future[tuple[Node, int]] = self._loop.create_future()

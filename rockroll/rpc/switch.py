@@ -51,7 +51,8 @@ class Switch:
 
     def start(self) -> None:
         """Binds; `address` is then the one that was got. RockrollError where it is taken."""
-        port = self._port = ZmqPort(zmq.ROUTER, self._on_message, lambda: None, self._someone_gone)
+        # It ends no connection itself: one that has ended was ended by the other side, or by the network.
+        port = self._port = ZmqPort(zmq.ROUTER, self._on_message, lambda: None, self._someone_gone, asks=False)
         port.sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
         port.sock.setsockopt(zmq.ROUTER_HANDOVER, 1)
         try:

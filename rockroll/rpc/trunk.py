@@ -82,7 +82,7 @@ class Trunk:
 
     async def open(self, within: float | None = FIRST_S) -> None:
         """Dials; returns when the hub has answered, or at once where `within` is None. PeerLost where it does not."""
-        port = self._port = ZmqPort(zmq.DEALER, self._on_message, self._there, self._gone)
+        port = self._port = ZmqPort(zmq.DEALER, self._on_message, self._there, self._gone, tells=False)
         port.sock.setsockopt(zmq.ROUTING_ID, self.name)
         port.sock.setsockopt(zmq.RECONNECT_IVL, 50)
         port.sock.setsockopt(zmq.RECONNECT_IVL_MAX, 500)

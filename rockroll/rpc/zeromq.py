@@ -42,7 +42,11 @@ class ZmqPort:
         on_message: Callable[[list[bytes]], None],
         on_there: Callable[[], None],
         on_gone: Callable[[], None],
+        *,
+        asks: bool = True,
+        tells: bool = True,
     ) -> None:
+        """asks: a silent peer's connection is ended from here. tells: and from there, where this side is silent."""
         self._loop = asyncio.get_running_loop()
         self._on_message, self._on_there, self._on_gone = on_message, on_there, on_gone
         sock = self.sock = zmq.Context.instance().socket(kind)
@@ -50,9 +54,10 @@ class ZmqPort:
         sock.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)
         sock.setsockopt(zmq.SNDHWM, 10_000)
         sock.setsockopt(zmq.RCVHWM, 10_000)
-        sock.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-        sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, SILENT_MS)
-        sock.setsockopt(zmq.HEARTBEAT_TTL, SILENT_MS)
+        if asks:
+            sock.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+            sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, SILENT_MS)
+            sock.setsockopt(zmq.HEARTBEAT_TTL, SILENT_MS if tells else 0)
         self._monitor = sock.get_monitor_socket(_THERE | _GONE)
         self._held: deque[ZmqLink] = deque()
         """Links with frames that the socket could not take yet."""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -132,3 +135,37 @@ async def test_a_draining_node_takes_no_box_and_keeps_those_it_has(hub: HubNode)
         await hub.drain("right", on=False)
     async with Sandbox(SMALL):
         pass
+
+
+def rockroll(*argv: str, code: int = 0) -> str:
+    env = {name: value for name, value in os.environ.items() if name != "ROCKROLL_CLUSTER"}
+    done = subprocess.run([sys.executable, "-m", "rockroll", *argv], env=env, capture_output=True, text=True)
+    assert done.returncode == code, (argv, done.stdout, done.stderr)
+    return done.stdout if code == 0 else done.stderr
+
+
+def test_the_command_line_uses_a_cluster_by_its_file(two: tuple[Hub, dict[str, Host]]) -> None:
+    file = str(two[0].file)
+    made = json.loads(rockroll("sandbox", "--cluster", file, "up", "--count", "2", "--memory", "64m", "--json"))
+    assert sorted(info["node"] for info in made) == ["left", "right"]
+    nodes = json.loads(rockroll("cluster", "--cluster", file, "ls", "--json"))
+    assert [(node["name"], node["state"], node["boxes"]) for node in nodes] == [("left", "up", 1), ("right", "up", 1)]
+    assert rockroll("sandbox", "--cluster", file, "exec", made[1]["id"], "--", "echo", "hello") == "hello\n"
+    rockroll("sandbox", "--cluster", file, "down", *(info["id"] for info in made))
+    assert json.loads(rockroll("sandbox", "--cluster", file, "ls", "--json")) == []
+
+
+def test_what_cannot_be_is_said_in_a_sentence(two: tuple[Hub, dict[str, Host]], tmp_path: Path) -> None:
+    hub, hosts = two
+    said = rockroll("sandbox", "--cluster", str(hub.file), "--base-url", "http://x", "ls", code=2)
+    assert "--base-url and --cluster name 2 places" in said
+    assert "which cluster: say --cluster FILE" in rockroll("cluster", "ls", code=2)
+    assert "`rockroll hub` writes one" in rockroll("sandbox", "--cluster", str(tmp_path / "none"), "ls", code=2)
+    open_to_all = tmp_path / "open.json"
+    open_to_all.write_bytes(hub.file.read_bytes())
+    open_to_all.chmod(0o644)
+    assert "chmod 600 it" in rockroll("sandbox", "--cluster", str(open_to_all), "ls", code=2)
+    taken = hosts["left"].run(sys.executable, "-m", "rockroll", "node", "--hub", str(hub.file), "--name", "right")
+    assert taken.returncode == 2
+    assert "a node called right is in this cluster" in taken.stderr
+    hosts["left"].join(hub.file, "left")

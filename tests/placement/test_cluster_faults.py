@@ -150,11 +150,12 @@ async def main():
     await asyncio.sleep(1000)
 asyncio.run(main())
 """
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as client:
-        assert client.stdout
-        assert sorted((await asyncio.to_thread(client.stdout.readline)).split()) == ["left", "right"]
-        assert len(await list_sandboxes()) == 2
-        client.kill()
+    client = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=subprocess.PIPE)
+    assert client.stdout
+    assert sorted((await client.stdout.readline()).split()) == [b"left", b"right"]
+    assert len(await list_sandboxes()) == 2
+    client.kill()
+    await client.wait()
     async with asyncio.timeout(20):
         while await list_sandboxes():
             await asyncio.sleep(0.1)

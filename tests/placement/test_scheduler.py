@@ -179,7 +179,7 @@ def test_a_silent_node_is_suspect_and_back_when_it_is_heard() -> None:
 
 def test_a_node_whose_connection_was_reset_has_a_moment_to_return() -> None:
     presence = Presence()
-    presence.cut(b"n", 100, heard=99.8)
+    presence.cut(b"n", 100)
     assert presence.node(b"n", 101, heard=99.8) == "there"
     assert presence.node(b"n", 102.5, heard=99.8) == "suspect"
     assert presence.node(b"n", 103, heard=102.9) == "there"
@@ -187,9 +187,9 @@ def test_a_node_whose_connection_was_reset_has_a_moment_to_return() -> None:
 
 def test_a_client_that_was_killed_is_gone_soon_and_one_that_is_cut_off_is_waited_for() -> None:
     presence = Presence()
-    presence.cut(b"killed", 100, heard=99.9)
-    presence.cut(b"silent", 100, heard=98)
-    presence.cut(b"reset", 100, heard=99.9)
+    presence.cut(b"killed", 100)
+    presence.cut(b"reset", 100)
+    presence.cut(b"killed", 104)
     heard = {b"killed": 99.9, b"silent": 98.0, b"reset": 100.5}
     assert presence.gone(heard, 102) == []
     heard[b"reset"] = 106

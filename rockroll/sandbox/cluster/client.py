@@ -32,6 +32,8 @@ from rockroll.sandbox.config import SandboxConfig, config_of, kind
 
 AGAIN_S = 0.5
 """Before the hub is asked again for its nodes, where it refused."""
+REJOIN_S = 4.0
+"""A node whose hub was started anew has joined it again by then."""
 GIVE_UP_S = 60.0
 BYE_S = 2.0
 
@@ -100,7 +102,9 @@ class HubNode:
         self._views = {view.name: view for view in views}
         for name, client in tuple(self._clients.items()):
             view = self._views.get(name)
-            if view is None or view.state == "suspect" or client.address != _label(view):
+            if view is None:  # it has left; or the hub was started anew, and the node has not told it yet
+                asyncio.get_running_loop().call_later(REJOIN_S, self._lose_if_gone, name, client)
+            elif view.state == "suspect" or client.address != _label(view):
                 self._lose(name, f"node {name} of the cluster is not heard any more")
         for name in [name for name in self._later if name in self._views and self._views[name].state != "suspect"]:
             for id in self._later.pop(name):
@@ -112,6 +116,10 @@ class HubNode:
             await client.call("sandbox.delete", wire.Ref(id=id), type=wire.SandboxInfo)
         except PeerLost:
             self._later.setdefault(name, set()).add(id)
+
+    def _lose_if_gone(self, name: str, client: rpc.Client) -> None:
+        if name not in self._views and self._clients.get(name) is client:
+            self._lose(name, f"node {name} has left the cluster")
 
     def _lose(self, name: str, why: str) -> None:
         client = self._clients.pop(name)

@@ -3,8 +3,8 @@
 In: times. Out: which nodes are suspect, which clients are gone. Pure. Leaves hearing them to the hub.
 
 A process that is killed has its connections closed by the kernel, at once; one behind a network that drops packets is
-silent first. A client whose connection closed in the middle of its talk is gone unless it dials again within CLOSED_S;
-one that fell silent may be cut off, and has OWNER_S.
+silent first. A client whose connection was closed is gone unless it dials again within CLOSED_S; one that fell silent
+may be cut off, and has OWNER_S.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ RETURN_S = 2.0
 """A connection that was reset is back by then."""
 FORGET_S = 120.0
 CLOSED_S, OWNER_S = 5.0, 45.0
-TALKING_S = 1.25
-"""Who was heard within this is talking: a beat comes every second."""
 BURIED_KEPT = 100_000
 
 
@@ -27,15 +25,15 @@ class Presence:
     """Times are of one monotonic clock, in seconds."""
 
     def __init__(self) -> None:
-        self._cut: dict[bytes, tuple[float, bool]] = {}
-        """Trunk → when its connection ended, and whether it was talking then."""
+        self._cut: dict[bytes, float] = {}
+        """Trunk → when its connection ended."""
         self._expected: dict[bytes, float] = {}
         """Clients that own boxes of a node and have not been heard by this hub → when they must have been."""
         self._buried: dict[bytes, None] = {}
 
-    def cut(self, trunk: bytes, now: float, heard: float) -> None:
-        """Its connection has ended."""
-        self._cut[trunk] = now, now - heard < TALKING_S
+    def cut(self, trunk: bytes, now: float) -> None:
+        """Its connection has ended. Told again, it is no later than it was."""
+        self._cut.setdefault(trunk, now)
 
     def expect(self, client: bytes, now: float) -> None:
         """A node has boxes of a client that this hub does not know (yet)."""
@@ -55,9 +53,9 @@ class Presence:
     def node(self, trunk: bytes, now: float, heard: float) -> Literal["there", "suspect", "forgotten"]:
         """What a node is now."""
         if (known := self._cut.get(trunk)) is not None:
-            if heard > known[0]:
+            if heard > known:
                 del self._cut[trunk]
-            elif now - known[0] > RETURN_S:
+            elif now - known > RETURN_S:
                 return "forgotten" if now - heard > FORGET_S else "suspect"
         if now - heard > FORGET_S:
             return "forgotten"
@@ -69,10 +67,10 @@ class Presence:
         for trunk, at in heard.items():
             self._expected.pop(trunk, None)
             known = self._cut.get(trunk)
-            if known is not None and at > known[0]:
+            if known is not None and at > known:
                 del self._cut[trunk]
                 known = None
-            if now - at > OWNER_S or (known is not None and known[1] and now - known[0] > CLOSED_S):
+            if now - at > OWNER_S or (known is not None and now - known > CLOSED_S):
                 gone.append(trunk)
         gone += [trunk for trunk, until in self._expected.items() if now > until]
         return gone
