@@ -90,7 +90,7 @@ class Hub:
 
     def __init__(self, file: Path, address: str = "tcp://127.0.0.1:0", prefix: Sequence[str] = ()) -> None:
         self.file, self.address, self.prefix = file, address, list(prefix)
-        self.process: subprocess.Popen[bytes]
+        self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, *options: str) -> None:
         ready, told = os.pipe()
@@ -103,8 +103,10 @@ class Hub:
             os.close(ready)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
-        self.process.send_signal(number)
-        self.process.wait(20)
+        """It is gone; one that was never there or has ended is, too."""
+        if self.process is not None:
+            self.process.send_signal(number)
+            self.process.wait(20)
 
 
 @contextlib.contextmanager
@@ -120,8 +122,7 @@ def cluster(folder: Path, names: Sequence[str]) -> Iterator[tuple[Hub, dict[str,
     finally:
         with ThreadPoolExecutor() as side_by_side:
             list(side_by_side.map(Host.end, hosts.values()))
-        if hub.process.poll() is None:
-            hub.stop()
+        hub.stop()
 
 
 def until(what: Callable[[], bool], seconds: float = 20.0) -> float:

@@ -99,6 +99,7 @@ async def test_a_killed_node_costs_the_boxes_on_it_and_a_pool_replaces_them_on_o
     assert await list_sandboxes() == []
 
 
+@pytest.mark.slow
 async def test_a_node_that_hangs_is_suspect_and_taken_back_and_what_was_given_up_there_goes(
     hub: HubNode, two: Two
 ) -> None:
@@ -140,6 +141,7 @@ async def test_a_hub_that_is_killed_and_started_anew_costs_no_call_and_no_box(hu
     await box.delete()
 
 
+@pytest.mark.slow
 async def test_what_a_killed_client_owned_goes_on_every_node(hub: HubNode, two: Two, tmp_path: Path) -> None:
     code = """
 import asyncio
