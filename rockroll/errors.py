@@ -38,6 +38,10 @@ class HostError(RockrollError):
     """This host lacks something (Podman, a runtime, disk); the message carries the cure."""
 
 
+class NoRoom(HostError):
+    """No node of the cluster has room for another box; the message says why each one has none."""
+
+
 class SandboxError(RockrollError):
     """A sandbox could not do what was asked."""
 

@@ -30,6 +30,11 @@ def node_dir() -> Path:
     return made(home() / "node")
 
 
+def node_name() -> str:
+    """What this home's node is called: as it joined a cluster (placement/member.py), else the host's name."""
+    return os.environ.get("ROCKROLL_NODE_NAME") or os.uname().nodename
+
+
 def user_id() -> int:
     """The user's uid on the host, also inside `podman unshare`, where os.getuid() is 0: both ends of a socket agree."""
     return int(os.environ.get("_CONTAINERS_ROOTLESS_UID") or os.getuid())

@@ -28,6 +28,7 @@ from rockroll.sandbox.config import SandboxConfig
 from rockroll.sandbox.forward import Address
 from rockroll.sandbox.node_client import close_node
 from rockroll.sandbox.pool import Pool as AsyncPool
+from rockroll.sandbox.where import Cluster
 from rockroll.sandbox.wire import DEFAULT_SESSION, Observation, Owner, PoolInfo, Restored, SandboxInfo, SnapshotInfo
 
 __all__ = [
@@ -150,13 +151,25 @@ class Sandbox:
         outlives_node: bool = True,
         base_url: str | None = None,
         token: str | None = None,
+        cluster: Cluster | None = None,
     ) -> None:
-        self._wrapped = AsyncSandbox(config, owner=owner, outlives_node=outlives_node, base_url=base_url, token=token)
+        self._wrapped = AsyncSandbox(
+            config, owner=owner, outlives_node=outlives_node, base_url=base_url, token=token, cluster=cluster
+        )
 
     @classmethod
-    def attach(cls, sandbox_id: str, *, base_url: str | None = None, token: str | None = None) -> Self:
+    def attach(
+        cls,
+        sandbox_id: str,
+        *,
+        base_url: str | None = None,
+        token: str | None = None,
+        cluster: Cluster | None = None,
+    ) -> Self:
         """As rockroll.Sandbox.attach."""
-        return cls._of(_background.run(AsyncSandbox.attach(sandbox_id, base_url=base_url, token=token)))
+        return cls._of(
+            _background.run(AsyncSandbox.attach(sandbox_id, base_url=base_url, token=token, cluster=cluster))
+        )
 
     @classmethod
     def _of(cls, wrapped: AsyncSandbox) -> Self:
@@ -265,14 +278,14 @@ def set_warm_pool(*args: Any, **kwargs: Any) -> PoolInfo:
     return _background.run(async_warm_pools.set_warm_pool(*args, **kwargs))
 
 
-def warm_pools() -> list[PoolInfo]:
-    """As rockroll.sandbox.warm_pools.warm_pools."""
-    return _background.run(async_warm_pools.warm_pools())
+@functools.wraps(async_warm_pools.warm_pools)
+def warm_pools(*args: Any, **kwargs: Any) -> list[PoolInfo]:
+    return _background.run(async_warm_pools.warm_pools(*args, **kwargs))
 
 
-def delete_warm_pool(name: str) -> PoolInfo:
-    """As rockroll.sandbox.warm_pools.delete_warm_pool."""
-    return _background.run(async_warm_pools.delete_warm_pool(name))
+@functools.wraps(async_warm_pools.delete_warm_pool)
+def delete_warm_pool(*args: Any, **kwargs: Any) -> PoolInfo:
+    return _background.run(async_warm_pools.delete_warm_pool(*args, **kwargs))
 
 
 class Command:
@@ -298,9 +311,14 @@ class Pool:
     """`rockroll.sandbox.pool.Pool`, blocking; `with pool.lease() as sandbox`, from any thread."""
 
     def __init__(
-        self, config: SandboxConfig | None = None, size: int = 8, *, session: str | None = DEFAULT_SESSION
+        self,
+        config: SandboxConfig | None = None,
+        size: int = 8,
+        *,
+        session: str | None = DEFAULT_SESSION,
+        cluster: Cluster | None = None,
     ) -> None:
-        self._wrapped = AsyncPool(config, size, session=session)
+        self._wrapped = AsyncPool(config, size, session=session, cluster=cluster)
 
     warm = property(lambda self: self._wrapped.warm)
     size = property(lambda self: self._wrapped.size)

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from rockroll.agent.config import AgentConfig
 from rockroll.errors import SessionError, UsageError
-from rockroll.sandbox.node_client import connect_node
 from rockroll.sandbox.wire import DEFAULT_SESSION, Observation
 
 if TYPE_CHECKING:
@@ -36,10 +35,8 @@ async def route(
     budget: what they may use up together (docs/model-service.md). Returns why calls of the route before were refused
     for want of its budget, as a sentence; None where none was.
     """
-    node = await connect_node()
-    return await node.call(
-        "model.route", {"id": sandbox.id, "upstream": upstream, "token": token, "budget": budget or {}}
-    )
+    body = {"id": sandbox.id, "upstream": upstream, "token": token, "budget": budget or {}}
+    return await sandbox.ask("model.route", body)
 
 
 class CommandAgent:

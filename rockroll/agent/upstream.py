@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
-from rockroll.sandbox.node_client import connect_node
+from rockroll.sandbox.node_client import connect_here
 
 if TYPE_CHECKING:
     from rockroll.sandbox.client import Sandbox
@@ -32,7 +32,7 @@ async def use_model(
     It holds until the next `use_model`, over a restart of the sandbox, and ends with the node.
     UsageError for a URL, dialect or budget that cannot be; SandboxNotFound for a sandbox that is not running here.
     """
-    node = await connect_node()
+    node = await connect_here()
     id = sandbox if isinstance(sandbox, str) else sandbox.id
     route = {"id": id, "upstream": url, "key": key, "speaks": list(speaks), "budget": dict(budget or {})}
     await node.call("model.route", route)

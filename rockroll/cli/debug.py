@@ -57,7 +57,7 @@ async def _attach(id: str, session: str | None) -> int:
     from rockroll.sandbox.node_client import close_node, connect_to
     from rockroll.sandbox.wire import Ref, SandboxInfo, Terminal, TerminalEnd
 
-    node = await connect_to(where.server())
+    node = await connect_to(where.place())
     try:
         info = await node.call("sandbox.get", Ref(id=id), type=SandboxInfo)
         if info.state != "running":
@@ -91,7 +91,7 @@ def _of_episode(path: Path) -> str:
     if (said := read(run, episode)) is not None:
         sandbox, node = str(said["sandbox"]), str(said["node"])
         here = os.uname().nodename
-        if where.server() is None and node != here:
+        if where.place() is None and node != here:
             raise SandboxNotFound(
                 f"episode {episode} works in sandbox {sandbox} on {node}, and this is {here}; there, run: "
                 f"rockroll debug {sandbox}"

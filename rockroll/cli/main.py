@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from rockroll import __version__
-from rockroll.cli import bench, debug, doctor, env, image, model_service, sandbox, serve, train, view
+from rockroll.cli import bench, cluster, debug, doctor, env, image, model_service, sandbox, serve, train, view
 from rockroll.cli.text import safe_lines
 from rockroll.errors import RockrollError
 
@@ -47,6 +47,9 @@ app.command("doctor")(doctor.doctor)
 app.add_typer(sandbox.app, name="sandbox")
 app.command("debug")(debug.debug)
 app.command("serve")(serve.serve)
+app.command("hub")(cluster.hub)
+app.command("node")(cluster.node)
+app.add_typer(cluster.app, name="cluster")
 app.command("view")(view.view)
 app.command("model-service")(model_service.model_service)
 app.command("train")(train.train)

@@ -26,7 +26,7 @@ async def connected() -> AsyncIterator[Node]:
     from rockroll.sandbox.node_client import close_node, connect_to
 
     try:
-        yield await connect_to(where.server())
+        yield await connect_to(where.place())
     finally:
         await close_node()
 

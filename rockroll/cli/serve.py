@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from rockroll.cli.server_option import ClusterFile, RayAddress, chosen
 from rockroll.errors import UsageError
 
 
@@ -23,8 +24,10 @@ def serve(
         Path | None, typer.Option(help="The file with the bearer token, made on first start; $ROCKROLL_HOME/token.")
     ] = None,
     no_token: Annotated[bool, typer.Option("--no-token", help="Ask nobody for a token; on the loopback only.")] = False,
+    cluster: ClusterFile = None,
+    ray: RayAddress = None,
 ) -> None:
-    """Serve this host's sandboxes over HTTP, until Ctrl-C.
+    """Serve this host's sandboxes over HTTP, until Ctrl-C; or those of a cluster.
 
     Every call needs a bearer token, which is made on first start and kept in a file that only you may read. The API and
     its page (/docs) are described in docs/http-api.md. From Python, ROCKROLL_BASE_URL and ROCKROLL_TOKEN, or
@@ -41,6 +44,8 @@ def serve(
       curl -H "Authorization: Bearer $(cat ~/.rockroll/token)" http://127.0.0.1:8700/v1/sandboxes
 
       ROCKROLL_BASE_URL=http://127.0.0.1:8700 rockroll sandbox ls
+
+      rockroll serve --cluster cluster.json
 
       ssh -L 8700:127.0.0.1:8700 bighost rockroll serve
     """
@@ -59,6 +64,7 @@ def serve(
         print(f"serving {url} ({known}; {url}/docs shows the API)", flush=True)
 
     try:
-        run(serve_http(host, port, token, ready, routers=[compat.router]))
+        with chosen(None, cluster, ray):
+            run(serve_http(host, port, token, ready, routers=[compat.router]))
     except KeyboardInterrupt:
         print("rockroll: ended", file=sys.stderr)

@@ -31,7 +31,8 @@ from rockroll.rollout.ledger import Ledger
 from rockroll.rollout.runner import Rollout
 from rockroll.rollout.sample import Event
 from rockroll.rollout.tokenizer import ChatTokenizer
-from rockroll.sandbox import node_client
+from rockroll.rpc.trunk import address_through
+from rockroll.sandbox import node_client, where
 from rockroll.sandbox.pool import Pool
 from rockroll.train.api import TrainerInfo
 from rockroll.train.client import TrainerClient
@@ -141,7 +142,7 @@ async def parts(
             config.agent,
             tokenizer,
             seed=config.seed,
-            address=processes.address("relay"),
+            address=_relay_address(processes),
             events=on_event,
             journal=journal,
             curriculum=curriculum,
@@ -157,6 +158,12 @@ async def parts(
             ledger=ledger,
             canary_ids=canary_ids,
         )
+
+
+def _relay_address(processes: Processes) -> str:
+    """Where the model calls of sandboxes go: through the hub where they are in a cluster."""
+    hub = where.hub()
+    return processes.address("relay") if hub is None else address_through(hub.address, hub.server_key)
 
 
 def _teacher(config: RunConfig, model: str) -> str:
@@ -201,12 +208,15 @@ async def _boxes(config: RunConfig, processes: Processes) -> AsyncIterator[dict[
     if not sizes:
         yield {}
         return
-    node = await node_client.connect_node()
+    node = await node_client.connect_here()
     lost = False
 
     def on_lost() -> None:
         nonlocal lost
         lost = True
+        if where.hub() is not None:  # a node that is lost costs the episodes on it, a hub that is lost all of them
+            processes.fail(ProcessDied("the hub of the cluster has not been heard for a minute; is it up?", name="hub"))
+            return
         log = node_client.log_path()
         processes.fail(ProcessDied(f"the sandbox node died; the end of {log}:\n{node_client.log_tail()}", name="node"))
 
@@ -220,7 +230,7 @@ async def _boxes(config: RunConfig, processes: Processes) -> AsyncIterator[dict[
     finally:
         node.on_lost = None
         if lost:
-            await node_client.connect_node()  # a new node removes what the dead one left
+            await node_client.connect_here()  # a new node removes what the dead one left
         await node_client.close_node()
 
 

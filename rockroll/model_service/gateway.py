@@ -324,9 +324,9 @@ def _place(upstream: str | None, key: str, speaks: Collection[str]) -> str:
 def _source(upstream: str, key: str, speaks: Collection[str]) -> Source:
     if upstream.startswith(("http://", "https://")):
         return Service(RemoteServer(upstream, key), {*COMPATIBLE, *speaks})
-    if not upstream.startswith(("ipc://", "tcp://")):
+    if not upstream.startswith(("ipc://", "tcp://", "hub://")):
         raise UsageError(
-            f"a model route leads to a relay at ipc:// or tcp://, or to a server at http(s)://; got {upstream!r}"
+            f"a model route leads to a relay (ipc://, tcp://, hub://), or to a server at http(s)://; got {upstream!r}"
         )
     if key or speaks:
         raise UsageError("a key and dialects are of an http(s):// server; a relay has neither")

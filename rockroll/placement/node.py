@@ -30,6 +30,7 @@ from rockroll.errors import HostError, RockrollError
 from rockroll.model_service.budget import Budget
 from rockroll.model_service.gateway import NO_BUDGET, Gateway, box_environment
 from rockroll.placement.guard import Guard
+from rockroll.placement.member import Member, Membership
 from rockroll.sandbox import wire
 from rockroll.sandbox.node.host import SandboxHost
 from rockroll.sandbox.node_client import NODE_MODULE, address_path, log_path
@@ -76,12 +77,15 @@ class Node:
             on_removed=self._removed,
             env=lambda _: box_environment(ENDPOINT_PORT),
         )
+        handlers: dict[str, rpc.Handler] = {**self._host.handlers(), "model.route": self._route}
         self._server = rpc.Server(
             address,
-            {**self._host.handlers(), "model.route": self._route},
-            types={**wire.BODIES, "model.route": Route},
+            handlers,
+            types={**wire.BODIES, "model.route": Route, "node.join": Membership, "node.leave": wire.Empty},
             on_disconnect=self._client_gone,
         )
+        self._member = Member(self._server, self._host.summary, self._watch_idle)
+        self._server.add(self._member.handlers())
 
     async def run(self, ready: int | None = None) -> None:
         """Serves until idle or told to end. "ready\\n" goes to the descriptor `ready` once calls are answered."""
@@ -97,6 +101,7 @@ class Node:
                 wake = self._host.next_end()
             finally:
                 self._over.set()
+                await self._member.close()
                 await self._server.close()
                 await asyncio.gather(*self._leaving)
         finally:
@@ -108,6 +113,7 @@ class Node:
     async def _serve(self, ready: int | None) -> None:
         address_path().write_text(self._server.address)
         self._guard.start()
+        self._member.resume()
         _log.info("serving at %s", self._server.address)
         if ready is not None:
             os.write(ready, b"ready\n")
@@ -150,7 +156,7 @@ class Node:
         self._timer = asyncio.get_running_loop().call_later(self._idle_s, self._end_if_idle)
 
     def _end_if_idle(self) -> None:
-        if not self._server.peers and not self._host.count():
+        if not self._server.peers and not self._host.count() and not self._member.joined:
             self._end(f"no client and no sandbox for {self._idle_s:g} s")
 
 

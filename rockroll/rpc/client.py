@@ -43,6 +43,7 @@ from rockroll.rpc.frame import (
 )
 from rockroll.rpc.keys import call_with
 from rockroll.rpc.stream import Stream
+from rockroll.rpc.trunk import Trunk, parsed
 from rockroll.rpc.zeromq import ZmqLink, ZmqPort
 
 T = TypeVar("T")
@@ -86,9 +87,50 @@ class Client:
         self._waits: dict[int, asyncio.TimerHandle] = {}
         """Calls that no server was there to be asked, and when they will have waited long enough."""
         self.on_lost: Callable[[], None] | None = None
+        self._on_close: Callable[[], None] | None = None
+
+    @classmethod
+    def over(cls, address: str, link: Link, on_close: Callable[[], None]) -> Client:
+        """A client on a link that stands already; its frames come by `hear`. address: what errors call the other side.
+        on_close: told when the client is closed."""
+        client = cls(address)
+        client._link, client._on_close = link, on_close
+        link.send(hello())
+        return client
+
+    def detach(self) -> None:
+        """The link is given up: nothing is sent or told any more."""
+        if self._on_close is not None:
+            self._on_close()
+
+    def hear(self, data: bytes) -> None:
+        """A frame from the other side of the link."""
+        self._on_frame(data)
+
+    async def _open_through_hub(self) -> None:
+        """A connection to the hub that is broken for a while costs nothing: what was asked is answered after it."""
+        name, hub, public = parsed(self.address)
+        self.address = f"hub://{name.hex()}"  # errors name it, and the key is nobody's to read
+        trunk = Trunk(hub, public)
+        await trunk.open(within=None)
+        self._on_close = trunk.close
+
+        def dial() -> None:
+            self._greeted = False
+            self._link = trunk.line(name, self._on_frame, ended)
+            self._link.send(hello())
+
+        def ended() -> None:
+            self._fail_pending(PeerLost(f"the process at {self.address} has ended, or has given this one up"))
+            dial()
+
+        dial()
 
     async def _open(self) -> None:
         scheme, _, place = self.address.partition("://")
+        if scheme == "hub":
+            await self._open_through_hub()
+            return
         if scheme == "unix":
             loop = asyncio.get_running_loop()
             try:
@@ -334,6 +376,7 @@ class Client:
             self._stream.close()
         if self._port is not None:
             self._port.close()
+        self.detach()
 
 
 def _fail_with(pending: _Pending, sent: asyncio.Future[None]) -> None:

@@ -62,6 +62,19 @@ def serve_with(sock: Any, address: str, key: Path | None) -> None:
         sock.curve_server = True
 
 
+def public_of(path: Path) -> str:
+    """The server's public key in that file: 40 characters that let a client in."""
+    return _read(path)[0].decode()
+
+
+def call_with_public(sock: Any, public: str) -> None:
+    """The client's end, where the server's public key came another way than in its file."""
+    if len(public) != 40:
+        raise HostError(f"a server's public key has 40 characters, this one {len(public)}; copy the cluster file again")
+    sock.curve_serverkey = public.encode()
+    sock.curve_publickey, sock.curve_secretkey = zmq.curve_keypair()
+
+
 def call_with(sock: Any, address: str, key: Path | None) -> None:
     """The client's end. HostError where a key is needed and there is none."""
     if (path := _wanted(address, key)) is not None:

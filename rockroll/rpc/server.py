@@ -49,7 +49,9 @@ from rockroll.rpc.frame import (
     misfit,
 )
 from rockroll.rpc.keys import serve_with
+from rockroll.rpc.line import Line
 from rockroll.rpc.stream import AcceptedStream, Stream, answers
+from rockroll.rpc.trunk import Trunk, parsed
 from rockroll.rpc.zeromq import ZmqLink, ZmqPort
 
 Handler = Callable[..., Any]
@@ -123,7 +125,12 @@ class Server:
         self._ids = itertools.count(1)
         self._unix: asyncio.AbstractServer | None = None
         self._port: ZmqPort | None = None
+        self._trunk: Trunk | None = None
         self._probes: set[asyncio.TimerHandle] = set()
+
+    def add(self, handlers: Mapping[str, Handler]) -> None:
+        """More methods, before `start`."""
+        self._handlers.update(handlers)
 
     @property
     def peers(self) -> list[Peer]:
@@ -135,6 +142,10 @@ class Server:
         try:
             if scheme == "unix":
                 await self._listen_unix(place)
+            elif scheme == "hub":
+                name, hub, public = parsed(self.address)
+                self._trunk = Trunk(hub, public, on_line=self._accept_line, name=name)
+                await self._trunk.open()
             else:
                 port = ZmqPort(zmq.ROUTER, self._on_message, lambda: None, self._someone_gone)
                 port.sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -150,6 +161,11 @@ class Server:
                 port.open()
         except (OSError, zmq.ZMQError) as error:
             raise RockrollError(f"cannot listen at {self.address}: {error}; is another rockroll using it?") from error
+
+    def _accept_line(self, name: bytes, line: Line) -> None:
+        peer = self.join(name.hex(), line)
+        line.on_frame = lambda data: self.hear(peer, data)
+        line.on_ended = lambda: self.hush(peer)
 
     async def _listen_unix(self, path: str) -> None:
         if len(os.fsencode(path)) > 107:
@@ -180,10 +196,36 @@ class Server:
         if self._on_connect:
             self._on_connect(peer)
 
-    def _drop(self, peer: Peer) -> None:
-        self._peers.pop(peer.id, None)
+    # -- peers that come another way than through this server's address (trunk.py)
+
+    def join(self, name: str, link: Link) -> Peer:
+        """A peer whose frames come by `hear`. Where one of that name has joined, its link has broken: what ran for it
+        is cancelled, and what it owns stays its own until `leave`."""
+        before = self._peers.get(name)
+        peer = self._peers[name] = Peer(id=name, link=link)  # a new one: its calls are numbered from 1 again
+        if before is not None:
+            self.hush(before)
+        elif self._on_connect:
+            self._on_connect(peer)
+        return peer
+
+    def hear(self, peer: Peer, data: bytes) -> None:
+        """A frame of a peer that has joined."""
+        self._on_frame(peer, data)
+
+    def hush(self, peer: Peer) -> None:
+        """Cancels what runs for it."""
         for task in list(peer.tasks.values()):
             task.cancel()
+
+    def leave(self, peer: Peer) -> None:
+        """It will not come back. A second time nothing happens."""
+        if self._peers.get(peer.id) is peer:
+            self._drop(peer)
+
+    def _drop(self, peer: Peer) -> None:
+        self._peers.pop(peer.id, None)
+        self.hush(peer)
         if self._on_disconnect and (done := self._on_disconnect(peer)) is not None:
             self._spawn(_awaited(done))
 
@@ -307,6 +349,8 @@ class Server:
         self._probes.clear()
         if self._port is not None:
             self._port.close()
+        if self._trunk is not None:
+            self._trunk.close()
         scheme, _, place = self.address.partition("://")
         if scheme in ("unix", "ipc") and (self._unix or self._port):  # else it is another server's
             Path(place).unlink(missing_ok=True)

@@ -42,7 +42,11 @@ class ZmqPort:
         on_message: Callable[[list[bytes]], None],
         on_there: Callable[[], None],
         on_gone: Callable[[], None],
+        *,
+        asks: bool = True,
+        tells: bool = True,
     ) -> None:
+        """asks: a silent peer's connection is ended from here. tells: and from there, where this side is silent."""
         self._loop = asyncio.get_running_loop()
         self._on_message, self._on_there, self._on_gone = on_message, on_there, on_gone
         sock = self.sock = zmq.Context.instance().socket(kind)
@@ -50,9 +54,10 @@ class ZmqPort:
         sock.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)
         sock.setsockopt(zmq.SNDHWM, 10_000)
         sock.setsockopt(zmq.RCVHWM, 10_000)
-        sock.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-        sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, SILENT_MS)
-        sock.setsockopt(zmq.HEARTBEAT_TTL, SILENT_MS)
+        if asks:
+            sock.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+            sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, SILENT_MS)
+            sock.setsockopt(zmq.HEARTBEAT_TTL, SILENT_MS if tells else 0)
         self._monitor = sock.get_monitor_socket(_THERE | _GONE)
         self._held: deque[ZmqLink] = deque()
         """Links with frames that the socket could not take yet."""
@@ -128,7 +133,8 @@ class ZmqLink:
 
     def __init__(self, port: ZmqPort, identity: bytes | None = None, on_gone: Callable[[], None] | None = None) -> None:
         self._port, self._identity, self._on_gone = port, identity, on_gone
-        self._waiting: deque[bytes] = deque()
+        self._waiting: deque[bytes | tuple[bytes, ...]] = deque()
+        """A tuple: a message of several parts."""
         self._sent = asyncio.Event()
         self._sent.set()
         self.there = True
@@ -137,6 +143,9 @@ class ZmqLink:
     def send(self, data: bytes) -> None:
         if len(data) > MAX_MESSAGE:
             raise RockrollError(f"a message may have {MAX_MESSAGE} bytes, this one has {len(data)}; send it in parts")
+        self._send(data)
+
+    def _send(self, data: bytes | tuple[bytes, ...]) -> None:
         if self._port.sock.closed:
             return
         if not self.there or self._waiting or not self._put(data):
@@ -168,12 +177,17 @@ class ZmqLink:
     async def drain(self) -> None:
         await self._sent.wait()
 
-    def _put(self, data: bytes) -> bool:
+    def _put(self, data: bytes | tuple[bytes, ...]) -> bool:
         sock = self._port.sock
         try:
             if self._identity is not None:
                 sock.send(self._identity, _MORE)
-            sock.send(data, _NOW)
+            if isinstance(data, tuple):
+                for part in data[:-1]:
+                    sock.send(part, _MORE)
+                sock.send(data[-1], _NOW)
+            else:
+                sock.send(data, _NOW)
         except zmq.Again:
             return False
         except zmq.ZMQError as error:

@@ -14,7 +14,7 @@ import asyncio
 import dataclasses
 import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 from rockroll.errors import PeerLost, RockrollError, SandboxError, SandboxLost, SandboxNotFound, UsageError
 from rockroll.sandbox import where, wire
@@ -59,6 +59,7 @@ class Sandbox(Files):
     with a box that has lost its processes.
     base_url, token: of a server (`rockroll serve`) that holds the box; None: $ROCKROLL_BASE_URL and $ROCKROLL_TOKEN,
     and without them this host's own node. "" is this host's own node whatever they say.
+    cluster: the file that a hub has written (docs/cluster.md); None: $ROCKROLL_CLUSTER.
     """
 
     def __init__(
@@ -69,11 +70,12 @@ class Sandbox(Files):
         outlives_node: bool = True,
         base_url: str | None = None,
         token: str | None = None,
+        cluster: where.Cluster | None = None,
     ) -> None:
         self._outlives_node = outlives_node
-        self._server = where.server(base_url, token)
-        if self._server is not None and not outlives_node:
-            raise UsageError("outlives_node=False: only this host's own node can keep that; leave it out, or base_url")
+        self._place = where.place(base_url, token, cluster)
+        if isinstance(self._place, where.Server) and not outlives_node:
+            raise UsageError("outlives_node=False: over HTTP nothing can keep that; leave it out, or base_url")
         self.config = config or SandboxConfig()
         self.owner: Owner = owner
         self._info: SandboxInfo | None = None
@@ -81,12 +83,20 @@ class Sandbox(Files):
         self._attached = False
 
     @classmethod
-    async def attach(cls, sandbox_id: str, *, base_url: str | None = None, token: str | None = None) -> Self:
+    async def attach(
+        cls,
+        sandbox_id: str,
+        *,
+        base_url: str | None = None,
+        token: str | None = None,
+        cluster: where.Cluster | None = None,
+    ) -> Self:
         """The sandbox with that id, unique id prefix or name, made by whomever. `async with` does not delete it."""
-        sandbox = cls(base_url=base_url, token=token)
+        sandbox = cls(base_url=base_url, token=token, cluster=cluster)
         sandbox._info = await sandbox._call("sandbox.get", wire.Ref(id=sandbox_id), SandboxInfo)
         sandbox.owner = sandbox._info.owner
         sandbox._attached = True
+        await sandbox._narrow()
         return sandbox
 
     @property
@@ -121,8 +131,22 @@ class Sandbox(Files):
         if self._info is None:
             body = wire.Create(config=dataclasses.asdict(self.config), owner=self.owner)
             self._info = await self._call("sandbox.create", body, SandboxInfo)
+            await self._narrow()
         else:
             self._info = await self._call("sandbox.start", self._ref, SandboxInfo)
+        return self
+
+    async def start_when_there_is_room(self) -> Self:
+        """As `start`, for a box of a cluster that has none yet: where no node has room, it waits for one that has."""
+        node = await self._connected()
+        if self._info is not None or not isinstance(self._place, where.Hub):
+            return await self.start()
+        body = wire.Create(config=dataclasses.asdict(self.config), owner=self.owner)
+        try:
+            self._info = await node.create(body, wait=True)  # type: ignore[union-attr]
+            await self._narrow()
+        except PeerLost as error:
+            raise SandboxLost(f"the node died while a sandbox was made: {error}", cause="node_lost") from error
         return self
 
     async def stop(self) -> None:
@@ -160,6 +184,11 @@ class Sandbox(Files):
                 await self._call("sandbox.delete", self._ref, SandboxInfo)
             except SandboxNotFound:
                 pass
+            except SandboxLost:
+                if not isinstance(self._place, where.Hub):
+                    raise
+                # A node that is not heard: it goes when that is, if it still has it.
+                (await connect_to(self._place)).delete_later(self._info.node, self.id)  # type: ignore[union-attr]
 
     async def recycle(self) -> Recycled:
         """Makes the box as good as new: every process but init killed, every written file removed, both verified.
@@ -185,7 +214,7 @@ class Sandbox(Files):
         other = type(self)(dataclasses.replace(self.config, name=name, snapshot=None), owner=owner or self.owner)
         body = wire.Fork(id=self.id, name=name, owner=other.owner)
         other._info = await self._call("sandbox.fork", body, SandboxInfo)
-        other._node, other._server = self._node, self._server
+        other._node, other._place = self._node, self._place
         return other
 
     async def refresh(self) -> SandboxInfo:
@@ -368,19 +397,34 @@ class Sandbox(Files):
 
     # ---- calls -----------------------------------------------------------------------------------------------
 
+    async def ask(self, method: str, body: Any) -> Any:
+        """A method of the node about this box that is not the sandbox room's own (placement adds `model.route`)."""
+        return await self._call(method, body, cast(Any, Any))
+
     @property
     def _ref(self) -> wire.Ref:
         return wire.Ref(id=self.id)
 
     async def _connected(self) -> Node:
         if self._node is None:
-            self._node = await connect_to(self._server)
+            self._node = await connect_to(self._place)
         elif self._node.closed is not None:
             if not self._outlives_node:
                 raise SandboxLost("the node that held this sandbox died; take another sandbox", cause="node_lost")
-            self._node = await connect_to(self._server)
+            try:
+                self._node = await connect_to(self._place, self._info.node if self._info else None)
+            except PeerLost as error:
+                raise SandboxLost(f"sandbox {self.id} is out of reach: {error}", cause="node_lost") from error
             await self._claim(self._node)
         return self._node
+
+    async def _narrow(self) -> None:
+        """From now on its node is asked, and no longer the whole cluster."""
+        if self._info is not None and isinstance(self._place, where.Hub):
+            try:
+                self._node = await connect_to(self._place, self._info.node)
+            except PeerLost as error:
+                raise SandboxLost(f"sandbox {self.id} is out of reach: {error}", cause="node_lost") from error
 
     async def _claim(self, node: Node) -> None:
         """A new node has taken this box over: it lives as long as this connection, as it did on the last one's."""
@@ -391,7 +435,7 @@ class Sandbox(Files):
                 return  # the call that comes next says so
 
     async def _call(
-        self, method: str, body: wire.Struct, type: type[T] = object, *, parts: AsyncIterator[Any] | None = None
+        self, method: str, body: Any, type: type[T] = object, *, parts: AsyncIterator[Any] | None = None
     ) -> T:
         node = await self._connected()
         try:
@@ -407,23 +451,24 @@ async def list_sandboxes(
     all: bool = False,
     base_url: str | None = None,
     token: str | None = None,
+    cluster: where.Cluster | None = None,
 ) -> list[SandboxInfo]:
-    """The sandboxes of this home, or of that server, that carry every label given and are in that state; with `all`
-    also those that are gone (the last 1,000), each with the cause and time of its end."""
-    node = await connect_to(where.server(base_url, token))
+    """The sandboxes of this home, of that server or of that cluster, that carry every label given and are in that
+    state; with `all` also those that are gone (the last 1,000), each with the cause and time of its end."""
+    node = await connect_to(where.place(base_url, token, cluster))
     body = wire.List(all=all, labels=dict(labels or {}), state=state)
     return await node.call("sandbox.list", body, type=list[SandboxInfo])
 
 
 async def snapshots(*, base_url: str | None = None, token: str | None = None) -> list[SnapshotInfo]:
     """Every snapshot of this home, or of that server, the oldest first."""
-    node = await connect_to(where.server(base_url, token))
+    node = await connect_to(where.place(base_url, token))
     return await node.call("snapshot.list", wire.Empty(), type=list[SnapshotInfo])
 
 
 async def delete_snapshot(name: str, *, base_url: str | None = None, token: str | None = None) -> SnapshotInfo:
     """Removes a snapshot; boxes that were started from it keep their files. SnapshotNotFound."""
-    node = await connect_to(where.server(base_url, token))
+    node = await connect_to(where.place(base_url, token))
     return await node.call("snapshot.delete", wire.SnapshotRef(name=name), type=SnapshotInfo)
 
 

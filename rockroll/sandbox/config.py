@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
+import msgspec
+
 from rockroll import units
 from rockroll.errors import UsageError
 from rockroll.sandbox.network import Policy
@@ -191,6 +193,14 @@ def _seconds(name: str, value: str | float | None) -> float | None:
         return None if value is None else units.seconds(value)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
+
+
+def kind(config: SandboxConfig) -> bytes:
+    """The same for two configs whose boxes are made the same way."""
+    fields = dataclasses.asdict(dataclasses.replace(config, name=None, ttl=None, idle_ttl=None, labels={}))
+    fields |= {"image": config.image_name, "memory": config.memory_bytes, "disk": config.disk_bytes}
+    fields["cpuset"] = sorted(config.parsed_cpuset or ())
+    return msgspec.json.encode(fields, order="deterministic")
 
 
 def config_of(fields: Mapping[str, Any]) -> SandboxConfig:

@@ -22,14 +22,16 @@ from typing import TYPE_CHECKING
 
 from rockroll import home, rpc
 from rockroll.errors import HostError, PeerLost
+from rockroll.sandbox import where
 from rockroll.sandbox.container import runtime
-from rockroll.sandbox.where import Server
+from rockroll.sandbox.where import Hub, Place, Server
 from rockroll.sandbox.wire import Empty, NodeInfo
 
 if TYPE_CHECKING:
+    from rockroll.sandbox.cluster.client import HubNode
     from rockroll.sandbox.http.client import HttpNode
 
-    Node = rpc.Client | HttpNode
+    Node = rpc.Client | HttpNode | HubNode
     """What clients of sandboxes talk to: `call`, `stream` and `closed` are the same on both."""
 
 NODE_MODULE = "rockroll.placement.node"
@@ -42,7 +44,7 @@ class _Shared:
 
     def __init__(self) -> None:
         self.client: rpc.Client | None = None
-        self.servers: dict[Server, HttpNode] = {}
+        self.places: dict[Place, HttpNode | HubNode] = {}
         self.lock = asyncio.Lock()
 
 
@@ -63,32 +65,63 @@ async def connect_node() -> rpc.Client:
         return client
 
 
-async def new_connection() -> rpc.Client:
-    """A client of the node that is nobody else's, for who owns sandboxes by it; the caller closes it."""
-    return await _connect()
+async def new_connection() -> rpc.Client | HubNode:
+    """A client of this home's node, or of the cluster that the environment names, that is nobody else's: for who owns
+    sandboxes by it; the caller closes it."""
+    hub = where.hub()
+    return await _connect() if hub is None else await _connect_hub(hub)
 
 
-async def connect_to(server: Server | None) -> Node:
-    """This event loop's client of a server, or of this home's node where None."""
-    if server is None:
+async def connect_here() -> rpc.Client | HubNode:
+    """This event loop's client of this home's node, or of the cluster that the environment names."""
+    hub = where.hub()
+    return await connect_node() if hub is None else await _connect_place(hub)  # type: ignore[return-value]
+
+
+async def connect_to(place: Place | None, node: str | None = None) -> Node:
+    """This event loop's client of a server or a cluster, or of this home's node where None.
+
+    node: of a cluster, the client of that node alone, for what is done with a box that it holds."""
+    if place is None:
         return await connect_node()
-    from rockroll.sandbox.http.client import connect_server  # aiohttp is slow to import, and mostly not needed
+    client = await _connect_place(place)
+    if node is not None and isinstance(place, Hub):
+        return await client.at(node)  # type: ignore[union-attr]
+    return client
 
+
+async def _connect_place(place: Place) -> HttpNode | HubNode:
     shared = _loops.setdefault(asyncio.get_running_loop(), _Shared())
+    client = shared.places.get(place)
+    if client is not None and client.closed is None:
+        return client
     async with shared.lock:
-        client = shared.servers.get(server)
+        client = shared.places.get(place)
         if client is None or client.closed is not None:
             if client is not None:
                 await client.close()
-            shared.servers[server] = client = await connect_server(server.base_url, server.token)
+            connect = _connect_server if isinstance(place, Server) else _connect_hub
+            shared.places[place] = client = await connect(place)  # type: ignore[arg-type]
         return client
+
+
+async def _connect_server(place: Server) -> HttpNode:
+    from rockroll.sandbox.http.client import connect_server  # aiohttp is slow to import, and mostly not needed
+
+    return await connect_server(place.base_url, place.token)
+
+
+async def _connect_hub(place: Hub) -> HubNode:
+    from rockroll.sandbox.cluster.client import connect_hub
+
+    return await connect_hub(place.address, place.server_key)
 
 
 async def close_node() -> None:
     """Closes this event loop's clients, if it has any: the sandboxes that they owned are then deleted."""
     shared = _loops.pop(asyncio.get_running_loop(), None)
     if shared is not None:
-        for client in (shared.client, *shared.servers.values()):
+        for client in (shared.client, *shared.places.values()):
             if client is not None:
                 await client.close()
 

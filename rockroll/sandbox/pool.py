@@ -20,6 +20,7 @@ from typing import Any, Self
 from rockroll.errors import RockrollError, SandboxError, SandboxLost
 from rockroll.sandbox.client import Sandbox, delete_all, finish
 from rockroll.sandbox.config import SandboxConfig
+from rockroll.sandbox.where import Cluster, hub
 from rockroll.sandbox.wire import DEFAULT_SESSION
 
 RENEWALS_AT_ONCE = 4
@@ -32,16 +33,26 @@ class Pool:
     at the end.
 
     config: what each box is; it may not carry a name. session: the Bash session that is open in every box before it is
-    leased, so that the first command does not wait for a shell; None opens none.
+    leased, so that the first command does not wait for a shell; None opens none. cluster: the file of one, over whose
+    nodes the boxes are placed; None: $ROCKROLL_CLUSTER, and without it this host's own node. Where a node is lost, its
+    boxes are replaced on others; leases of them raise SandboxLost.
     """
 
-    def __init__(self, config: SandboxConfig | None = None, size: int = 8, *, session: str | None = DEFAULT_SESSION):
+    def __init__(
+        self,
+        config: SandboxConfig | None = None,
+        size: int = 8,
+        *,
+        session: str | None = DEFAULT_SESSION,
+        cluster: Cluster | None = None,
+    ):
         self.config = config or SandboxConfig()
         if size < 1:
             raise ValueError(f"size: a pool holds at least one sandbox; got {size}")
         if self.config.name is not None:
             raise ValueError(f"name: the boxes of a pool cannot all be called {self.config.name!r}; leave it out")
         self.size = size
+        self._hub = hub(cluster)
         self._session = session
         self._warm: deque[Sandbox] = deque()
         self._waiting: deque[asyncio.Future[Sandbox]] = deque()
@@ -138,9 +149,10 @@ class Pool:
 
     async def _add(self, tries: int = 2) -> None:
         # A lease must not go on, unknowing, in a box whose processes died with its node.
-        sandbox = Sandbox(self.config, outlives_node=False, base_url="")
+        sandbox = Sandbox(self.config, outlives_node=False, base_url="", cluster=self._hub or "")
         try:
-            await sandbox.start()
+            # A cluster that has just lost a node may have no room for all: who has boxes waits for more.
+            await (sandbox.start_when_there_is_room() if self._hub and self._boxes else sandbox.start())
             self._boxes.add(sandbox)
             async with self._slots:
                 await self._prepare(sandbox)

@@ -12,9 +12,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from rockroll.errors import UsageError
 from rockroll.sandbox import wire
 from rockroll.sandbox.config import SandboxConfig
-from rockroll.sandbox.node_client import connect_node
+from rockroll.sandbox.node_client import connect_to
+from rockroll.sandbox.where import Cluster, Server, place
 from rockroll.sandbox.wire import Owner, PoolInfo
 
 
@@ -26,27 +28,40 @@ async def set_warm_pool(
     idle: str | float | None = "1h",
     owner: Owner = "detached",
     wait: bool = False,
+    base_url: str | None = None,
+    token: str | None = None,
+    cluster: Cluster | None = None,
 ) -> PoolInfo:
     """Makes a pool of `size` boxes of this config, or changes the one of that name. Returns at once, or once it is full
     with `wait`; `fault` says why it could not be filled.
 
     idle: the boxes are given up when nobody took one for this long; None: never. owner: "connection" pools go with this
-    process, "detached" ones with `delete_warm_pool`. UsageError where another pool has boxes of this kind.
+    process, "detached" ones with `delete_warm_pool`; over HTTP all are. base_url, token, cluster: where, as of Sandbox;
+    in a cluster, every node has a pool of this size. UsageError where another pool has boxes of this kind.
     """
+    where_ = place(base_url, token, cluster)
+    if isinstance(where_, Server) and owner == "connection":
+        raise UsageError('owner="connection": over HTTP a pool goes with `delete_warm_pool` alone; leave it out')
     pool = wire.PoolSet(name=name, size=size, config=_fields(config or SandboxConfig()), idle=idle, owner=owner)
-    node = await connect_node()
+    node = await connect_to(where_)
     info = await node.call("pool.set", pool, type=PoolInfo)
     return await node.call("pool.filled", wire.PoolRef(name=name), type=PoolInfo) if wait else info
 
 
-async def warm_pools() -> list[PoolInfo]:
-    """Every pool of this node."""
-    return await (await connect_node()).call("pool.list", wire.Empty(), type=list[PoolInfo])
+async def warm_pools(
+    *, base_url: str | None = None, token: str | None = None, cluster: Cluster | None = None
+) -> list[PoolInfo]:
+    """Every pool of this node, of that server, or of that cluster."""
+    node = await connect_to(place(base_url, token, cluster))
+    return await node.call("pool.list", wire.Empty(), type=list[PoolInfo])
 
 
-async def delete_warm_pool(name: str) -> PoolInfo:
+async def delete_warm_pool(
+    name: str, *, base_url: str | None = None, token: str | None = None, cluster: Cluster | None = None
+) -> PoolInfo:
     """Ends a pool; its boxes go. UsageError where there is none of that name."""
-    return await (await connect_node()).call("pool.delete", wire.PoolRef(name=name), type=PoolInfo)
+    node = await connect_to(place(base_url, token, cluster))
+    return await node.call("pool.delete", wire.PoolRef(name=name), type=PoolInfo)
 
 
 def _fields(config: SandboxConfig) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from rockroll.sandbox.http import token
 from rockroll.sandbox.http.codec import CODECS
 from rockroll.sandbox.http.routes import LOCAL_ONLY
 from rockroll.sandbox.node_client import close_node, connect_node
+from rockroll.sandbox.warm_pools import delete_warm_pool, set_warm_pool, warm_pools
 
 SERVE = [sys.executable, "-m", "rockroll", "serve", "--port", "0"]
 SMALL = {"memory": "128m", "pids": 64}
@@ -497,3 +498,14 @@ def test_the_pages_examples_run_as_they_are_printed(api: Api, tmp_path: Path) ->
     assert done.returncode == 0, done.stdout + done.stderr
     for said in ("/srv\n42\n", '"exit_code": 0', "hello\n", "hostname", "note.txt", "got this\n"):
         assert said in done.stdout, done.stdout
+
+
+async def test_warm_pools_are_set_and_deleted_from_python_over_http(api: Api) -> None:
+    url = api.url
+    made = await set_warm_pool("over-http", 1, SandboxConfig(memory="64m"), wait=True, base_url=url)
+    assert (made.ready, made.owner) == (1, "detached")
+    assert [pool.name for pool in await warm_pools(base_url=url)] == ["over-http"]
+    await delete_warm_pool("over-http", base_url=url)
+    assert await warm_pools(base_url=url) == []
+    with pytest.raises(UsageError, match="over HTTP a pool goes with"):
+        await set_warm_pool("over-http", 1, owner="connection", base_url=url)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 
+from rockroll import home
 from rockroll.errors import SandboxLost, SessionError
 from rockroll.sandbox.boxes import grant, recycle
 from rockroll.sandbox.boxes.calls import Calls
@@ -308,7 +308,7 @@ class Box:
             name=self.name,
             state=self.status.state,
             image=self.config.image_name,
-            node=os.uname().nodename,
+            node=home.node_name(),
             created=self.created,
             owner=self.owner,
             labels=dict(self.config.labels),

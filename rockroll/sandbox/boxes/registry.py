@@ -8,7 +8,7 @@ A call is a few tens of microseconds: no disk is waited for.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,6 +48,8 @@ class Registry:
     """The tables. Only the node writes; whoever likes may read them with any SQLite."""
 
     def __init__(self, path: Path) -> None:
+        self.changed: Callable[[str], None] = lambda _: None
+        """Told the id of each sandbox that came or went."""
         self._db = sqlite3.connect(path, isolation_level=None)
         self._db.execute("PRAGMA journal_mode = WAL")
         # After a power cut the containers are gone as well: what the last second wrote need not survive it.
@@ -80,6 +82,7 @@ class Registry:
     def put(self, row: Row) -> None:
         """Adds or replaces."""
         self._put("sandboxes", row)
+        self.changed(row.id)
 
     def _put(self, table: str, row: Row) -> None:
         marks = ", ".join("?" * len(row))
@@ -105,6 +108,7 @@ class Registry:
             oldest = "SELECT rowid FROM gone ORDER BY rowid DESC LIMIT -1 OFFSET ?"
             self._db.execute(f"DELETE FROM gone WHERE rowid IN ({oldest})", (GONE_KEPT,))
             self._db.execute("COMMIT")
+        self.changed(id)
 
     def rows(self) -> list[Row]:
         """Those there are."""

@@ -19,6 +19,7 @@ import msgspec
 from rockroll import rpc
 from rockroll.errors import RockrollError, SandboxNotFound, UsageError
 from rockroll.sandbox import wire
+from rockroll.sandbox.cluster.client import HubNode
 from rockroll.sandbox.http.node_link import NodeLink
 from rockroll.sandbox.http.routes import Held
 
@@ -30,7 +31,7 @@ _log = logging.getLogger(__name__)
 class Lease:
     """One of them. A node that died is followed by another, from which the sandboxes are claimed again."""
 
-    def __init__(self, link: NodeLink, client: rpc.Client) -> None:
+    def __init__(self, link: NodeLink, client: rpc.Client | HubNode) -> None:
         self.id = secrets.token_hex(16)
         self._link, self._client = link, client
         self._boxes: set[str] = set()
@@ -43,7 +44,7 @@ class Lease:
         self._boxes.add(info.id)
         return info
 
-    async def _connected(self) -> rpc.Client:
+    async def _connected(self) -> rpc.Client | HubNode:
         async with self._lock:
             if self._client.closed is not None:
                 self._client = await self._link.private()

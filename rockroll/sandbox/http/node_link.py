@@ -10,7 +10,8 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 from rockroll import rpc
-from rockroll.sandbox.node_client import close_node, connect_node, new_connection
+from rockroll.sandbox.cluster.client import HubNode
+from rockroll.sandbox.node_client import close_node, connect_here, new_connection
 
 
 class NodeLink:
@@ -19,19 +20,19 @@ class NodeLink:
     async def call(
         self, method: str, body: Any = None, *, type: Any = Any, parts: AsyncIterator[Any] | None = None
     ) -> Any:
-        return await (await connect_node()).call(method, body, type=type, parts=parts)
+        return await (await connect_here()).call(method, body, type=type, parts=parts)
 
     async def stream(
         self, method: str, body: Any = None, *, type: Any = Any, parts: AsyncIterator[Any] | None = None
     ) -> AsyncGenerator[Any, None]:
-        items = (await connect_node()).stream(method, body, type=type, parts=parts)
+        items = (await connect_here()).stream(method, body, type=type, parts=parts)
         try:
             async for item in items:
                 yield item
         finally:
             await items.aclose()
 
-    async def private(self) -> rpc.Client:
+    async def private(self) -> rpc.Client | HubNode:
         """A connection of its own: the boxes that it owns go when it is closed."""
         return await new_connection()
 

@@ -48,6 +48,7 @@ from rockroll.sandbox.node.file_methods import FileMethods
 from rockroll.sandbox.node.maker import Maker
 from rockroll.sandbox.node.network_methods import NetworkMethods
 from rockroll.sandbox.node.pool_methods import PoolMethods
+from rockroll.sandbox.node.summary import Summary
 from rockroll.sandbox.node.takeover import take_over
 
 COUNTED = ("session.run", "execute")
@@ -80,6 +81,7 @@ class SandboxHost:
         self._resolve = resolve
         self._service = PodmanService(record=home.node_dir() / "podman.pid", revive=True)
         self._podman: Podman
+        self._admission: Admission
         self._registry: Registry
         self._snapshots: Snapshots
         self._ends: Ends
@@ -141,7 +143,9 @@ class SandboxHost:
         self._reaper.start()
         self._registry = Registry(home.node_dir() / "registry.sqlite")
         self._snapshots = Snapshots()
-        admission = Admission(Aimd(len(os.sched_getaffinity(0)), least=wanted.least, most=wanted.most))
+        admission = self._admission = Admission(
+            Aimd(len(os.sched_getaffinity(0)), least=wanted.least, most=wanted.most)
+        )
         self._ends = Ends(self._boxes, self._registry, admission, self._on_removed, lambda: self._maker.warm.room())
         self._maker = Maker(
             self._boxes,
@@ -194,6 +198,12 @@ class SandboxHost:
         """The owner of connection boxes is gone: so are they."""
         self._maker.warm.owner_gone(peer.id)
         await self._ends.disconnected(peer)
+
+    # -- for the hub of a cluster
+
+    def summary(self) -> Summary:
+        """What it is told of this node."""
+        return Summary(self._boxes, self._maker, self._admission, self._registry, self._podman)
 
     # -- finding boxes
 
@@ -304,7 +314,7 @@ class SandboxHost:
 
     async def _info(self, _body: wire.Empty, _peer: rpc.Peer) -> wire.NodeInfo:
         return wire.NodeInfo(
-            node=os.uname().nodename,
+            node=home.node_name(),
             pid=os.getpid(),
             version=_VERSION,
             sandboxes=len(self._boxes),
@@ -320,7 +330,7 @@ def _gone(row: Row) -> wire.SandboxInfo:
         name=row.name,
         state="gone",
         image=config.image_name,
-        node=os.uname().nodename,
+        node=home.node_name(),
         created=row.created,
         owner=row.owner,
         labels=dict(config.labels),

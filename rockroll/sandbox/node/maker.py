@@ -163,7 +163,7 @@ class Maker:
         return box
 
     async def _permit_for(self, config: SandboxConfig, owner: Owner, peer: rpc.Peer) -> Ticket:
-        return await self.permit.ask(config, owner_of(config, owner == "detached", peer.pid))
+        return await self.permit.ask(config, owner_of(config, owner == "detached", peer.pid, peer.id))
 
     def _row(self, id: str, config: SandboxConfig, owner: Owner, peer: rpc.Peer) -> Row:
         """UsageError where its name is taken. Until the row's box is among the others, nothing may be awaited."""
@@ -211,7 +211,7 @@ class Maker:
         _ = self.permit.config  # pools of a node.yaml that has just changed
         if not self.warm.holds(config):
             return None
-        account = owner_of(config, owner == "detached", peer.pid)
+        account = owner_of(config, owner == "detached", peer.pid, peer.id)
         ticket = self.permit.ask_warm(config, account)
         try:
             box = await self.warm.take(config)

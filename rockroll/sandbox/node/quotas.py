@@ -17,11 +17,19 @@ OWNER_LABEL = "owner"
 """The label that says whose a box is, when that is not the process that made it."""
 
 
-def owner_of(config: SandboxConfig, detached: bool, pid: int | None) -> str:
-    """Who a box is counted for: its label, else the process that made it; what outlives that is counted as one."""
+def owner_of(config: SandboxConfig, detached: bool, pid: int | None, peer: str = "") -> str:
+    """Who a box is counted for: its label, else the process that made it, by its pid or, from another host, by its
+    connection; what outlives that is counted as one."""
     if label := config.labels.get(OWNER_LABEL):
         return label
-    return "detached" if detached or pid is None else f"process {pid}"
+    if detached:
+        return "detached"
+    return client_name(peer) if pid is None else f"process {pid}"
+
+
+def client_name(peer: str) -> str:
+    """A client of a cluster, as the hub and the nodes count it."""
+    return f"client {peer}" if peer else "detached"
 
 
 def refusal(quotas: Quotas, owner: str, mine: Granted, all_: Granted, more: Granted) -> str | None:

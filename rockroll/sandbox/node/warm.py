@@ -11,16 +11,13 @@ anything in it.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Generic, Protocol, TypeVar
 
-import msgspec
-
 from rockroll.errors import RockrollError, UsageError
-from rockroll.sandbox.config import SandboxConfig
+from rockroll.sandbox.config import SandboxConfig, kind
 from rockroll.sandbox.node.node_config import PoolSpec, pool_fault
 from rockroll.sandbox.node.shelf import Shelf
 from rockroll.sandbox.wire import Owner, PoolInfo
@@ -38,14 +35,6 @@ class Boxed(Protocol):
 
 
 B = TypeVar("B", bound=Boxed)
-
-
-def kind(config: SandboxConfig) -> bytes:
-    """The same for two configs whose boxes are made the same way."""
-    fields = dataclasses.asdict(dataclasses.replace(config, name=None, ttl=None, idle_ttl=None, labels={}))
-    fields |= {"image": config.image_name, "memory": config.memory_bytes, "disk": config.disk_bytes}
-    fields["cpuset"] = sorted(config.parsed_cpuset or ())
-    return msgspec.json.encode(fields, order="deterministic")
 
 
 class _Pool:
@@ -152,6 +141,10 @@ class Warm(Generic[B]):
     def count(self) -> int:
         """Boxes that stand ready or are being made."""
         return len(self._boxes) + self.making
+
+    def ready(self) -> dict[bytes, int]:
+        """How many stand ready, by kind."""
+        return {pool.kind: len(pool.shelf.ready) for pool in self._pools.values() if pool.shelf.ready}
 
     @property
     def making(self) -> int:

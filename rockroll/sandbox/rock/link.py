@@ -13,8 +13,9 @@ from rockroll import rpc
 from rockroll.errors import PeerLost, SandboxLost, UsageError
 from rockroll.sandbox import wire
 from rockroll.sandbox.client_files import Files
+from rockroll.sandbox.cluster.client import HubNode
 from rockroll.sandbox.http.node_link import NodeLink
-from rockroll.sandbox.node_client import connect_node
+from rockroll.sandbox.node_client import connect_here
 
 T = TypeVar("T")
 
@@ -37,12 +38,12 @@ class BoxFiles(Files):
         """What is at a path, or at the end of the link there."""
         return await self._stat(path, True)
 
-    async def _connected(self) -> rpc.Client:
-        return await connect_node()
+    async def _connected(self) -> rpc.Client | HubNode:
+        return await connect_here()
 
     async def _call(self, method: str, body: wire.Struct, type: type[T] = object, *, parts: Any = None) -> T:
         try:
-            return await (await connect_node()).call(method, body, type=type, parts=parts)
+            return await (await connect_here()).call(method, body, type=type, parts=parts)
         except PeerLost as error:
             raise SandboxLost(f"the node died while {method} was under way: {error}", cause="node_lost") from error
 

@@ -1,0 +1,320 @@
+"""The hub: the one process of a cluster that listens. Nodes and clients dial out to it.
+
+In: trunks (rpc/trunk.py). Out: their messages, brought to each other unread; which node a box is placed on, which one
+holds it; who is there, and who is gone. Leaves the boxes to the nodes, whose registries are the truth: a hub that is
+started anew knows what they tell it when they dial again, and the calls between clients and nodes go on.
+
+    python -m rockroll.placement.hub --address tcp://IP:PORT --file FILE
+
+    node    joined ──► up ◄──► suspect (unheard for SUSPECT_S, or cut for RETURN_S) ──► forgotten after FORGET_S
+    client  heard ──► gone: it said so, its connection ended and did not return, or it was unheard for OWNER_S
+                        └──► every node is told, and removes what it owned
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import uvloop
+
+from rockroll import logs, rpc
+from rockroll.errors import HostError, RockrollError, SandboxNotFound, UsageError
+from rockroll.release import VERSION
+from rockroll.rpc.keys import public_of
+from rockroll.rpc.line import Line
+from rockroll.rpc.switch import Switch
+from rockroll.sandbox.cluster import wire
+from rockroll.sandbox.cluster.file import ClusterFile
+from rockroll.sandbox.cluster.presence import LOOK_S, Presence
+from rockroll.sandbox.cluster.scheduler import Node, Policy, Scheduler
+from rockroll.sandbox.wire import Empty
+
+SETTLE_S = 5.0
+_log = logging.getLogger(__name__)
+
+
+class Hub:
+    """`await run()` returns when it has been told to end."""
+
+    def __init__(self, address: str, file: Path, policy: Policy = "spread", overcommit: float = 32.0) -> None:
+        self._file = file
+        self._key = file.with_name(file.name + ".key")
+        self._switch = Switch(_address(address, file), self._key, on_line=self._line, on_cut=self._cut)
+        self._scheduler = Scheduler(policy, overcommit)
+        self._presence = Presence()
+        self._members: dict[bytes, str] = {}
+        """Trunk → node."""
+        self._trunks: dict[str, bytes] = {}
+        self._told: dict[bytes, asyncio.Queue[wire.Told]] = {}
+        self._drained: set[str] = set()
+        self._changed = asyncio.Event()
+        self._over = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._settled = self._loop.time() + SETTLE_S
+        self._server = rpc.Server(
+            "the hub",
+            {
+                "node.join": self._join,
+                "node.report": self._report,
+                "node.leave": self._leave_cluster,
+                "cluster.watch": self._watch,
+                "cluster.nodes": self._nodes,
+                "cluster.place": self._place,
+                "cluster.settle": self._settle,
+                "cluster.where": self._where,
+                "cluster.drain": self._drain,
+                "cluster.bye": self._bye,
+            },
+            types=wire.BODIES,
+        )
+
+    async def run(self, ready: int | None = None) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._over.set)
+        self._switch.start()
+        try:
+            ClusterFile(hub=self._switch.address, server_key=public_of(self._key)).write(self._file)
+            _log.info("hub at %s, for whoever has %s", self._switch.address, self._file)
+            if ready is not None:
+                os.write(ready, b"ready\n")
+                os.close(ready)
+            self._look()
+            await self._over.wait()
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+            await self._server.close()
+            self._switch.close()
+
+    # -- who is there
+
+    def _line(self, trunk: bytes, line: Line) -> None:
+        peer = self._server.join(trunk.hex(), line)
+        line.on_frame = lambda data: self._server.hear(peer, data)
+        line.on_ended = lambda: self._server.hush(peer)
+
+    def _cut(self, trunk: bytes) -> None:
+        self._presence.cut(trunk, self._loop.time())
+
+    def _look(self) -> None:
+        """Who has not been heard for too long. By a clock: silence is no event."""
+        self._timer = self._loop.call_later(LOOK_S, self._look)
+        now, heard = self._loop.time(), self._switch.heard
+        changed = False
+        for trunk, name in tuple(self._members.items()):
+            node = self._scheduler.nodes[name]
+            state = self._presence.node(trunk, now, heard.get(trunk, 0.0))
+            if state == "forgotten":
+                _log.warning("node %s has not been heard for so long that it is forgotten", name)
+                self._forget(trunk)
+                changed = True
+            elif (state == "suspect") != (node.state == "suspect"):
+                _log.warning("node %s is %s", name, "not heard" if state == "suspect" else "heard again")
+                calm = "draining" if name in self._drained else "up"
+                self._scheduler.mark(name, "suspect" if state == "suspect" else calm)
+                changed = True
+        clients = [trunk for trunk in heard if trunk not in self._members]
+        if gone := self._presence.gone({trunk: heard[trunk] for trunk in clients}, now):
+            self._gone(gone)
+        if changed:
+            self._notify()
+
+    def _gone(self, clients: list[bytes]) -> None:
+        for trunk in clients:
+            self._presence.bury(trunk)
+            self._switch.forget(trunk)
+            self._leave(trunk)
+        for queue in self._told.values():
+            queue.put_nowait(wire.Told(gone=clients))
+
+    def _leave(self, trunk: bytes) -> None:
+        for peer in self._server.peers:
+            if peer.id == trunk.hex():
+                self._server.leave(peer)
+
+    def _forget(self, trunk: bytes) -> None:
+        """A node is gone."""
+        name = self._members.pop(trunk)
+        self._trunks.pop(name, None)
+        self._told.pop(trunk, None)
+        self._scheduler.leave(name)
+        self._presence.bury(trunk)
+        self._switch.forget(trunk)
+        self._leave(trunk)
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    # -- of nodes
+
+    async def _join(self, body: wire.Join, peer: rpc.Peer) -> AsyncIterator[wire.Told]:
+        trunk = bytes.fromhex(peer.id)
+        if body.version != VERSION:
+            raise HostError(
+                f"node {body.name} runs rockroll {body.version} and the hub {VERSION}; install the same on both"
+            )
+        before = self._trunks.get(body.name)
+        if before is not None and before != trunk:
+            if self._scheduler.nodes[body.name].state != "suspect" and self._switch.probe(before):
+                raise UsageError(
+                    f"name: a node called {body.name} is in this cluster; join with another one: --name NAME"
+                )
+            self._forget(before)
+        self._members[trunk], self._trunks[body.name] = body.name, trunk
+        queue = self._told[trunk] = asyncio.Queue()
+        self._scheduler.join(body.name, body.cpus, body.memory, body.pids, body.images, body.load)
+        for row in body.boxes:
+            self._scheduler.put(body.name, row)
+        if body.name in self._drained:
+            self._scheduler.mark(body.name, "draining")
+        now = self._loop.time()
+        gone = [each for each in body.clients if self._presence.is_buried(each) and each not in self._switch.heard]
+        for client in body.clients:
+            if client not in gone and client not in self._switch.heard:
+                self._presence.expect(client, now)
+        _log.info("node %s joined with %d boxes", body.name, len(body.boxes))
+        self._scheduler.dispatch()
+        self._notify()
+        yield wire.Told(gone=gone)
+        while True:
+            yield await queue.get()
+
+    async def _leave_cluster(self, _body: Empty, peer: rpc.Peer) -> None:
+        trunk = bytes.fromhex(peer.id)
+        if trunk in self._members:
+            _log.info("node %s leaves", self._members[trunk])
+            self._loop.call_later(0.05, self._left, trunk)  # once it has the answer
+
+    def _left(self, trunk: bytes) -> None:
+        if trunk in self._members:
+            self._forget(trunk)
+            self._notify()
+
+    async def _report(self, body: wire.Report, peer: rpc.Peer) -> None:
+        name = self._members.get(bytes.fromhex(peer.id))
+        if name is None:
+            raise HostError("this node is no member of the cluster; it has to join first")
+        for id in body.gone:
+            self._scheduler.gone(id)
+        for row in body.put:
+            self._scheduler.put(name, row)
+        self._scheduler.say(name, body.load)
+        self._scheduler.dispatch()
+
+    # -- of clients
+
+    def _view(self, node: Node) -> wire.NodeView:
+        trunk = self._trunks[node.name]
+        return wire.NodeView(
+            name=node.name,
+            trunk=trunk,
+            state=node.state,
+            boxes=node.boxes,
+            cpus=node.most[0],
+            cpus_granted=node.used[0],
+            memory=int(node.most[1]),
+            memory_granted=int(node.used[1]),
+            room=node.load.room,
+            silent_s=self._loop.time() - self._switch.heard.get(trunk, 0.0),
+        )
+
+    async def _nodes(self, _body: Empty, _peer: rpc.Peer) -> list[wire.NodeView]:
+        return [self._view(node) for node in self._scheduler.nodes.values()]
+
+    async def _watch(self, body: Empty, peer: rpc.Peer) -> AsyncIterator[list[wire.NodeView]]:
+        while True:
+            changed = self._changed  # taken before the yield: a change during it is not missed
+            yield await self._nodes(body, peer)
+            await changed.wait()
+
+    async def _place(self, want: wire.Want, _peer: rpc.Peer) -> wire.Placed:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(self._settled):  # nodes of the hub before this one are about to join
+                while not self._scheduler.nodes:
+                    await self._changed.wait()
+        if not want.wait:
+            return self._placed(*self._scheduler.place(want))
+        there: asyncio.Future[tuple[Node, int]] = self._loop.create_future()
+        ask = self._scheduler.ask(want, lambda node, ticket: there.set_result((node, ticket)))
+        try:
+            return self._placed(*await there)
+        except asyncio.CancelledError:
+            self._scheduler.drop(ask)
+            if there.done() and not there.cancelled():
+                self._scheduler.settle(there.result()[1])
+            raise
+
+    def _placed(self, node: Node, ticket: int) -> wire.Placed:
+        return wire.Placed(node=node.name, trunk=self._trunks[node.name], ticket=ticket)
+
+    async def _settle(self, body: wire.Settle, _peer: rpc.Peer) -> None:
+        self._scheduler.settle(body.ticket)
+
+    async def _where(self, body: wire.Where, _peer: rpc.Peer) -> wire.Placed:
+        name = self._scheduler.where(body.id)
+        if name is None:
+            raise SandboxNotFound(
+                f"no sandbox {body.id!r} in this cluster; `rockroll sandbox ls` lists those there are"
+            )
+        return wire.Placed(node=name, trunk=self._trunks[name])
+
+    async def _drain(self, body: wire.Drain, _peer: rpc.Peer) -> None:
+        node = self._scheduler.nodes.get(body.node)
+        if node is None:
+            there = ", ".join(sorted(self._scheduler.nodes)) or "none"
+            raise UsageError(f"no node {body.node!r} in this cluster; there are: {there}")
+        (self._drained.add if body.on else self._drained.discard)(body.node)
+        if node.state != "suspect":
+            self._scheduler.mark(body.node, "draining" if body.on else "up")
+        self._notify()
+
+    async def _bye(self, _body: Empty, peer: rpc.Peer) -> None:
+        self._loop.call_later(0.05, self._gone, [bytes.fromhex(peer.id)])  # once it has the answer
+
+
+def _address(asked: str, file: Path) -> str:
+    """Port 0 is the one that this cluster had before, where it had one: its nodes dial there."""
+    host, _, port = asked.removeprefix("tcp://").rpartition(":")
+    if not asked.startswith("tcp://") or not host or not port.isdigit():
+        raise UsageError(f"address: tcp://IP:PORT of this machine, as others reach it; got {asked!r}")
+    if port == "0" and file.exists():
+        before = ClusterFile.read(file).hub
+        if before.rpartition(":")[0] == f"tcp://{host}":
+            return before
+    return asked
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m rockroll.placement.hub", description="The hub of a cluster.")
+    parser.add_argument(
+        "--address", required=True, help="tcp://IP:PORT of this machine, as others reach it; PORT 0: any"
+    )
+    parser.add_argument("--file", required=True, type=Path, help="where to write what nodes and clients need")
+    parser.add_argument("--policy", choices=("spread", "pack"), default="spread")
+    parser.add_argument("--overcommit", type=float, default=32.0, help="CPUs granted for each that a node has")
+    parser.add_argument("--ready-fd", type=int, help="a descriptor that is told when it serves")
+    arguments = parser.parse_args()
+    logs.begin()
+
+    async def run() -> None:
+        hub = Hub(arguments.address, arguments.file, arguments.policy, arguments.overcommit)
+        await hub.run(arguments.ready_fd)
+
+    try:
+        uvloop.run(run())
+    except RockrollError as error:
+        sys.exit(f"rockroll hub: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""A cluster on one machine for tests: a hub, and node processes with homes of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+
+class Host:
+    """One machine's worth: a home, and how a program is run there (`prefix`: in which network namespace)."""
+
+    def __init__(self, path: Path, prefix: Sequence[str] = ()) -> None:
+        self.path, self.prefix = path, list(prefix)
+        path.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        env = {**os.environ, "ROCKROLL_HOME": str(self.path)}
+        for name in ("ROCKROLL_CLUSTER", "ROCKROLL_NODE_NAME", "ROCKROLL_BASE_URL"):
+            env.pop(name, None)
+        return env
+
+    def run(self, *argv: str, **env: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*self.prefix, *argv],
+            env={**self.environment, **env},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    def start(self, *argv: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([*self.prefix, *argv], env=self.environment)
+
+    # -- its node
+
+    def join(self, file: Path, name: str) -> None:
+        code = f"import asyncio; from pathlib import Path; from rockroll.placement.member import join; \
+asyncio.run(join(Path({str(file)!r}), {name!r}))"
+        done = self.run(sys.executable, "-c", code)
+        assert done.returncode == 0, done.stderr
+
+    def guard(self) -> dict[str, list[int]]:
+        return json.loads((self.path / "node" / "guard.json").read_text())
+
+    @property
+    def pid(self) -> int:
+        return self.guard()["node"][0]
+
+    def end(self) -> None:
+        """The node and its warden are gone, and its folder of sockets."""
+        if (self.path / "node" / "guard.json").exists():
+            with contextlib.suppress(FileNotFoundError, ValueError, ProcessLookupError):
+                warden = int((self.path / "node" / "warden.lock").read_text().split()[0])
+                if "node" in self.guard():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(self.pid, signal.SIGCONT)
+                        end(self.pid)
+                end(warden, None)
+        code = "from rockroll import home; print(home.runtime_dir())"
+        place = self.run(sys.executable, "-c", code).stdout.strip()
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def end(pid: int, number: signal.Signals | None = signal.SIGTERM) -> None:
+    """Waits until a process that need not be our child is gone, told to end or not."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        if number is not None:
+            signal.pidfd_send_signal(pidfd, number)
+        gone, _, _ = select.select([pidfd], [], [], 40)
+        assert gone, f"process {pid} did not end within 40 s"
+    finally:
+        os.close(pidfd)
+
+
+class Hub:
+    """The hub's process."""
+
+    def __init__(self, file: Path, address: str = "tcp://127.0.0.1:0", prefix: Sequence[str] = ()) -> None:
+        self.file, self.address, self.prefix = file, address, list(prefix)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *options: str) -> None:
+        ready, told = os.pipe()
+        argv = [sys.executable, "-m", "rockroll.placement.hub", "--address", self.address, "--file", str(self.file)]
+        self.process = subprocess.Popen([*self.prefix, *argv, "--ready-fd", str(told), *options], pass_fds=[told])
+        os.close(told)
+        try:
+            assert os.read(ready, 16) == b"ready\n", "the hub did not start"
+        finally:
+            os.close(ready)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """It is gone; one that was never there or has ended is, too."""
+        if self.process is not None:
+            self.process.send_signal(number)
+            self.process.wait(20)
+
+
+@contextlib.contextmanager
+def cluster(folder: Path, names: Sequence[str]) -> Iterator[tuple[Hub, dict[str, Host]]]:
+    """A hub and nodes of these names, all on this machine's loopback."""
+    hub = Hub(folder / "cluster.json")
+    hub.start()
+    hosts = {name: Host(folder / name) for name in names}
+    try:
+        with ThreadPoolExecutor() as side_by_side:
+            list(side_by_side.map(lambda name: hosts[name].join(hub.file, name), names))
+        yield hub, hosts
+    finally:
+        with ThreadPoolExecutor() as side_by_side:
+            list(side_by_side.map(Host.end, hosts.values()))
+        hub.stop()
+
+
+def until(what: Callable[[], bool], seconds: float = 20.0) -> float:
+    """Waits for what another process shows in no other way; how long it took."""
+    began = time.monotonic()
+    while not what():
+        assert time.monotonic() - began < seconds, "it did not come about in time"
+        time.sleep(0.05)
+    return time.monotonic() - began
