@@ -24,6 +24,15 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Overrule one key: --set train.lr=0.001 (again for more)."),
 ]
+Ray = Annotated[
+    str,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        envvar="ROCKROLL_RAY",
+        help="On the nodes of a Ray cluster: auto for the one this machine is in, or HEAD:PORT.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -45,6 +54,7 @@ def train(
         int | None,
         typer.Option(min=1, help="Run so many steps that change no weight, and say what the whole run would take."),
     ] = None,
+    ray: Ray = "",
 ) -> None:
     """Train a model by the recipe.
 
@@ -65,6 +75,9 @@ def train(
     rockroll train /tmp/first/recipe.yaml --replay /tmp/first --set train.lr=0.0001 --run-dir /tmp/second
 
     With --set deterministic=true two runs are equal to the last bit, but for time/* (docs/training.md).
+
+    The same recipe on a cluster, with engines and trainer ranks on the nodes that have room for them (docs/cluster.md):
+    rockroll train recipes/quickstart.yaml --ray auto
     """
     from rockroll.append import write_whole
     from rockroll.cli.loop import run as run_loop
@@ -95,10 +108,11 @@ def train(
                 display.line(f"run directory: {run.path}")
                 for change in changed:
                     display.line(f"goes on with {change}")
-                done = run_loop(loop.train(config, run, display))
+                done = run_loop(loop.train(config, run, display, ray))
         except (KeyboardInterrupt, RockrollError) as error:
             if not isinstance(error, UsageError):
                 again = f"rockroll train {run.path / 'recipe.yaml'} --run-dir {run.path} --resume"
+                again += f" --ray {ray}" if ray else ""
                 display.line(f"stopped; continue with: {again}")
             raise
     rows = []
