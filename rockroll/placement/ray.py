@@ -9,11 +9,13 @@ gets to needs.py.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from rockroll.errors import HostError, UsageError
 from rockroll.placement.local import Place, Processes
 from rockroll.placement.needs import Fit, Needs, Room, fit
 from rockroll.placement.on_ray import far
+from rockroll.placement.on_ray.examine import NodeReport, examine
 from rockroll.placement.on_ray.host import Host, versions
 from rockroll.rpc import keys
 
@@ -31,7 +34,7 @@ try:
     import ray
     from ray.exceptions import RayError
     from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 except ImportError:
     raise UsageError("--ray needs Ray, on every node: pip install 'rockroll[ray]'") from None
 
@@ -39,6 +42,7 @@ RESERVED_S = 30.0
 """From asking for room that is free to having it; then somebody else was faster."""
 STARTED_S = 60.0
 """An actor's process takes seconds to start on a busy node."""
+EXAMINED_S = 60.0
 _log = logging.getLogger(__name__)
 
 
@@ -88,14 +92,45 @@ def rooms() -> list[Room]:
     ]
 
 
-def planned(address: str, needs: Mapping[str, Needs]) -> Fit:
-    """Where a run's processes would go now. Starts nothing."""
-    joined = connect(address)
+@contextlib.contextmanager
+def joined(address: str) -> Iterator[None]:
+    """In the cluster for as long as this lasts."""
+    mine = connect(address)
     try:
-        return fit(needs, rooms())
+        yield
     finally:
-        if joined:
+        if mine:
             ray.shutdown()
+
+
+def planned(address: str, needs: Callable[[float], Mapping[str, Needs]]) -> Fit:
+    """Where a run's processes would go now. Starts nothing. needs: by the number of GPUs that the cluster has."""
+    with joined(address):
+        return fit(needs(ray.cluster_resources().get("GPU", 0.0)), rooms())
+
+
+def examined(address: str) -> list[NodeReport]:
+    """Every node that is alive, looked at from there, all at once."""
+    with joined(address):
+        asked = {
+            room: _EXAMINE.options(scheduling_strategy=_exactly(room.node)).remote(
+                room.name, str(room), versions(), time.time()
+            )
+            for room in rooms()
+        }
+        return [_examined(room, answer) for room, answer in asked.items()]
+
+
+def _examined(room: Room, answer: Any) -> NodeReport:
+    try:
+        return ray.get(answer, timeout=EXAMINED_S)
+    except (RayError, TimeoutError) as error:
+        what = f"rockroll does not run there: {_line(error)}; install the same as here"
+        return NodeReport(node=room.name, host="", has=str(room), wrong=[what], ok=False)
+
+
+def _exactly(node: str) -> NodeAffinitySchedulingStrategy:
+    return NodeAffinitySchedulingStrategy(node, soft=False)
 
 
 class HostActor:
@@ -133,6 +168,7 @@ class HostActor:
 
 
 _HOST: Any = ray.remote(HostActor)
+_EXAMINE: Any = ray.remote(num_cpus=0, max_retries=0)(examine)
 
 
 class Places(Processes):
