@@ -7,6 +7,7 @@ the work to controller/, which is imported only when it starts.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -98,6 +99,8 @@ def train(
         _dry(config, dry_steps, run_dir)
         return
     planning.plan(config)  # a teacher or a data set that is not there is found before the run has a directory
+    if ray:
+        _sandboxes(config, ray)
     with RunDir(run_dir or default_path(config.name), resume=resume) as run:
         _log_to(run.path / "rockroll.log")
         changed = _changes(run, config) if resume else []
@@ -132,6 +135,18 @@ def train(
         rows.append(("", f"rockroll view {done.run_dir}"))
         rows.append(("", f"tensorboard --logdir {done.run_dir / 'tensorboard'}"))
     summary(rows, f"rockroll · {config.name}")(display.console)
+
+
+def _sandboxes(config: RunConfig, address: str) -> None:
+    """The run's sandboxes will be on the nodes of the cluster; what was set by hand stays."""
+    from rockroll.controller.boxes import pool_sizes
+    from rockroll.placement.ray import sandboxes_of_run
+    from rockroll.sandbox.where import CLUSTER
+
+    if config.samples and pool_sizes(config) and CLUSTER not in os.environ:
+        file = sandboxes_of_run(address)
+        if file is not None:
+            os.environ[CLUSTER] = str(file)
 
 
 def _dry(config: RunConfig, steps: int, run_dir: Path | None) -> None:

@@ -1,4 +1,4 @@
-"""The processes of one run, on the nodes of a Ray cluster. The only file that imports ray.
+"""The processes of one run, on the nodes of a Ray cluster. With on_ray/keeper.py the only file that imports ray.
 
 In: what each process needs, and the address of a cluster. Out: `Places`, with the surface of local.Processes: room
 reserved by a placement group, one actor a process, which holds it on its node (on_ray/host.py). Ray carries no data:
@@ -119,6 +119,32 @@ def examined(address: str) -> list[NodeReport]:
             for room in rooms()
         }
         return [_examined(room, answer) for room, answer in asked.items()]
+
+
+def sandboxes_of_run(address: str) -> Path | None:
+    """As `cluster_file`, for a run; None where this machine is the whole cluster: its own node needs no hub."""
+    with joined(address):
+        return None if all(room.here for room in rooms()) else cluster_file(address)
+
+
+def cluster_file(address: str) -> Path:
+    """The file by which the sandboxes of the cluster are reached: for ROCKROLL_CLUSTER, `Sandbox(cluster=…)`, others.
+
+    Hub and nodes are started where they are not there yet, and stay when this process has ended. Blocks for seconds at
+    the first time. HostError where no node can run sandboxes.
+    """
+    with joined(address):
+        from rockroll.placement.on_ray import keeper
+
+        return keeper.cluster_file()
+
+
+def end_sandboxes(address: str) -> None:
+    """The hub of the cluster ends, its nodes leave it, and end once they are idle."""
+    with joined(address):
+        from rockroll.placement.on_ray import keeper
+
+        keeper.end()
 
 
 def _examined(room: Room, answer: Any) -> NodeReport:
