@@ -113,7 +113,7 @@ def write(cluster: bytes, path: Path) -> Path:
 
 
 def _run(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """On a loop of asyncio's own: Ray has set uvloop's policy in its workers, which starts no child for another loop."""
+    """On a loop of asyncio's own: the policy that Ray sets in its workers, uvloop's, starts no child for another."""
     asyncio.set_event_loop_policy(None)
     from rockroll.sandbox.node_client import close_node
 
