@@ -19,8 +19,20 @@ if TYPE_CHECKING:
     from rockroll.sandbox.doctor import Check, Report
 
 
-def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Check what this host can do; exit code 1 if sandboxes cannot run."""
+def doctor(
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    ray: Annotated[
+        str,
+        typer.Option("--ray", metavar="ADDRESS", help="Check every node of that Ray cluster instead: auto, HEAD:PORT."),
+    ] = "",
+) -> None:
+    """Check what this host can do; exit code 1 if sandboxes cannot run.
+
+    Of a cluster, every node at once; exit code 1 if one cannot take part: rockroll doctor --ray auto
+    """
+    if ray:
+        _cluster(ray, json)
+        return
     from rockroll.sandbox.doctor import examine
 
     report = asyncio.run(examine())
@@ -31,6 +43,25 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
     else:
         _show(report)
     if not report.ok:
+        raise typer.Exit(1)
+
+
+def _cluster(address: str, json: bool) -> None:
+    """A row for each node."""
+    from rockroll.placement.ray import examined
+
+    reports = examined(address)
+    if json:
+        typer.echo(msgspec.json.encode({"ok": all(each.ok for each in reports), "nodes": reports}))
+    else:
+        table = Table("", "node", "host", "free for Ray", "rockroll, Python, torch", "sandboxes", "what is wrong")
+        for each in reports:
+            mark = Text("ok", "green") if each.ok else Text("no", "red")
+            found = ", ".join(msgspec.structs.astuple(each.versions)) if each.versions else ""
+            boxes = Text("yes", "green") if each.sandboxes else Text("no", "yellow")
+            table.add_row(mark, each.node, each.host, each.has, found, boxes, Text("\n".join(each.wrong)))
+        Console().print(table)
+    if not all(each.ok for each in reports):
         raise typer.Exit(1)
 
 

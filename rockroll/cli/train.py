@@ -7,12 +7,13 @@ the work to controller/, which is imported only when it starts.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rockroll.errors import RockrollError, UsageError
+from rockroll.errors import HostError, RockrollError, UsageError
 
 if TYPE_CHECKING:
     from rockroll.controller.config import RunConfig
@@ -23,6 +24,15 @@ Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML recipe, s
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Overrule one key: --set train.lr=0.001 (again for more)."),
+]
+Ray = Annotated[
+    str,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        envvar="ROCKROLL_RAY",
+        help="On the nodes of a Ray cluster: auto for the one this machine is in, or HEAD:PORT.",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -45,6 +55,7 @@ def train(
         int | None,
         typer.Option(min=1, help="Run so many steps that change no weight, and say what the whole run would take."),
     ] = None,
+    ray: Ray = "",
 ) -> None:
     """Train a model by the recipe.
 
@@ -65,6 +76,9 @@ def train(
     rockroll train /tmp/first/recipe.yaml --replay /tmp/first --set train.lr=0.0001 --run-dir /tmp/second
 
     With --set deterministic=true two runs are equal to the last bit, but for time/* (docs/training.md).
+
+    The same recipe on a cluster, with engines and trainer ranks on the nodes that have room for them (docs/cluster.md):
+    rockroll train recipes/quickstart.yaml --ray auto
     """
     from rockroll.append import write_whole
     from rockroll.cli.loop import run as run_loop
@@ -85,6 +99,8 @@ def train(
         _dry(config, dry_steps, run_dir)
         return
     planning.plan(config)  # a teacher or a data set that is not there is found before the run has a directory
+    if ray:
+        _sandboxes(config, ray)
     with RunDir(run_dir or default_path(config.name), resume=resume) as run:
         _log_to(run.path / "rockroll.log")
         changed = _changes(run, config) if resume else []
@@ -95,10 +111,11 @@ def train(
                 display.line(f"run directory: {run.path}")
                 for change in changed:
                     display.line(f"goes on with {change}")
-                done = run_loop(loop.train(config, run, display))
+                done = run_loop(loop.train(config, run, display, ray))
         except (KeyboardInterrupt, RockrollError) as error:
             if not isinstance(error, UsageError):
                 again = f"rockroll train {run.path / 'recipe.yaml'} --run-dir {run.path} --resume"
+                again += f" --ray {ray}" if ray else ""
                 display.line(f"stopped; continue with: {again}")
             raise
     rows = []
@@ -118,6 +135,18 @@ def train(
         rows.append(("", f"rockroll view {done.run_dir}"))
         rows.append(("", f"tensorboard --logdir {done.run_dir / 'tensorboard'}"))
     summary(rows, f"rockroll · {config.name}")(display.console)
+
+
+def _sandboxes(config: RunConfig, address: str) -> None:
+    """The run's sandboxes will be on the nodes of the cluster; what was set by hand stays."""
+    from rockroll.controller.boxes import pool_sizes
+    from rockroll.placement.ray import sandboxes_of_run
+    from rockroll.sandbox.where import CLUSTER
+
+    if config.samples and pool_sizes(config) and CLUSTER not in os.environ:
+        file = sandboxes_of_run(address)
+        if file is not None:
+            os.environ[CLUSTER] = str(file)
 
 
 def _dry(config: RunConfig, steps: int, run_dir: Path | None) -> None:
@@ -212,8 +241,13 @@ def rollout(
     summary(rows, f"rockroll · {config.name}, rollout")(display.console)
 
 
-def plan(recipe: Recipe, settings: Settings = None, as_json: AsJson = False) -> None:
-    """Show the resolved recipe and what would run where. Starts nothing."""
+def plan(recipe: Recipe, settings: Settings = None, as_json: AsJson = False, ray: Ray = "") -> None:
+    """Show the resolved recipe and what would run where. Starts nothing.
+
+    On a cluster, also on which node, and what is missing there, with exit code 1:
+
+      rockroll plan recipes/quickstart.yaml --ray auto
+    """
     from rich.console import Console
     from rich.syntax import Syntax
     from rich.table import Table
@@ -222,16 +256,49 @@ def plan(recipe: Recipe, settings: Settings = None, as_json: AsJson = False) -> 
     from rockroll.recipe.load import dump
 
     config = _load(recipe, settings)
+    placed = _placed(config, ray) if ray else None
     if as_json:
-        print(json.dumps(planning.as_json(config)))
+        print(json.dumps(planning.as_json(config) | ({"ray": placed} if placed else {})))
+        if placed and placed["missing"]:
+            raise typer.Exit(1)
         return
     lines = planning.plan(config)
     console = Console()
     console.print(Syntax(dump(config), "yaml", background_color="default"))
     table = Table("part", "where", "what", title=f"{config.name}: what would run")
     for line in lines:
-        table.add_row(line.part, line.where, line.what)
+        table.add_row(line.part, "the cluster" if ray and "machine" in line.where else line.where, line.what)
     console.print(table)
+    if placed is None:
+        return
+    table = Table("process", "needs", "node", title=f"on the cluster at {ray}")
+    for each in placed["processes"]:
+        table.add_row(each["name"], each["needs"], each["node"] or "[red]none has room[/]")
+    console.print(table)
+    if placed["missing"]:
+        raise HostError(f"--ray {ray}: {placed['missing']}")
+
+
+def _placed(config: RunConfig, address: str) -> dict[str, Any]:
+    """Which node each process would get, as plain values."""
+    from rockroll.controller.model_path import find
+    from rockroll.controller.needs import needs
+    from rockroll.placement.needs import Needs
+    from rockroll.placement.ray import planned
+
+    wanted: dict[str, Needs] = {}
+
+    def wants(gpus: float) -> dict[str, Needs]:
+        model = find(config.model)
+        wanted.update(needs(config, None if model.todo else model.folder, gpus=gpus))
+        return wanted
+
+    found = planned(address, wants)
+    processes = [
+        {"name": name, "needs": str(each), "node": room.name if (room := found.places.get(name)) else None}
+        for name, each in wanted.items()
+    ]
+    return {"processes": processes, "missing": found.missing}
 
 
 def evaluate(

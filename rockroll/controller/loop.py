@@ -71,9 +71,9 @@ class Evaluation:
     """The same of each task, where there are several."""
 
 
-async def train(config: RunConfig, run: RunDir, display: Display) -> Summary:
+async def train(config: RunConfig, run: RunDir, display: Display, ray: str = "") -> Summary:
     """Trains to `config.steps`. Where `run.resume`: from the last checkpoint, over the batches that the run had taken
-    since (trained again as they were), and on with what it had begun."""
+    since (trained again as they were), and on with what it had begun. ray: a cluster's address, "" for this machine."""
     data = data_set(config)
     if data is not None:
         config = dataclasses.replace(config, steps=data.steps(config.steps))
@@ -82,7 +82,7 @@ async def train(config: RunConfig, run: RunDir, display: Display) -> Summary:
     with Timeline(run.path, config.records) as timeline:
         display.status.on_phase = timeline.phase
         events = timeline.beside(records.beside(status_events(display.status, tally.note)))
-        async with parts(config, run, events, train=True, data=data) as made:
+        async with parts(config, run, events, train=True, data=data, ray=ray) as made:
             return await made.processes.guard(_train(config, run, display, made, records, tally, timeline))
 
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
-from rockroll.append import write_whole
 from rockroll.controller.boxes import pool_sizes
 from rockroll.controller.config import RunConfig
 from rockroll.controller.model_path import prepare
+from rockroll.controller.needs import needs
+from rockroll.controller.placed import PlacedTrainer
 from rockroll.controller.replicas import open_pool
 from rockroll.controller.run_dir import RunDir
 from rockroll.data.source import DataSet, Deck
@@ -36,7 +36,6 @@ from rockroll.sandbox import node_client, where
 from rockroll.sandbox.pool import Pool
 from rockroll.train.api import TrainerInfo
 from rockroll.train.client import TrainerClient
-from rockroll.train.config import TrainConfig
 from rockroll.train.critic import critic_config
 from rockroll.train.teacher import check_tokenizer
 
@@ -62,11 +61,18 @@ class Parts:
 
 @asynccontextmanager
 async def parts(
-    config: RunConfig, run: RunDir, on_event: Callable[[Event], None], *, train: bool, data: DataSet | None = None
+    config: RunConfig,
+    run: RunDir,
+    on_event: Callable[[Event], None],
+    *,
+    train: bool,
+    data: DataSet | None = None,
+    ray: str = "",
 ) -> AsyncIterator[Parts]:
     """Starts what `config` needs, the slow ones side by side; ends all of it, whatever happened.
 
-    train: False leaves the trainer out, for an evaluation. data: what is learnt from, where that is a data set.
+    train: False leaves the trainer out, for an evaluation. data: what is learnt from, where that is a data set. ray:
+    the address of the cluster on which all this runs; "": here.
     """
     if config.samples:
         require(config.engine)
@@ -77,7 +83,9 @@ async def parts(
     async with AsyncExitStack() as stack:
         keeps = train and data is None and not config.replay
         ledger = stack.enter_context(Ledger(run.ledger, run.last_step)) if keeps else None
-        processes = await stack.enter_async_context(Processes(run.logs))
+        processes = await stack.enter_async_context(await open_processes(run.logs, ray))
+        wanted = needs(config, Path(model), train=train, gpus=processes.gpus)
+        await processes.reserve(wanted)
         engine_config = dataclasses.replace(
             config.engine,
             model=model,
@@ -86,13 +94,11 @@ async def parts(
         )
         engine = None
         if config.samples:
-            engine = await open_pool(engine_config, run.logs, processes)
+            engine = await open_pool(engine_config, wanted["engine-0"], processes)
             stack.push_async_callback(engine.close)
         train_config = dataclasses.replace(
             config.train,
             model=model,
-            address=processes.address("trainer-{rank}"),
-            rendezvous=f"file://{processes.runtime / 'rendezvous'}",
             seed=config.seed,
             deterministic=config.deterministic,
             threads=config.train.threads or int(config.deterministic),
@@ -100,20 +106,15 @@ async def parts(
             schedule_updates=config.train.schedule_updates
             or config.steps * config.train.epochs * config.train.minibatches,
         )
-        critic_config = _critic(train_config, config.steps, processes) if train and train_config.has_critic else None
+        trainer = critic = None
         if train:
-            await _ranks("trainer", train_config, run, processes)
-        if critic_config is not None:
-            await _ranks("critic", critic_config, run, processes)
-        pools = await stack.enter_async_context(_boxes(config, processes))
-        trainer = None
-        if train:
-            trainer = await TrainerClient.connect(train_config)
+            trainer = await PlacedTrainer.start("trainer", train_config, wanted, processes)
             stack.push_async_callback(trainer.close)
-        critic = None
-        if critic_config is not None:
-            critic = await TrainerClient.connect(critic_config)
+        if train and train_config.has_critic:
+            itself = critic_config(train_config, config.steps)
+            critic = await PlacedTrainer.start("critic", itself, wanted, processes)
             stack.push_async_callback(critic.close)
+        pools = await stack.enter_async_context(_boxes(config, processes))
         context = await processes.guard(_ready(engine, trainer, critic))
         deck = Deck(data, tokenizer, context=context) if data else None
         canary_ids = tokenizer.encode(config.canary.prompt)
@@ -175,22 +176,6 @@ def _teacher(config: RunConfig, model: str) -> str:
     return teacher
 
 
-def _critic(policy: TrainConfig, steps: int, processes: Processes) -> TrainConfig:
-    """The critic beside this policy, with addresses of its own."""
-    return dataclasses.replace(
-        critic_config(policy, steps),
-        address=processes.address("critic-{rank}"),
-        rendezvous=f"file://{processes.runtime / 'rendezvous-critic'}",
-    )
-
-
-async def _ranks(name: str, config: TrainConfig, run: RunDir, processes: Processes) -> None:
-    """The processes of one trainer."""
-    file = _written(run, name, config)
-    for rank in range(config.ranks):
-        await processes.start(f"{name}-{rank}", "rockroll.train.server", "--config", file, "--rank", str(rank))
-
-
 async def _ready(engine: EnginePool | None, *trainers: TrainerClient | None) -> int:
     """All have loaded their model; the policy's context. An error of any is a death that `guard` tells of."""
     infos = await asyncio.gather(
@@ -234,8 +219,10 @@ async def _boxes(config: RunConfig, processes: Processes) -> AsyncIterator[dict[
         await node_client.close_node()
 
 
-def _written(run: RunDir, name: str, config: Any) -> str:
-    """A process's configuration as a JSON file in the run directory; its path."""
-    path = run.logs / f"{name}.json"
-    write_whole(path, json.dumps(dataclasses.asdict(config), indent=1).encode())
-    return str(path)
+async def open_processes(logs: Path, ray: str) -> Processes:
+    """Where the run's processes will be: here, or on the cluster at `ray`."""
+    if not ray:
+        return Processes(logs)
+    from rockroll.placement.ray import Places  # Ray takes a second to import, and need not be installed
+
+    return Places(logs, ray)

@@ -1,32 +1,40 @@
 """The engine of a run: its replicas' processes behind one `Engine`.
 
-In: the engine's configuration and the run's processes. Out: an EnginePool whose replicas load their model. Leaves what
-the pool does with them to engine/pool.py.
+In: the engine's configuration and the run's processes. Out: an EnginePool whose replicas load their model, here or on
+other machines. Leaves what the pool does with them to engine/pool.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from pathlib import Path
 
-from rockroll.append import write_whole
+from rockroll.engine.client import EngineClient
 from rockroll.engine.config import EngineConfig
 from rockroll.engine.pool import EnginePool, OnDeath
-from rockroll.placement.local import Child, Processes
+from rockroll.errors import EngineError, HostError
+from rockroll.placement.local import Place, Process, Processes
+from rockroll.placement.needs import Needs
 
 
-async def open_pool(config: EngineConfig, logs: Path, processes: Processes) -> EnginePool:
-    """Starts every replica, each with its configuration engine-N.json in `logs`, beside its log."""
+async def open_pool(config: EngineConfig, needs: Needs, processes: Processes) -> EnginePool:
+    """Starts every replica, each with its configuration engine-N.json beside its log. needs: of one of them."""
+    places: dict[str, Place] = {}
 
-    async def start(name: str, attempt: int, on_death: OnDeath) -> tuple[str, Child]:
-        # a socket of its own: the one of a killed process is still there
-        own = dataclasses.replace(config, address=processes.address(f"{name}.{attempt}" if attempt else name))
-        file = logs / f"{name}.json"
-        write_whole(file, json.dumps(dataclasses.asdict(own), indent=1).encode())
-        child = await processes.start(name, "rockroll.engine.server", "--config", str(file), on_death=on_death)
-        return own.address, child
+    async def start(name: str, attempt: int, on_death: OnDeath) -> tuple[str, Process]:
+        try:
+            place = await processes.place(name, needs, attempt)
+            model = await place.reads(config.model, keep=True)
+        except HostError as error:  # no room is left where it was; the pool says that, and goes on with the others
+            raise EngineError(error.message) from error
+        own = dataclasses.replace(config, address=place.address, key=place.their_key, model=model)
+        child = await place.start("rockroll.engine.server", own, on_death=on_death)
+        places[place.address] = place
+        return place.address, child
+
+    async def connect(address: str) -> EngineClient:
+        place = places[address]
+        return await EngineClient.connect(address, place.key, place.reads)
 
     return await EnginePool.open(
-        start, config.replicas, restarts=config.restarts, seed=config.seed, on_end=processes.fail
+        start, config.replicas, restarts=config.restarts, seed=config.seed, on_end=processes.fail, connect=connect
     )

@@ -6,8 +6,9 @@ process, and saying through `fail` that it died, to placement.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 from rockroll import rpc
@@ -15,18 +16,22 @@ from rockroll.engine.api import EngineInfo, GenerateRequest, Generation, Loaded,
 from rockroll.errors import EngineError, RockrollError
 
 _ITEM: Any = Piece | Generation
+Finds = Callable[[str], Awaitable[str]]
 
 
 class EngineClient:
     """Made by `connect`; belongs to one event loop."""
 
-    def __init__(self, client: rpc.Client) -> None:
-        self._client = client
+    def __init__(self, client: rpc.Client, finds: Finds | None = None) -> None:
+        self._client, self._finds = client, finds
 
     @classmethod
-    async def connect(cls, address: str) -> EngineClient:
-        """The server may still be loading its model: the first call waits for it (ipc and tcp addresses)."""
-        return cls(await rpc.connect(address))
+    async def connect(cls, address: str, key: Path | None = None, finds: Finds | None = None) -> EngineClient:
+        """The server may still be loading its model: the first call waits for it (ipc and tcp addresses).
+
+        key: of a tcp link. finds: where a server on another machine finds a folder of this one.
+        """
+        return cls(await rpc.connect(address, key), finds)
 
     async def generate(self, request: GenerateRequest, on_tokens: OnTokens | None = None) -> Generation:
         if on_tokens is None:
@@ -45,6 +50,8 @@ class EngineClient:
         raise EngineError(f"the engine's answer to {request.id} ended after {count} tokens without its end")
 
     async def load(self, path: str, version: int, digest: str = "") -> Loaded:
+        if self._finds is not None:
+            path = await self._finds(path)
         body = {"path": path, "version": version, "digest": digest}
         return await self._client.call("load", body, type=Loaded)
 

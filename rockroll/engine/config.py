@@ -20,6 +20,8 @@ class EngineConfig:
     """A Hugging Face folder: config.json, model.safetensors and a tokenizer."""
     address: str = ""
     """Where the server listens, as `rpc` writes addresses: ipc://PATH, unix://PATH or tcp://HOST:PORT."""
+    key: str = ""
+    """The file of the key of a tcp address."""
     replicas: int = 1
     """Engines with the same weights, each a process of its own with `threads`, `max_batch` and memory of its own."""
     restarts: int = 3

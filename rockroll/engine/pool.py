@@ -48,6 +48,7 @@ class Process(Protocol):
 OnDeath = Callable[[RockrollError], None]
 Start = Callable[[str, int, OnDeath], Awaitable[tuple[str, Process]]]
 """Starts a replica: its name, how often it was started before, whom to tell of its death. Gives address and process."""
+Connect = Callable[[str], Awaitable[EngineClient]]
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,10 @@ class EnginePool:
         seed: int = 0,
         on_end: Callable[[RockrollError], None] = lambda _: None,
         health: Callable[[], Health] = Health,
+        connect: Connect = EngineClient.connect,
     ) -> None:
         self._start, self._restarts_each, self._on_end, self._health = start, restarts, on_end, health
+        self._connect = connect
         self._seeds = itertools.count(seed << 32)
         self._routes = Routes()
         self._serving: dict[int, _Life] = {}
@@ -110,13 +113,15 @@ class EnginePool:
         seed: int = 0,
         on_end: Callable[[RockrollError], None] = lambda _: None,
         health: Callable[[], Health] = Health,
+        connect: Connect = EngineClient.connect,
     ) -> EnginePool:
         """Replicas that begin to load their model: the first call waits for them.
 
         start: of a process. restarts: how often each replica is replaced. seed: for requests without one. on_end: told
-        of the death after which no replica is left, and of the one of a replica that has never served.
+        of the death after which no replica is left, and of the one of a replica that has never served. connect: to the
+        address that `start` gave.
         """
-        return cls(start, replicas, restarts=restarts, seed=seed, on_end=on_end, health=health)
+        return cls(start, replicas, restarts=restarts, seed=seed, on_end=on_end, health=health, connect=connect)
 
     async def generate(self, request: GenerateRequest, on_tokens: OnTokens | None = None) -> Generation:
         """As `Engine`. A request whose replica dies is asked again from its start; tokens are told once."""
@@ -363,7 +368,7 @@ class EnginePool:
                 died.set_result(error)
 
         address, process = await self._start(name, attempt, on_death)
-        client = await EngineClient.connect(address)
+        client = await self._connect(address)
         life = _Life(number, name, client, died)
         working = asyncio.ensure_future(self._work(life))
         try:

@@ -52,7 +52,7 @@ async def serve(config: EngineConfig) -> None:
         child.leave(0)  # nothing is bound yet, and the loading thread cannot be stopped
     types = {"generate": GenerateRequest, "generate.stream": GenerateRequest, "load": _Load}
     engine = await opening
-    server = rpc.Server(config.address, _handlers(engine), types=types)
+    server = rpc.Server(config.address, _handlers(engine), types=types, key=rpc.key_of(config.address, config.key))
     await server.start()
     _log.info("ready at %s after %.1f s", config.address, time.perf_counter() - started)
     losing = asyncio.create_task(engine.lost.wait())

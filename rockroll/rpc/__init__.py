@@ -12,6 +12,7 @@ on where they were after a break. Frames are the same on all.
 
 from rockroll.rpc.client import Client, connect
 from rockroll.rpc.frame import MAX_MESSAGE
+from rockroll.rpc.keys import key_of
 from rockroll.rpc.server import Handler, Parts, Peer, Server
 
-__all__ = ["MAX_MESSAGE", "Client", "Handler", "Parts", "Peer", "Server", "connect"]
+__all__ = ["MAX_MESSAGE", "Client", "Handler", "Parts", "Peer", "Server", "connect", "key_of"]

@@ -54,6 +54,11 @@ def _read(path: Path) -> tuple[bytes, bytes]:
     return lines[0], lines[1]
 
 
+def key_of(address: str, key: str) -> Path | None:
+    """The key file `key` for an address over tcp; None for other links, and where none is named."""
+    return Path(key) if key and address.startswith("tcp://") else None
+
+
 def serve_with(sock: Any, address: str, key: Path | None) -> None:
     """The server's end. Without `key`: the home's own, made where it is missing, for what others can reach."""
     if (path := _wanted(address, key)) is not None:

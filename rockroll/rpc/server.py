@@ -152,6 +152,8 @@ class Server:
                 try:
                     serve_with(port.sock, self.address, self._key)
                     port.sock.bind(self.address)
+                    if scheme == "tcp":  # port 0 is any free one
+                        self.address = port.sock.getsockopt(zmq.LAST_ENDPOINT).rstrip(b"\0").decode()
                 except BaseException:
                     port.close()
                     raise

@@ -28,7 +28,7 @@ from rockroll.append import cause
 from rockroll.digest import Digest
 from rockroll.errors import TrainError
 from rockroll.train import export, folder, lora, shards
-from rockroll.train.ranks import barrier
+from rockroll.train.ranks import barrier, gathered
 from rockroll.train.shard_file import Saved, write_shards
 from rockroll.train.tensor_file import write_tensors
 
@@ -65,8 +65,9 @@ def save(trainer: RankTrainer, path: Path) -> None:
     walks = [trainer.weights(), *([trainer.adapter()] if trainer.config.lora else [])]
     problem: OSError | None = None
     try:
-        if trainer.rank == 0:
+        if trainer.rank == 0 or trainer.config.apart:
             folder.aside(path)
+        if trainer.rank == 0:
             for part in ("model", "adapter")[: len(walks)]:
                 (partial / part).mkdir()
     except OSError as error:
@@ -80,15 +81,26 @@ def save(trainer: RankTrainer, path: Path) -> None:
     for walk in walks:
         walk.finish()
     if trainer.share.all(problem is None):
+        files: dict[str, tuple[int, str]] = {}
         try:
-            if trainer.rank == 0:
-                record = msgspec.json.encode(_record(trainer, partial))
+            if trainer.rank == 0 or trainer.config.apart:
+                files = {
+                    str(f.relative_to(partial)): _fingerprint(f) for f in sorted(partial.rglob("*")) if f.is_file()
+                }
+        except OSError as error:
+            problem = error
+        if trainer.config.apart:
+            files = gathered(trainer.config, files)
+        try:
+            if trainer.rank == 0 and problem is None:
+                record = msgspec.json.encode(_record(trainer, files))
                 (partial / "trainer.json").write_bytes(msgspec.json.format(record, indent=1))
+            if (trainer.rank == 0 or trainer.config.apart) and problem is None:
                 folder.put(partial, path, durable=True)
         except OSError as error:
             problem = error
     if not trainer.share.all(problem is None):
-        if trainer.rank == 0:
+        if trainer.rank == 0 or trainer.config.apart:
             shutil.rmtree(partial, ignore_errors=True)  # or it would keep the disk full
         said = cause(path, problem) if problem else "another rank could not write its part"
         raise TrainError(f"cannot save a checkpoint to {path}: {said}") from problem
@@ -107,7 +119,7 @@ def _write(trainer: RankTrainer, partial: Path, walks: list[export.Walk]) -> Non
             export.write(partial / "adapter" / "adapter_model.safetensors", walks[1])
 
 
-def _record(trainer: RankTrainer, partial: Path) -> _Record:
+def _record(trainer: RankTrainer, files: dict[str, tuple[int, str]]) -> _Record:
     config = trainer.config
     return _Record(
         format=_FORMAT,
@@ -120,7 +132,7 @@ def _record(trainer: RankTrainer, partial: Path) -> _Record:
         lora=_lora(trainer),
         base=_base(trainer.source) if config.lora else "",
         parameters={name: list(shards.shape_of(p)) for name, p in shards.trained(trainer.engine)},
-        files={str(f.relative_to(partial)): _fingerprint(f) for f in sorted(partial.rglob("*")) if f.is_file()},
+        files=files,
     )
 
 

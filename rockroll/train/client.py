@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from rockroll import rpc
@@ -16,6 +17,12 @@ from rockroll.train.api import Exported, StepReport, TrainBatch, TrainerInfo, Wo
 from rockroll.train.config import TrainConfig
 
 T = TypeVar("T")
+
+
+async def ranks_of(config: TrainConfig, key: Path | None = None) -> list[rpc.Client]:
+    """A link to every rank, in their order. key: of those over tcp."""
+    addresses = [config.rank_address(rank) for rank in range(config.ranks)]
+    return [await rpc.connect(each, rpc.key_of(each, str(key or ""))) for each in addresses]
 
 
 class TrainerClient:
@@ -28,7 +35,7 @@ class TrainerClient:
     @classmethod
     async def connect(cls, config: TrainConfig) -> TrainerClient:
         """Clients of every rank of `config`. The ranks may still be loading: the first call waits for them."""
-        return cls([await rpc.connect(config.rank_address(rank)) for rank in range(config.ranks)])
+        return cls(await ranks_of(config))
 
     async def worst_case(self, longest: int) -> WorstCase:
         return (await self._all("worst_case", longest, WorstCase))[0]
@@ -71,8 +78,15 @@ class TrainerClient:
 
     async def _all(self, method: str, body: Any, result: Any) -> list[Any]:
         """Every rank's answer. The first rank that fails ends the call: the others may wait for it for ever."""
+        return await self._each(method, [body] * len(self._clients), result)
+
+    async def _each(self, method: str, bodies: Sequence[Any], result: Any) -> list[Any]:
+        """Likewise, with a body for each rank."""
         async with self._turn:
-            calls = [asyncio.ensure_future(client.call(method, body, type=result)) for client in self._clients]
+            calls = [
+                asyncio.ensure_future(client.call(method, body, type=result))
+                for client, body in zip(self._clients, bodies, strict=True)
+            ]
             try:
                 return list(await asyncio.gather(*calls))
             finally:

@@ -137,7 +137,13 @@ class TrainConfig:
     model: str = ""
     """A Hugging Face folder: config.json, model.safetensors and a tokenizer."""
     address: str = ""
-    """Where rank R listens, `{rank}` standing for R: ipc://PATH/trainer-{rank}. The controller fills it in."""
+    """Where rank R listens, `{rank}` standing for R: ipc://PATH/trainer-{rank}; or one address a rank, with commas
+    between. The controller fills it in."""
+    key: str = ""
+    """The file of the key of tcp addresses. The controller fills it in."""
+    apart: bool = False
+    """Ranks do not share their disks: each writes its part of a checkpoint into a folder of its own. The controller
+    fills it in."""
     rendezvous: str = ""
     """Where ranks meet: file://PATH (one machine; not yet there) or tcp://HOST:PORT. The controller fills it in."""
     version: int = 0
@@ -173,7 +179,7 @@ class TrainConfig:
                 "train dtype bfloat16 needs zero_stage 1 or more: DeepSpeed's stage 0 keeps no float32 weights to "
                 "add small updates to; got zero_stage 0"
             )
-        if self.address and self.ranks > 1 and "{rank}" not in self.address:
+        if self.address and "{rank}" not in self.address and len(self.address.split(",")) != self.ranks:
             raise ValueError(f"train address needs {{rank}} in it for {self.ranks} ranks; got {self.address!r}")
 
     def _check_objective(self) -> None:
@@ -269,4 +275,5 @@ class TrainConfig:
 
     def rank_address(self, rank: int) -> str:
         """The rpc address of one rank."""
-        return self.address.replace("{rank}", str(rank))
+        each = self.address.split(",")
+        return each[rank] if len(each) > 1 else self.address.replace("{rank}", str(rank))

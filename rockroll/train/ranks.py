@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from typing import Any
 
 import torch
 
@@ -59,3 +60,11 @@ def barrier(config: TrainConfig) -> None:
     """Wait for all ranks."""
     if config.ranks > 1:
         torch.distributed.barrier()
+
+
+def gathered(config: TrainConfig, mine: dict[str, Any]) -> dict[str, Any]:
+    """What every rank says, in one; their names are different ones."""
+    each: list[Any] = [mine] * config.ranks
+    if config.ranks > 1:
+        torch.distributed.all_gather_object(each, mine)
+    return {name: value for one in each for name, value in one.items()}

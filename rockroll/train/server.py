@@ -50,7 +50,7 @@ async def serve(config: TrainConfig, rank: int) -> None:
     trainer = await loading
     address = config.rank_address(rank)
     bodies = {"step": TrainBatch, "values": TrainBatch, "measure": TrainBatch}
-    server = rpc.Server(address, _handlers(trainer, compute), types=bodies)
+    server = rpc.Server(address, _handlers(trainer, compute), types=bodies, key=rpc.key_of(address, config.key))
     await server.start()
     _log.info("rank %d ready at %s after %.1f s", rank, address, time.perf_counter() - started)
     try:

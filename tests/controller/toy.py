@@ -172,7 +172,7 @@ class Run:
 
     @asynccontextmanager
     async def parts(
-        self, config: RunConfig, run: RunDir, on_event: Any, *, train: bool, data: None = None
+        self, config: RunConfig, run: RunDir, on_event: Any, *, train: bool, data: None = None, ray: str = ""
     ) -> AsyncIterator[Parts]:
         made: Any = dict(processes=Guarded(), trainer=self.trainer, critic=None, deck=None, canary_ids=[1, 2, 3])
         if not config.samples:

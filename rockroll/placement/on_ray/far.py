@@ -1,0 +1,269 @@
+"""The driver's half of a process on another node: its place, its files, its life.
+
+In: a link to the node's host (host.py). Out: a `Place` and a `Process` as of local.py, so that nobody else knows where
+it runs; a death, or within 5 s the loss of the node, as ProcessDied with the end of the log. Leaves choosing the node
+to ray.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from rockroll import rpc
+from rockroll.append import write_whole
+from rockroll.errors import PeerLost, ProcessDied, RockrollError
+from rockroll.placement.local import OnDeath, Place, Process, Processes, death, log_end
+from rockroll.placement.on_ray import trees
+from rockroll.placement.on_ray.host import CONFIG, Fetch, Life, Run, Versions
+
+SILENT_S = 4.5
+"""A host says every second that it is there; so long without a word, and its node counts as lost."""
+AGAIN_S = 2.0
+"""How long a connection that broke has to be made again, before the node counts as lost."""
+
+
+class Spot(msgspec.Struct, frozen=True):
+    """Where a host came to be."""
+
+    node: str
+    pid: int
+    """Of the actor that holds the process."""
+    ip: str
+    address: str
+    ports: tuple[int, int]
+    folder: str
+    versions: Versions
+
+
+class Files:
+    """Which folders of the run are newest on which place, and how this machine gives its own away."""
+
+    def __init__(self, ip: str, key: Path, scratch: Path) -> None:
+        self.key, self.scratch = key, scratch
+        self._server = rpc.Server(f"tcp://{ip}:0", trees.handlers(), types=trees.TYPES, key=key)
+        self.newest: dict[str, FarPlace] = {}
+
+    async def start(self) -> None:
+        await self._server.start()
+
+    @property
+    def address(self) -> str:
+        return self._server.address
+
+    async def close(self) -> None:
+        await self._server.close()
+
+
+class FarPlace(Place):
+    def __init__(
+        self, processes: Processes, name: str, spot: Spot, link: rpc.Client, files: Files, log: Path, *, here: str
+    ) -> None:
+        """here: the ipc address of a process on this very machine; "" for another one."""
+        super().__init__(processes, name, here or f"tcp://{spot.ip}:{spot.ports[0]}")
+        self.spot, self.link = spot, link
+        self._files, self._log, self._here = files, log, bool(here)
+        self.where = f"node {spot.ip}"
+        self.machine = "here" if here else spot.node
+        self.key = None if here else files.key
+        self.their_key = "" if here else str(Path(spot.folder) / "rpc.key")
+        self.process: FarProcess | None = None
+
+    @property
+    def here(self) -> bool:
+        return self._here
+
+    async def reads(self, path: str, *, keep: bool = False) -> str:
+        source = self._files.newest.get(path)
+        if source is not None and source.spot.node == self.spot.node:
+            return source.writes(path)
+        name = "" if keep else hashlib.sha256(path.encode()).hexdigest()[:8]
+        if self._here:
+            if source is None:
+                return path
+            return str(await trees.fetch(source.link, source.writes(path), self._files.scratch / name))
+        if source is None:
+            asked = Fetch(self._files.address, path, name)
+        else:
+            asked = Fetch(source.spot.address, source.writes(path), name)
+        return await self.link.call("fetch", asked, type=str)
+
+    def writes(self, path: str) -> str:
+        if self._here:
+            return path
+        return str(Path(self.spot.folder) / "out" / Path(path).name)
+
+    def wrote(self, path: str) -> None:
+        if self._here:
+            self._files.newest.pop(path, None)
+        else:
+            self._files.newest[path] = self
+
+    async def bring(self, path: str, to: Path) -> None:
+        if self._here:
+            return await super().bring(path, to)
+        incoming = to.with_name(to.name + ".incoming")
+        try:
+            (await trees.fetch(self.link, self.writes(path), incoming)).rename(to)
+        finally:
+            shutil.rmtree(incoming, ignore_errors=True)
+        await self.link.call("drop", self.writes(path))
+
+    def meeting(self) -> str:
+        return f"tcp://{self.spot.ip}:{self.spot.ports[1]}"
+
+    async def leave(self) -> None:
+        """Nothing of the run is left there, if its node is there to be asked; else it clears up by itself."""
+        if self.process is not None:
+            await self.process.stop()
+        try:
+            await self.link.call("leave", timeout=2)
+        except (RockrollError, TimeoutError):
+            pass
+        await self.link.close()
+
+    async def start(self, module: str, config: Any, *args: str, on_death: OnDeath | None = None) -> Process:
+        data = json.dumps(dataclasses.asdict(config), indent=1).encode()
+        write_whole(self._log.with_suffix(".json"), data)
+        run = Run(
+            name=self.name,
+            module=module,
+            args=["--config", CONFIG, *args],
+            config=data,
+            env=dict(os.environ) if self._here else {},
+            whole=self._here,
+        )
+        await self.link.call("run", run, type=int)
+        self.process = FarProcess(self, self._log, on_death or self._processes.fail)
+        return self.process
+
+
+class FarProcess:
+    """A child of another node's host.
+
+    followed ──► ended by `stop`                  nothing is said
+        ├──► died by itself                       on_death: how, where, the end of its log
+        └──► its node is not heard of any more    on_death: that
+    """
+
+    def __init__(self, place: FarPlace, log: Path, on_death: OnDeath) -> None:
+        self._place, self._log, self._on_death = place, log, on_death
+        self._offset = 0
+        self._stopping = False
+        self._following = asyncio.ensure_future(self._follow())
+
+    async def stop(self) -> None:
+        """Its node has ended it, or is not there to be asked."""
+        self._stopping = True
+        link = self._place.link
+        if not self._following.done() and link.closed is None:
+            try:
+                await link.call("stop", timeout=10)
+                await asyncio.wait([self._following], timeout=2)  # the rest of its log
+            except (RockrollError, TimeoutError):
+                pass  # the host ends it by itself, once it is alone
+        await self.leave()
+
+    async def leave(self) -> None:
+        """No more is asked of it."""
+        self._stopping = True
+        self._following.cancel()
+        await asyncio.gather(self._following, return_exceptions=True)
+
+    async def _follow(self) -> None:
+        error: RockrollError
+        while True:
+            try:
+                code = await self._followed()
+                error = death(self._place.name, code, self._log, where=f" on {self._place.where}")
+                break
+            except (PeerLost, TimeoutError) as broken:
+                if isinstance(broken, PeerLost) and await self._again():
+                    continue
+                error = self._lost(broken)
+                break
+            except RockrollError as refused:
+                error = self._lost(refused)
+                break
+        if not self._stopping:
+            self._on_death(error if isinstance(error, ProcessDied) else ProcessDied(error.message))
+
+    async def _followed(self) -> int:
+        """Its exit code; its log is written here as it comes."""
+        with self._log.open("ab") as log:
+            async with aclosing(self._place.link.stream("life", self._offset, type=Life)) as lives:
+                while True:
+                    async with asyncio.timeout(SILENT_S):
+                        life = await anext(lives, None)
+                    if life is None:
+                        raise PeerLost(f"{self._place.where} stopped telling of {self._place.name}")
+                    log.write(life.log)
+                    log.flush()
+                    self._offset += len(life.log)
+                    if life.code is not None:
+                        return life.code
+
+    async def _again(self) -> bool:
+        try:
+            await self._place.link.call("there", timeout=AGAIN_S)
+        except (RockrollError, TimeoutError):
+            return False
+        return True
+
+    def _lost(self, why: BaseException) -> ProcessDied:
+        said = (
+            "nothing was heard of it" if isinstance(why, TimeoutError) else "its connection broke and did not come back"
+        )
+        place = self._place
+        return ProcessDied(
+            f"{place.where}, where {place.name} ran, is lost: {said}{log_end(self._log)}",
+            name=place.name,
+            node=place.spot.ip,
+            cause="node_lost",
+        )
+
+
+def check_versions(spot: Spot, mine: Versions) -> str:
+    """Why that node cannot take part, in one sentence; "": it can."""
+    for what in ("rockroll", "python", "torch"):
+        theirs, ours = getattr(spot.versions, what), getattr(mine, what)
+        if theirs != ours:
+            return (
+                f"node {spot.ip} has {what} {theirs} and this one {ours}; install the same on every node "
+                "(rockroll doctor --ray shows all)"
+            )
+    return ""
+
+
+async def watch_port(ip: str, port: int, on_gone: Callable[[], None]) -> None:
+    """Calls `on_gone` when nothing listens there any more, or its machine does not answer: known by a connection that
+    says nothing, and is made again where the other side only tired of it."""
+    import socket
+
+    while True:
+        try:
+            async with asyncio.timeout(3):
+                reader, writer = await asyncio.open_connection(ip, port)
+        except (OSError, TimeoutError):
+            return on_gone()
+        sock: socket.socket = writer.get_extra_info("socket")
+        for option, value in ((socket.TCP_KEEPIDLE, 1), (socket.TCP_KEEPINTVL, 1), (socket.TCP_KEEPCNT, 3)):
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        try:
+            while await reader.read(1 << 12):
+                pass
+        except OSError:
+            pass
+        finally:
+            writer.close()

@@ -1,0 +1,321 @@
+"""The processes of one run, on the nodes of a Ray cluster. With on_ray/keeper.py the only file that imports ray.
+
+In: what each process needs, and the address of a cluster. Out: `Places`, with the surface of local.Processes: room
+reserved by a placement group, one actor a process, which holds it on its node (on_ray/host.py). Ray carries no data:
+keys go out with the actors, all else over rockroll's own links. Leaves what a process does to its module, which node it
+gets to needs.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from rockroll import rpc
+from rockroll.errors import HostError, UsageError
+from rockroll.placement.local import Place, Processes
+from rockroll.placement.needs import Fit, Needs, Room, fit
+from rockroll.placement.on_ray import far
+from rockroll.placement.on_ray.examine import NodeReport, examine
+from rockroll.placement.on_ray.host import Host, versions
+from rockroll.rpc import keys
+
+try:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody about what is run
+    import ray
+    from ray.exceptions import RayError
+    from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+except ImportError:
+    raise UsageError("--ray needs Ray, on every node: pip install 'rockroll[ray]'") from None
+
+RESERVED_S = 30.0
+"""From asking for room that is free to having it; then somebody else was faster."""
+STARTED_S = 60.0
+"""An actor's process takes seconds to start on a busy node."""
+EXAMINED_S = 60.0
+_log = logging.getLogger(__name__)
+
+
+def connect(address: str) -> bool:
+    """Joins the cluster; whether this call did. UsageError, HostError where it cannot be joined."""
+    if address.startswith("ray://"):
+        raise UsageError(
+            f"--ray {address}: a run's processes talk to this one, which Ray's client port does not carry; "
+            "start rockroll on a node of the cluster, with --ray auto"
+        )
+    if ray.is_initialized():
+        return False
+    try:
+        before = signal.getsignal(signal.SIGTERM)
+        ray.init(address=address, namespace="rockroll", log_to_driver=False, logging_level=logging.ERROR)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)  # Ray's own would end this process without its clearing up
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        raise HostError(
+            f"--ray {address}: no cluster can be joined ({_line(error)}); start one with ray start --head, on other "
+            "nodes ray start --address HEAD:6379, and name auto"
+        ) from None
+    # what Ray has to say of nodes and workers that died is for the log: on the screen it is one sentence, of ours
+    ray._private.worker.print_to_stdstream = _log_words  # pyright: ignore[reportAttributeAccessIssue]
+    return True
+
+
+def _log_words(said: dict[str, Any], **_: Any) -> None:
+    _log.info("Ray: %s", " ".join(said.get("lines", [])))
+
+
+def rooms() -> list[Room]:
+    """What every node that is alive has left."""
+    free: dict[str, dict[str, float]] = ray._private.state.available_resources_per_node()  # pyright: ignore
+    mine = ray.get_runtime_context().get_node_id()
+    return [
+        Room(
+            node=node["NodeID"],
+            name=node["NodeManagerAddress"],
+            cpus=has.get("CPU", 0.0),
+            gpus=has.get("GPU", 0.0),
+            memory=int(has.get("memory", 0)),
+            here=node["NodeID"] == mine,
+        )
+        for node in ray.nodes()
+        if node["Alive"] and (has := free.get(node["NodeID"])) is not None
+    ]
+
+
+@contextlib.contextmanager
+def joined(address: str) -> Iterator[None]:
+    """In the cluster for as long as this lasts."""
+    mine = connect(address)
+    try:
+        yield
+    finally:
+        if mine:
+            ray.shutdown()
+
+
+def planned(address: str, needs: Callable[[float], Mapping[str, Needs]]) -> Fit:
+    """Where a run's processes would go now. Starts nothing. needs: by the number of GPUs that the cluster has."""
+    with joined(address):
+        return fit(needs(ray.cluster_resources().get("GPU", 0.0)), rooms())
+
+
+def examined(address: str) -> list[NodeReport]:
+    """Every node that is alive, looked at from there, all at once."""
+    with joined(address):
+        asked = {
+            room: _EXAMINE.options(scheduling_strategy=_exactly(room.node)).remote(
+                room.name, str(room), versions(), time.time()
+            )
+            for room in rooms()
+        }
+        return [_examined(room, answer) for room, answer in asked.items()]
+
+
+def sandboxes_of_run(address: str) -> Path | None:
+    """As `cluster_file`, for a run; None where this machine is the whole cluster: its own node needs no hub."""
+    with joined(address):
+        return None if all(room.here for room in rooms()) else cluster_file(address)
+
+
+def cluster_file(address: str) -> Path:
+    """The file by which the sandboxes of the cluster are reached: for ROCKROLL_CLUSTER, `Sandbox(cluster=…)`, others.
+
+    Hub and nodes are started where they are not there yet, and stay when this process has ended. Blocks for seconds at
+    the first time. HostError where no node can run sandboxes.
+    """
+    with joined(address):
+        from rockroll.placement.on_ray import keeper
+
+        return keeper.cluster_file()
+
+
+def end_sandboxes(address: str) -> None:
+    """The hub of the cluster ends, its nodes leave it, and end once they are idle."""
+    with joined(address):
+        from rockroll.placement.on_ray import keeper
+
+        keeper.end()
+
+
+def _examined(room: Room, answer: Any) -> NodeReport:
+    try:
+        return ray.get(answer, timeout=EXAMINED_S)
+    except (RayError, TimeoutError) as error:
+        what = f"rockroll does not run there: {_line(error)}; install the same as here"
+        return NodeReport(node=room.name, host="", has=str(room), wrong=[what], ok=False)
+
+
+def _exactly(node: str) -> NodeAffinitySchedulingStrategy:
+    return NodeAffinitySchedulingStrategy(node, soft=False)
+
+
+class HostActor:
+    """A host (on_ray/host.py), on a thread of its own: an actor's own event loop is Ray's."""
+
+    def __init__(self, run: str, key: bytes) -> None:
+        self._spot: Future[far.Spot] = Future()
+        ip = ray.util.get_node_ip_address()
+        node = ray.get_runtime_context().get_node_id()
+        threading.Thread(target=self._serve, args=(node, ip, run, key), daemon=True).start()
+
+    def spot(self) -> far.Spot:
+        return self._spot.result(30)
+
+    def _serve(self, node: str, ip: str, run: str, key: bytes) -> None:
+        async def serve() -> None:
+            host = Host(ip, run, key)
+            await host.start()
+            self._spot.set_result(
+                far.Spot(node, os.getpid(), ip, host.address, host.ports, str(host.folder), versions())
+            )
+            await host.over.wait()
+            await host.close()
+            if not host.left:
+                os._exit(0)  # the driver is gone, and Ray may take long to notice
+
+        asyncio.set_event_loop_policy(None)  # Ray has set uvloop's, which starts children on the main thread only
+        try:
+            with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+                runner.run(serve())
+        except BaseException as error:  # noqa: BLE001 - the driver waits for it
+            if not self._spot.done():
+                self._spot.set_exception(HostError(f"no process can be held on node {ip}: {error}"))
+                return
+
+
+_HOST: Any = ray.remote(HostActor)
+_EXAMINE: Any = ray.remote(num_cpus=0, max_retries=0)(examine)
+
+
+class Places(Processes):
+    """All processes of a run on a cluster. Use as `async with Places(log_dir, address)`."""
+
+    explain_s = 5.0
+
+    def __init__(self, log_dir: Path, address: str) -> None:
+        self._joined = connect(address)
+        super().__init__(log_dir)
+        self._address = address
+        self._run = f"{os.getpid()}-{os.urandom(4).hex()}"
+        self.gpus = ray.cluster_resources().get("GPU", 0.0)
+        self._node = ray.get_runtime_context().get_node_id()
+        self._key = self.runtime / "rpc.key"
+        keys.make(self._key)
+        self._files = far.Files(ray.util.get_node_ip_address(), self._key, self.runtime / "fetched")
+        self._groups: list[PlacementGroup] = []
+        self._bundles: dict[str, tuple[PlacementGroup, int]] = {}
+        self._actors: list[Any] = []
+        self._places: list[far.FarPlace] = []
+        self._headless = False
+        self._head: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Places:
+        await self._files.start()
+        ip, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+        self._head = asyncio.ensure_future(far.watch_port(ip.strip("[]"), int(port), self._head_gone))
+        return self
+
+    def _head_gone(self) -> None:
+        self._headless = True
+        self.fail(
+            HostError(
+                f"Ray's head, {ray.get_runtime_context().gcs_address}, is gone, and with it the cluster; start it "
+                "again (ray start --head) and continue with --resume, there or on any other cluster"
+            )
+        )
+
+    async def reserve(self, needs: Mapping[str, Needs]) -> None:
+        """HostError, in one sentence, where the cluster has no room for all of them."""
+        if not needs:
+            return
+        found = fit(needs, rooms())
+        if found.missing:
+            raise HostError(f"--ray {self._address}: {found.missing} (rockroll plan RECIPE --ray shows it all)")
+        order = list(needs)
+        group = placement_group(
+            [_bundle(needs[name]) for name in order],
+            strategy="PACK",
+            bundle_label_selector=[{"ray.io/node-id": found.places[name].node} for name in order],
+        )
+        self._groups.append(group)
+        if not await asyncio.to_thread(group.wait, RESERVED_S):
+            raise HostError(
+                f"--ray {self._address}: the room for {', '.join(order)} was free, and was not given within "
+                f"{RESERVED_S:g} s: others may have taken it; begin again"
+            )
+        self._bundles |= {name: (group, index) for index, name in enumerate(order)}
+
+    async def place(self, name: str, needs: Needs, attempt: int = 0) -> Place:
+        if attempt or name not in self._bundles:
+            old = self._bundles.pop(name, None)
+            if old is not None and not any(group is old[0] for group, _ in self._bundles.values()):
+                remove_placement_group(old[0])
+            await self.reserve({name: needs})
+        group, index = self._bundles[name]
+        actor = _HOST.options(
+            max_restarts=0,
+            num_cpus=needs.cpus,
+            num_gpus=needs.gpus,
+            memory=needs.memory or None,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
+        ).remote(self._run, self._key.read_bytes())
+        self._actors.append(actor)
+        try:
+            spot: far.Spot = await asyncio.wait_for(_awaited(actor.spot.remote()), STARTED_S)
+        except (RayError, TimeoutError) as error:
+            raise HostError(
+                f"{name} has no process on Ray: {_line(error)}; rockroll doctor --ray looks at each node"
+            ) from error
+        if wrong := far.check_versions(spot, versions()):
+            raise HostError(wrong)
+        here = self.address(f"{name}.{attempt}" if attempt else name) if spot.node == self._node else ""
+        link = await rpc.connect(spot.address, self._key)
+        log = self._log_dir / f"{name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        place = far.FarPlace(self, name, spot, link, self._files, log, here=here)
+        self._places.append(place)
+        return place
+
+    async def __aexit__(self, *exc: Any) -> None:
+        if self._head is not None:
+            self._head.cancel()
+        await asyncio.gather(*(place.leave() for place in self._places))
+        await self._files.close()
+        await super().__aexit__(*exc)
+        if self._headless:
+            _leave_without_head()
+            return
+        for actor in self._actors:
+            ray.kill(actor)
+        for group in self._groups:
+            remove_placement_group(group)
+        if self._joined:
+            await asyncio.to_thread(ray.shutdown)
+
+
+async def _awaited(reference: Any) -> Any:
+    return await reference
+
+
+def _bundle(needs: Needs) -> dict[str, float]:
+    wanted = {"CPU": needs.cpus, "GPU": needs.gpus, "memory": float(needs.memory)}
+    return {name: amount for name, amount in wanted.items() if amount}
+
+
+def _leave_without_head() -> None:
+    """Nothing more is asked of Ray, whose calls would wait for the head for a minute and then abort this process."""
+
+
+def _line(error: BaseException) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__

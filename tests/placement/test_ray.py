@@ -1,0 +1,185 @@
+"""placement.ray: the processes of a run on the nodes of a real cluster: placed, watched, told of, gone at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from rockroll import rpc
+from rockroll.errors import HostError, ProcessDied, UsageError
+from rockroll.placement.needs import Needs
+from tests.placement.conftest import Nodes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Said:
+    """The configuration of the child below."""
+
+    say: str = "line one"
+    address: str = ""
+    key: str = ""
+    code: int = -1
+
+
+CHILD = """
+import argparse, asyncio, json, os, signal, sys
+from pathlib import Path
+from rockroll import child, rpc
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--config", type=Path)
+config = json.loads(parser.parse_args().config.read_text())
+print(config["say"], flush=True)
+if config["code"] >= 0:
+    sys.exit(config["code"])
+
+async def main():
+    stop = child.end_asked()
+    async def look(path, peer):
+        return sorted(f.name for f in Path(path).iterdir())
+    async def write(path, peer):
+        Path(path).mkdir(parents=True)
+        (Path(path) / "weights").write_bytes(b"w" * 3_000_000)
+    async def home(body, peer):
+        return os.environ.get("ROCKROLL_HOME")
+    handlers = {"look": look, "write": write, "home": home}
+    server = rpc.Server(config["address"], handlers, key=rpc.key_of(config["address"], config["key"]))
+    await server.start()
+    await stop.wait()
+    await server.close()
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture(scope="module")
+def nodes(make_nodes: Callable[[], Nodes], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    """A head with one CPU, where this process is, and another node with two."""
+    code = tmp_path_factory.mktemp("code")
+    (code / "farchild.py").write_text(CHILD)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{code}:{os.environ.get('PYTHONPATH', Path.cwd())}")
+        made = make_nodes()
+        made.add(1)
+        made.add(2)
+        yield made
+
+
+async def test_a_process_runs_on_another_node_and_reads_what_is_here(nodes: Nodes, tmp_path: Path) -> None:
+    from rockroll.placement.ray import Places
+
+    model = tmp_path / "model"
+    (model / "sub").mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    (model / "sub" / "large").write_bytes(os.urandom(3_000_000))
+    async with Places(tmp_path / "logs", nodes.address) as places:
+        await places.reserve({"far": Needs(cpus=2)})
+        place = await places.place("far", Needs(cpus=2))
+        assert not place.here and place.address.startswith("tcp://")
+        found = Path(await place.reads(str(model), keep=True))
+        assert (
+            found.is_relative_to(nodes.nodes[1].home)
+            and (found / "sub" / "large").read_bytes() == (model / "sub" / "large").read_bytes()
+        )
+        assert await place.reads(str(model), keep=True) == str(found)
+        await place.start("farchild", Said(address=place.address, key=place.their_key))
+        client = await rpc.connect(place.address, place.key)
+        assert await client.call("home") == str(nodes.nodes[1].home)
+        assert await client.call("look", str(found)) == ["config.json", "sub"]
+        written = str(tmp_path / "weights")
+        await client.call("write", place.writes(written))
+        assert not Path(written).exists()
+        await place.bring(written, tmp_path / "weights")
+        assert (tmp_path / "weights" / "weights").stat().st_size == 3_000_000
+        await client.close()
+    assert "line one" in (tmp_path / "logs" / "far.log").read_text()
+
+
+async def test_a_process_of_this_node_is_called_without_a_wire(nodes: Nodes, tmp_path: Path) -> None:
+    from rockroll.placement.ray import Places
+
+    async with Places(tmp_path / "logs", nodes.address) as places:
+        await places.reserve({"near": Needs(cpus=1)})
+        place = await places.place("near", Needs(cpus=1))
+        assert place.here and place.address.startswith("ipc://") and place.key is None
+        assert await place.reads("/any/path") == place.writes("/any/path") == "/any/path"
+        await place.start("farchild", Said(address=place.address))
+        client = await rpc.connect(place.address)
+        assert await client.call("home") == os.environ["ROCKROLL_HOME"]
+        await client.close()
+
+
+async def test_what_does_not_fit_is_one_sentence_before_anything_starts(nodes: Nodes, tmp_path: Path) -> None:
+    from rockroll.placement.ray import Places
+
+    async with Places(tmp_path / "logs", nodes.address) as places:
+        with pytest.raises(HostError, match=r"trainer-1 .*have no place.*needs 2 CPUs.*add nodes"):
+            await places.reserve({"trainer-0": Needs(cpus=2), "trainer-1": Needs(cpus=2)})
+        await places.reserve({"trainer-0": Needs(cpus=2)})  # nothing was kept
+
+
+async def test_a_death_on_another_node_is_told_with_the_end_of_its_log(nodes: Nodes, tmp_path: Path) -> None:
+    from rockroll.placement.ray import Places
+
+    async with Places(tmp_path / "logs", nodes.address) as places:
+        await places.reserve({"engine-0": Needs(cpus=2)})
+        place = await places.place("engine-0", Needs(cpus=2))
+        await place.start("farchild", Said(say="the disk is on fire", code=3))
+        sentence = r"the engine-0 process on node [\d.]+ ended with exit code 3(?s:.*)the disk is on fire"
+        with pytest.raises(ProcessDied, match=sentence):
+            await asyncio.wait_for(places.guard(asyncio.Event().wait()), 10)
+
+
+async def test_a_client_port_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    from rockroll.placement.ray import Places
+
+    with pytest.raises(UsageError, match=r"ray://h:10001: .*start rockroll on a node of the cluster"):
+        Places(tmp_path / "logs", "ray://h:10001")
+
+
+async def test_a_node_that_is_killed_is_noticed_within_five_seconds(nodes: Nodes, tmp_path: Path) -> None:
+    from rockroll.placement.ray import Places
+
+    victim = nodes.add(3)
+    async with Places(tmp_path / "logs", nodes.address) as places:
+        await places.reserve({"trainer-0": Needs(cpus=3)})
+        place = await places.place("trainer-0", Needs(cpus=3))
+        told: asyncio.Future[ProcessDied] = asyncio.get_running_loop().create_future()
+        await place.start("farchild", Said(address=place.address, key=place.their_key), on_death=told.set_result)
+        client = await rpc.connect(place.address, place.key)
+        await client.call("home")
+        log = tmp_path / "logs" / "trainer-0.log"
+        while not log.exists() or "line one" not in log.read_text():  # it comes with the next sign of life
+            await asyncio.sleep(0.05)
+        begun = time.monotonic()
+        nodes.kill(victim)
+        error = await asyncio.wait_for(told, 5)
+        assert error.fields["cause"] == "node_lost" and "line one" in error.message
+        assert time.monotonic() - begun < 5
+        await client.close()
+        # what ran there gets another place
+        assert (await places.place("trainer-0", Needs(cpus=2), attempt=1)).spot.node != place.spot.node  # type: ignore[attr-defined]
+
+
+async def test_a_node_that_goes_silent_is_noticed_within_five_seconds(nodes: Nodes, tmp_path: Path) -> None:
+    from rockroll.placement.ray import Places
+
+    async with Places(tmp_path / "logs", nodes.address) as places:
+        await places.reserve({"engine-0": Needs(cpus=2)})
+        place = await places.place("engine-0", Needs(cpus=2))
+        told: asyncio.Future[ProcessDied] = asyncio.get_running_loop().create_future()
+        await place.start("farchild", Said(address=place.address, key=place.their_key), on_death=told.set_result)
+        holder = place.spot.pid  # type: ignore[attr-defined]
+        os.kill(holder, signal.SIGSTOP)
+        try:
+            error = await asyncio.wait_for(told, 5.5)
+            assert error.fields["cause"] == "node_lost"
+        finally:
+            os.kill(holder, signal.SIGCONT)

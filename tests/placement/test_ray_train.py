@@ -1,0 +1,143 @@
+"""train --ray: the same recipe on a cluster of real raylets; what each loss costs, and that --resume goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.placement.conftest import Nodes
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+REAL_HOME = Path(os.environ.get("ROCKROLL_HOME") or Path.home() / ".rockroll")
+SMALL = [
+    *("--set", "steps=400", "--set", "eval.episodes=4", "--set", "checkpoint.every=1", "--set", "train.threads=1"),
+    *("--set", "rollout.groups=2", "--set", "rollout.episodes=4", "--set", "rollout.concurrency=4"),
+    *("--set", "train.worst_case_step=false", "--set", f"model={REAL_HOME / 'models' / 'tiny'}"),
+]
+
+
+@pytest.fixture
+def nodes(make_nodes: Callable[[], Nodes]) -> Iterator[Nodes]:
+    """A cluster of the test's own: it is broken by it. The head, where this process is, has no room for the run."""
+    made = make_nodes()
+    made.add(0)
+    yield made
+    made.close()
+
+
+class Training:
+    """`rockroll train` on the cluster, a process of its own."""
+
+    def __init__(self, nodes: Nodes, run_dir: Path, *more: str) -> None:
+        self.run_dir = run_dir
+        argv = ["train", "recipes/frozen_lake.yaml", "--run-dir", str(run_dir), *SMALL, *more, "--ray", nodes.address]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "rockroll", *argv],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "COLUMNS": "300"},
+        )
+
+    def rows(self) -> list[dict[str, float]]:
+        file = self.run_dir / "metrics.jsonl"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def until_step(self, step: int) -> None:
+        while not any(row["step"] >= step for row in self.rows()):
+            assert self.process.poll() is None, self.said()
+            time.sleep(0.1)
+
+    def said(self, timeout: float = 120) -> str:
+        return self.process.communicate(timeout=timeout)[0]
+
+    def pid(self, name: str) -> int:
+        """Of a child of the run, found by its configuration file."""
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    line = (entry / "cmdline").read_bytes().decode().split("\0")
+                except OSError:
+                    continue
+                if any(re.search(rf"/cluster/run-{self.process.pid}-\w+/{name}\.\d+\.json", word) for word in line):
+                    return int(entry.name)
+        raise AssertionError(f"no process {name}")
+
+
+def test_a_lost_engine_node_costs_nothing_but_what_was_on_it(nodes: Nodes, tmp_path: Path) -> None:
+    nodes.add(2)
+    victim = nodes.add(1)
+    run = Training(nodes, tmp_path / "run", "--set", "engine.replicas=2", "--set", "engine.restarts=0")
+    run.until_step(1)
+    done = run.rows()[-1]["step"]
+    nodes.kill(victim)
+    run.until_step(int(done) + 3)
+    assert run.rows()[-1]["engine/replicas"] == 1
+    run.process.send_signal(signal.SIGINT)
+    run.said()
+
+
+def test_a_lost_trainer_ends_the_run_in_a_sentence_and_it_goes_on_elsewhere(nodes: Nodes, tmp_path: Path) -> None:
+    victim = nodes.add(2)
+    run = Training(nodes, tmp_path / "run")
+    run.until_step(2)
+    begun = time.monotonic()
+    nodes.kill(victim)
+    said = run.said()
+    print(f"ended {time.monotonic() - begun:.1f} s after its node was killed")
+    assert run.process.returncode == 1 and re.search(r"node [\d.]+, where \S+ ran, is lost", said), said
+    assert "--resume --ray" in said
+    nodes.add(1)
+    nodes.add(1)
+    again = Training(nodes, tmp_path / "run", "--resume", "--set", "steps=5")
+    said = again.said(600)
+    assert again.process.returncode == 0, said
+    assert [row["step"] for row in again.rows()] == list(range(6))
+
+
+def test_a_lost_head_is_one_sentence(nodes: Nodes, tmp_path: Path) -> None:
+    nodes.add(2)
+    run = Training(nodes, tmp_path / "run")
+    run.until_step(1)
+    begun = time.monotonic()
+    nodes.nodes[0].kill_gcs_server()
+    said = run.said()
+    print(f"ended {time.monotonic() - begun:.1f} s after the head was killed")
+    assert run.process.returncode == 1 and "Ray's head" in said and "--resume" in said, said
+    assert "Traceback" not in said and "core_worker" not in said
+
+
+def test_a_driver_that_is_killed_leaves_no_process_of_the_run(nodes: Nodes, tmp_path: Path) -> None:
+    nodes.add(2)
+    run = Training(nodes, tmp_path / "run")
+    run.until_step(1)
+    pids = [run.pid(name) for name in ("trainer-0", "engine-0")]
+    run.process.kill()
+    begun = time.monotonic()
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() - begun < 30, "a process outlived its driver"
+        time.sleep(0.1)
+    run.said()
+
+
+def test_two_ranks_on_two_nodes_learn_as_one_trainer_and_save_one_checkpoint(nodes: Nodes, tmp_path: Path) -> None:
+    for _ in range(3):
+        nodes.add(1)
+    more = ["--set", "train.ranks=2", "--set", "train.zero_stage=2", "--set", "steps=2"]
+    run = Training(nodes, tmp_path / "run", *more)
+    said = run.said(600)
+    assert run.process.returncode == 0, said
+    whole = {file.name for file in (tmp_path / "run" / "checkpoints" / "step_2").iterdir()}
+    assert {"optimizer-0.safetensors", "optimizer-1.safetensors", "trainer.json", "model"} <= whole
+    here = Training(nodes, tmp_path / "run", "--resume", "--set", "steps=3", "--set", "train.ranks=1")
+    said = here.said(600)
+    assert here.process.returncode == 0, said
