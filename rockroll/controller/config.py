@@ -202,6 +202,8 @@ class RunConfig:
              f"depends on the clock; got redundancy episodes {rollout.redundancy.episodes}, groups "
              f"{rollout.redundancy.groups}"),
             (rollout.on_stale == "drop", "rollout on_stale: wait: which are late depends on the clock; got drop"),
+            (rollout.on_update == "restart", "rollout on_update: survive: weights are delivered when no call is under "
+             "way, so that none could begin anew; got restart"),
             (rollout.episode_timeout, "no outcome that depends on the clock: set rollout episode_timeout: 0 (no "
              f"limit); got {rollout.episode_timeout}"),
             (self.train.ranks != 1, f"train ranks: 1: the order of a sum over ranks may vary; got {self.train.ranks}"),
