@@ -30,6 +30,11 @@ class Appended:
         except OSError as error:
             raise unwritable(path, error) from None
 
+    @property
+    def size(self) -> int:
+        """Bytes in it now."""
+        return self._end
+
     def add(self, data: bytes) -> None:
         """Returns when the kernel has all of it: it survives the death of every process. HostError: none is there."""
         try:

@@ -102,7 +102,7 @@ def train(
     if ray:
         _sandboxes(config, ray)
     with RunDir(run_dir or default_path(config.name), resume=resume) as run:
-        _log_to(run.path / "rockroll.log")
+        _log_to(run.path / "rockroll.log", config)
         changed = _changes(run, config) if resume else []
         write_whole(run.path / "recipe.yaml", dump(config).encode())
         display = Display(Status(config.name, config.steps))
@@ -174,7 +174,7 @@ def _dry(config: RunConfig, steps: int, run_dir: Path | None) -> None:
     with ExitStack() as stack:
         path = run_dir or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rockroll-dry-")))
         run = stack.enter_context(RunDir(path, resume=False))
-        _log_to(run.path / "rockroll.log")
+        _log_to(run.path / "rockroll.log", config)
         write_whole(run.path / "recipe.yaml", dump(dry).encode())
         display = Display(Status(f"{config.name}, {steps} dry steps", steps))
         with display:
@@ -221,7 +221,7 @@ def rollout(
         raise UsageError("--resume continues the batches in --run-dir; name that directory")
     config = _load(recipe, [*(settings or []), *([f"steps={steps}"] if steps else [])])
     with RunDir(run_dir or default_path(f"{config.name}-rollout"), resume=resume) as run:
-        _log_to(run.path / "rockroll.log")
+        _log_to(run.path / "rockroll.log", config)
         if resume:
             _changes(run, config)
         write_whole(run.path / "recipe.yaml", dump(config).encode())
@@ -366,7 +366,7 @@ def _load(recipe: Path, settings: list[str] | None) -> RunConfig:
     return config
 
 
-def _log_to(path: Path) -> None:
+def _log_to(path: Path, config: RunConfig) -> None:
     from rockroll import logs
 
-    logs.begin(path)
+    logs.begin(path, config.records.most("logs_keep"))

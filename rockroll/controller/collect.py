@@ -49,7 +49,9 @@ async def _collect(
 ) -> int:
     assert made.rollout is not None
     status, wanted = display.status, config.rollout.groups * config.rollout.episodes
-    metrics = MetricsLog(run.path, resume_from=sys.maxsize if run.resume else None)
+    metrics = MetricsLog(
+        run.path, resume_from=sys.maxsize if run.resume else None, most=config.records.most("metrics_keep")
+    )
     done, episodes = max(0, metrics.last_step), 0
     if done >= config.steps:
         return 0
@@ -73,6 +75,7 @@ async def _collect(
                 row |= {"time/rollout_s": seconds, "time/step_s": time.monotonic() - begun}
                 records.trained(step, groups, [])
                 metrics.write(row)
+                made.processes.bound_logs(config.records.most("logs_keep"))
                 ledger.rotate(step)
                 ledger.prune(step)
                 episodes += sum(len(group.episodes) for group in groups)

@@ -7,6 +7,7 @@ and spelling to recipe/.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from rockroll.agent.config import AgentConfig
 from rockroll.data.config import DataConfig
@@ -80,23 +81,30 @@ class RecordsConfig:
     --resume need is not in there; `rockroll view` and --replay have the steps that are left."""
     trace_mb: int = 64
     """Of trace.json, the time line of phases and episodes; there it stops. 0: none. 64 MB are some 180,000 episodes."""
+    logs_keep: str = "32m"
+    """Of rockroll.log and of each process's log: a size, at which it becomes FILE.1 and that one goes, or `all`."""
+    metrics_keep: str = "64m"
+    """Of metrics.jsonl: a size, at which every second step goes, as often as needed, but for evaluations, and of
+    tensorboard/ the same ones: the curves stay whole, from coarser points. Or `all`. 64m are some 45,000 steps."""
 
     def __post_init__(self) -> None:
         for name in ("advantages", "discarded", "trace_mb"):
             if getattr(self, name) < 0:
                 raise ValueError(f"records {name} is at least 0; got {getattr(self, name)}")
-        self.most()
+        for name in ("keep", "logs_keep", "metrics_keep"):
+            self.most(name)
 
-    def most(self) -> int | None:
-        """Bytes of `keep`; None: no bound."""
-        if self.keep == "all":
+    def most(self, name: Literal["keep", "logs_keep", "metrics_keep"] = "keep") -> int | None:
+        """Bytes of it; None: no bound."""
+        said = getattr(self, name)
+        if said == "all":
             return None
         try:
-            most = size(self.keep)
+            most = size(said)
         except ValueError:
             most = 0
         if most < 2**20:
-            raise ValueError(f"records keep is all, or a size from 1m on; got {self.keep!r}")
+            raise ValueError(f"records {name} is all, or a size from 1m on; got {said!r}")
         return most
 
 
@@ -202,6 +210,8 @@ class RunConfig:
              f"depends on the clock; got redundancy episodes {rollout.redundancy.episodes}, groups "
              f"{rollout.redundancy.groups}"),
             (rollout.on_stale == "drop", "rollout on_stale: wait: which are late depends on the clock; got drop"),
+            (rollout.on_update == "restart", "rollout on_update: survive: weights are delivered when no call is under "
+             "way, so that none could begin anew; got restart"),
             (rollout.episode_timeout, "no outcome that depends on the clock: set rollout episode_timeout: 0 (no "
              f"limit); got {rollout.episode_timeout}"),
             (self.train.ranks != 1, f"train ranks: 1: the order of a sum over ranks may vary; got {self.train.ranks}"),

@@ -94,7 +94,9 @@ async def _train(
     learner = Learner(config.train, trainer, made.critic)
     first_step = records.step = run.last_step
     kept_rows = ledger.past.last_step if ledger else first_step
-    metrics = MetricsLog(run.path, resume_from=kept_rows if run.resume else None)
+    metrics = MetricsLog(
+        run.path, resume_from=kept_rows if run.resume else None, most=config.records.most("metrics_keep")
+    )
     status.curve = [row["reward/mean"] for row in metrics.rows if "reward/mean" in row]
     status.evals = [(int(row["step"]), row["eval/pass_rate"]) for row in metrics.rows if "eval/pass_rate" in row]
     trained_episodes = 0
@@ -154,6 +156,7 @@ async def _train(
                 if taken.groups:
                     records.trained(step, taken.groups, report.advantages)
                 metrics.write(row)
+                made.processes.bound_logs(config.records.most("logs_keep"))
                 if "reward/mean" in row:
                     status.curve.append(row["reward/mean"])
                 display.line(_line(row))

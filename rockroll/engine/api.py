@@ -30,6 +30,9 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Names the draws: token i is drawn with (seed, i), whatever else is in the batch. None: the engine chooses."""
     stop_ids: list[int] = []
     """Generation ends after any of these; the stop token is the last of `token_ids`."""
+    anew: bool = False
+    """Where weights change under way, it begins anew with the new ones: all tokens of the answer have one version.
+    False: it goes on with the new weights."""
 
 
 class Generation(msgspec.Struct, frozen=True, kw_only=True, tag="generation"):
@@ -43,13 +46,16 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True, tag="generation"):
     """The version of the weights that produced each token."""
     finish_reason: Literal["stop", "length", "abort"]
     """stop: one of stop_ids. length: max_tokens. abort: the engine gave the request up; what it had is here."""
+    thrown: int = 0
+    """Tokens that were sampled for it and thrown away, since it began anew."""
 
 
 class Piece(msgspec.Struct, frozen=True, kw_only=True, tag="piece"):
     """Some tokens of a generation under way. Joined in order, the pieces are the Generation."""
 
     start: int
-    """How many tokens came before: a piece that was lost is noticed."""
+    """How many tokens came before: a piece that was lost is noticed. 0 after others: the answer begins anew, and what
+    was told of it is void (`GenerateRequest.anew` alone)."""
     token_ids: list[int]
     logprobs: list[float]
     versions: list[int]
@@ -115,7 +121,8 @@ class Engine(Protocol):
         ...
 
     async def load(self, path: str, version: int, digest: str = "") -> Loaded:
-        """Take the weights of a Hugging Face folder (same shapes); requests under way go on with the new ones.
+        """Take the weights of a Hugging Face folder (same shapes); requests under way go on with the new ones, or begin
+        anew with them where they ask for it.
 
         digest: what the exporter says that the folder holds. EngineError with field `code` "wrong_weights" where it
         holds something else: no request is served with it.

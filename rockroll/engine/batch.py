@@ -56,8 +56,10 @@ class Batch(Rows):
         self._kept_bytes, self._most_kept_bytes = 0, prefix_cache_bytes
 
     def weights_changed(self, version: int) -> None:
-        """Newcomers share nothing that older weights computed. Active sequences go on over what they have."""
+        """Newcomers share nothing that older weights computed. Active sequences go on over what they have, but for
+        those that begin anew."""
         self.version = version
+        self.begin_anew()
         self._active_prefixes.clear()
         self._kept_prefixes.clear()
         self._kept.clear()

@@ -43,9 +43,9 @@ class EngineClient:
                     if count != len(item.token_ids):
                         raise _lost(request, count, len(item.token_ids))
                     return item
-                if item.start != count:
+                if item.start != count and not (request.anew and item.start == 0):
                     raise _lost(request, count, item.start)
-                count += len(item.token_ids)
+                count = item.start + len(item.token_ids)
                 on_tokens(item)
         raise EngineError(f"the engine's answer to {request.id} ended after {count} tokens without its end")
 

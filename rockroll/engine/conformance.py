@@ -216,6 +216,36 @@ async def weights_may_change_under_way(subject: Subject) -> None:
         assert set(generation.versions) <= {version, version + 1}
 
 
+async def what_is_to_begin_anew_has_one_version(subject: Subject) -> None:
+    """Its answer is what the new weights say to the same seed, to one who listens too, and what was thrown is told."""
+    version = (await subject.engine.info()).version
+    room = (await subject.engine.info()).context_length - len(subject.prompt)
+    told: list[Piece] = []
+    wanted = {"prompt_ids": subject.prompt, "max_tokens": room, "temperature": 1.0, "anew": True}
+    heard = GenerateRequest(id="heard", seed=3, **wanted)
+    running = [asyncio.ensure_future(subject.engine.generate(heard, told.append))]
+    running += [asyncio.ensure_future(subject.ask(seed=i, max_tokens=room, anew=True)) for i in range(3)]
+    kept = asyncio.ensure_future(subject.ask(seed=1, max_tokens=room))
+    await subject.ask(max_tokens=4)  # they have begun by the time this one ends
+    try:
+        await subject.engine.load(subject.other_weights, version + 1)
+        got = await asyncio.gather(*running)
+        fresh = await asyncio.gather(*(subject.ask(seed=i, max_tokens=room) for i in (3, 0, 1, 2)))
+        assert len((await kept).versions) == room, "who did not ask for it was cut short"
+    finally:
+        await subject.engine.load(subject.weights, version + 2)
+    for one, other in zip(got, fresh, strict=True):
+        assert set(one.versions) == {version + 1}, f"versions {sorted(set(one.versions))} in an answer that began anew"
+        assert one.token_ids == other.token_ids, "an answer that began anew is not that of the new weights"
+        _close(subject, other.logprobs, one.logprobs, "log-probs of an answer that began anew")
+        assert one.thrown < room, f"{one.thrown} tokens thrown away"
+    assert sum(one.thrown for one in got), "nothing was thrown away"
+    last = max(number for number, piece in enumerate(told) if piece.start == 0)
+    void, valid = told[:last], told[last:]
+    assert sum(len(piece.token_ids) for piece in void) == got[0].thrown, "it began anew, and was not told so"
+    assert [i for piece in valid for i in piece.token_ids] == got[0].token_ids, "the pieces are other tokens"
+
+
 async def a_bad_delivery_changes_nothing(subject: Subject) -> None:
     before = await subject.engine.logprobs(subject.prompt)
     version = (await subject.engine.info()).version
@@ -263,6 +293,7 @@ PROMISES: tuple[Promise, ...] = (
     a_cancelled_request_leaves_the_others_alone,
     new_weights_are_proved_and_used,
     weights_may_change_under_way,
+    what_is_to_begin_anew_has_one_version,
     a_bad_delivery_changes_nothing,
     what_cannot_be_is_refused_with_a_sentence,
     the_context_can_be_filled,

@@ -124,15 +124,16 @@ class EnginePool:
         return cls(start, replicas, restarts=restarts, seed=seed, on_end=on_end, health=health, connect=connect)
 
     async def generate(self, request: GenerateRequest, on_tokens: OnTokens | None = None) -> Generation:
-        """As `Engine`. A request whose replica dies is asked again from its start; tokens are told once."""
+        """As `Engine`. A request whose replica dies is asked again from its start; tokens are told once, but for those
+        of a request that may begin anew anyway."""
         if request.seed is None:  # two replicas must not draw the same, nor a second attempt otherwise than the first
             request = msgspec.structs.replace(request, seed=next(self._seeds))
-        retold = Retold(request.id, on_tokens) if on_tokens else None
+        retold = Retold(request.id, on_tokens) if on_tokens and not request.anew else None
         for attempt in itertools.count():
             life = await self._place(request.prompt_ids)
             answer: list[int] = []
             try:
-                got = await life.client.generate(request, retold.begin() if retold else None)
+                got = await life.client.generate(request, retold.begin() if retold else on_tokens)
                 answer = got.token_ids
                 if retold:
                     retold.finish(got)

@@ -27,6 +27,7 @@ class Sequence:
         self.cache_version = -1
         self.done = False
         self.told = 0
+        self.thrown = 0
 
     @property
     def generated(self) -> int:
@@ -38,7 +39,15 @@ class Sequence:
             logprobs=self.logprobs,
             versions=self.versions,
             finish_reason=finish_reason,
+            thrown=self.thrown,
         )
+
+    def begin_anew(self) -> None:
+        """As if nothing had been computed of it; what was told is void with the next piece, which starts at 0."""
+        self.thrown += self.generated
+        del self.ids[len(self.request.prompt_ids) :]
+        self.logprobs, self.versions = [], []
+        self.cached, self.cache_version, self.told = 0, -1, 0
 
     def piece(self) -> Piece | None:
         """The tokens since the last piece, if there are any."""
@@ -81,6 +90,13 @@ class Rows:
             self._release(sequence)
         elif sequence in self._waiting:
             self._waiting.remove(sequence)
+
+    def begin_anew(self) -> None:
+        """Active sequences that ask for it wait again, before the newcomers and in the order of their rows."""
+        for sequence in reversed([each for each in self._rows if each and each.request.anew]):
+            self.abort(sequence)
+            sequence.begin_anew()
+            self._waiting.appendleft(sequence)
 
     def drain(self) -> list[Sequence]:
         """Every sequence, active or waiting, taken out."""

@@ -107,8 +107,9 @@ class SteadyBatch(Rows):
         self._device: torch.device = model.device
 
     def weights_changed(self, version: int) -> None:
-        """Active sequences go on over what they have."""
+        """Active sequences go on over what they have, but for those that begin anew."""
         self.version = version
+        self.begin_anew()
 
     def step(self) -> list[Sequence]:
         """The prompt of one newcomer, or the next token of all that are active. Returns those that ended."""

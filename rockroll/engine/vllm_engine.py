@@ -7,7 +7,8 @@ in. Leaves what vLLM's releases do differently to vllm_versions.py, reading weig
                 └ refused, nothing has changed                                     └ failed: broken until a load works
 
 Requests under way go on after a load, as if their prompt and what they had were a new prompt: nothing that older
-weights computed is read again. Each token says by its version which weights sampled it.
+weights computed is read again. Each token says by its version which weights sampled it. Those that are to begin anew
+are withdrawn before the pause and sent again after it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import os
 import time
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from rockroll.digest import fold
 from rockroll.engine import vllm_versions, weights
@@ -49,6 +52,10 @@ class _Request:
         self._ids: list[int] = []
         self._logprobs: list[float] = []
         self._versions: list[int] = []
+
+    @property
+    def sampled(self) -> int:
+        return len(self._ids)
 
     @property
     def length(self) -> int:
@@ -94,6 +101,8 @@ class VllmEngine:
         self._tensors = weights.shapes(Path(config.model))
         self._numbers = itertools.count()
         self._under_way: set[_Request] = set()
+        self._anew: set[asyncio.Future[None]] = set()
+        """Those of them that a load withdraws."""
         self._loading = asyncio.Lock()
         self._broken = ""
         self._closed = False
@@ -146,8 +155,16 @@ class VllmEngine:
                 f"temperature is 0 (greedy) or at least {_LEAST_TEMPERATURE} with vLLM, which would silently sample at "
                 f"{_LEAST_TEMPERATURE}; got {request.temperature}"
             )
+        params, thrown = vllm_versions.sampling(request), 0
+        while request.anew:
+            async with self._loading:  # in turn: a load that is under way ends before it begins
+                pass
+            live = _Request(request, on_tokens, self._version)
+            if await self._until_load(live, params):
+                return msgspec.structs.replace(live.generation(), thrown=thrown)
+            thrown += live.sampled
         live = _Request(request, on_tokens, self._version)
-        await self._run(live, vllm_versions.sampling(request))
+        await self._run(live, params)
         return live.generation()
 
     async def load(self, path: str, version: int, digest: str = "") -> Loaded:
@@ -158,6 +175,9 @@ class VllmEngine:
         self._check_same(folder, await asyncio.to_thread(weights.shapes, folder))
         async with self._loading:
             started = time.perf_counter()
+            for running in self._anew:
+                running.cancel()
+            await asyncio.gather(*self._anew, return_exceptions=True)
             try:
                 await self._or_lost(self._llm.pause_generation(mode="keep", clear_cache=True))
                 if self._under_way:
@@ -230,6 +250,21 @@ class VllmEngine:
         if not self.lost.is_set():
             await self._give_up()
         await asyncio.to_thread(self._llm.shutdown, _CLOSING_S)
+
+    async def _until_load(self, live: _Request, params: Any) -> bool:
+        """Runs it; whether it came to its end before a load withdrew it."""
+        running = asyncio.ensure_future(self._run(live, params))
+        self._anew.add(running)
+        try:
+            await asyncio.wait([running])
+            if running.cancelled():
+                return False
+            running.result()
+            return True
+        finally:  # also where the caller is gone
+            self._anew.discard(running)
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
 
     async def _run(self, live: _Request, params: Any) -> None:
         """To its end. Cancelling it aborts the request in vLLM."""

@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,14 @@ Row = dict[str, float | int]
 class MetricsLog:
     """Appends rows to RUN_DIR/metrics.jsonl and RUN_DIR/tensorboard/.
 
-    A row is on disk when `write` returns. resume_from: rows after that step are dropped first, so that a resumed run
-    has each step once.
+    A row is on disk when `write` returns. resume_from: rows after that step are dropped first, so that a resumed
+    run has each step once. most: bytes of the file; where it has more, it is made anew with every second step, every
+    fourth, …, to half of that, the first, the last and the evaluations in any case; tensorboard/ then has the same
+    steps. None: no bound.
     """
 
-    def __init__(self, run_dir: Path, *, resume_from: int | None = None) -> None:
+    def __init__(self, run_dir: Path, *, resume_from: int | None = None, most: int | None = None) -> None:
+        self._most = most
         self.path = run_dir / "metrics.jsonl"
         self.rows: list[Row] = []
         """What was there, and of what is written now the evaluations: a long run does not keep all its rows."""
@@ -50,6 +54,15 @@ class MetricsLog:
         if any(name.startswith("eval/") for name in row):
             self.rows.append(row)
         self._board.write(row)
+        if self._most is not None and self._file.size > self._most:
+            self._thin(self._most // 2)
+
+    def _thin(self, most: int) -> None:
+        kept = thinned(read_rows(self.path), most)
+        write_whole(self.path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+        self._file.close()
+        self._file = Appended(self.path)
+        self._board.keep({int(row["step"]) for row in kept})
 
     def sync(self) -> None:
         """The rows are on the disk: they survive loss of power."""
@@ -71,6 +84,26 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
+def thinned(rows: list[Row], most: int) -> list[Row]:
+    """So many of them that they take at most `most` bytes: those whose step is a multiple of the smallest power of two
+    that will do, the first, the last, and the evaluations, which are thinned alike only where they alone are too many.
+    """
+    sizes = [len(json.dumps(row)) + 1 for row in rows]
+    evaluated = [any(name.startswith("eval/") for name in row) for row in rows]
+    for spare in (True, False):
+        stride = 1
+        while stride <= rows[-1]["step"]:
+            stride *= 2
+            kept = [
+                at
+                for at, row in enumerate(rows)
+                if row["step"] % stride == 0 or at in (0, len(rows) - 1) or (spare and evaluated[at])
+            ]
+            if sum(sizes[at] for at in kept) <= most:
+                return [rows[at] for at in kept]
+    return [rows[0], rows[-1]]
+
+
 class _Board:
     """TensorBoard's event file, written without TensorFlow or torch. Absent where tensorboard is not installed.
 
@@ -86,6 +119,7 @@ class _Board:
             self._file = None
             return
         self._event, self._summary, self._record = Event, Summary, RecordWriter
+        self._folder = folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -101,6 +135,20 @@ class _Board:
         summary = self._summary(value=values)
         self._put(self._event(wall_time=time.time(), step=int(row["step"]), summary=summary))
 
+    def keep(self, steps: set[int]) -> None:
+        """Drop the others; a file of an earlier process of which nothing is left goes."""
+        if self._file is None:
+            return
+        for path in self._folder.glob("events.out.tfevents.*"):
+            frames = [(frame, self._event.FromString(frame[12:-4])) for frame in _frames(path.read_bytes())]
+            left = [(frame, event) for frame, event in frames if event.file_version or event.step in steps]
+            if path == self._file.path or any(not event.file_version for _, event in left):
+                write_whole(path, b"".join(frame for frame, _ in left))
+            else:
+                path.unlink()
+        self._file.close()
+        self._file = Appended(self._file.path)
+
     def _put(self, event: Any) -> None:
         assert self._file is not None
         framed = io.BytesIO()
@@ -110,3 +158,15 @@ class _Board:
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
+
+
+def _frames(data: bytes) -> Iterator[bytes]:
+    """The records of an event file: length (8 bytes), its checksum (4), the event, its checksum (4); what a death tore
+    at the end is left out."""
+    at = 0
+    while at + 12 <= len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 8], "little") + 4
+        if end > len(data):
+            return
+        yield data[at:end]
+        at = end

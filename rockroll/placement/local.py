@@ -20,7 +20,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from rockroll import home
+from rockroll import home, logs
 from rockroll.append import write_whole
 from rockroll.errors import PeerLost, ProcessDied
 from rockroll.placement.needs import Needs
@@ -210,6 +210,13 @@ class Processes:
     async def _watch(self, child: Child, on_death: OnDeath) -> None:
         if (error := await child.died()) is not None:
             on_death(error)
+
+    def bound_logs(self, most: int | None) -> None:
+        """No child's log has more than `most` bytes now, and as many in the one before it (FILE.1); None: no bound."""
+        if most is None:
+            return
+        for log in {child.log for child in self._children}:
+            logs.bound(log, most)
 
     def fail(self, error: BaseException) -> None:
         """Ends `guard` with this error: some part that the run stands on is gone."""

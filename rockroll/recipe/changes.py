@@ -19,7 +19,9 @@ from rockroll.errors import UsageError
 from rockroll.recipe.load import dump
 
 _MAY = ("name", "steps", "agent", "sandbox", "engine", "train", "eval", "canary", "checkpoint", "records")
-_MAY_IN = {"rollout": ("concurrency", "replacements", "incomplete", "journal", "episode_timeout")}
+_MAY_IN = {
+    "rollout": ("concurrency", "replacements", "incomplete", "journal", "journal_keep", "episode_timeout", "on_update")
+}
 _MAY_NOT: dict[str, str] = {
     "model": "the checkpoint's weights are of the other model",
     "replay": "its batches are the recorded ones, one a step",

@@ -39,13 +39,16 @@ class Answer:
     """The ids end with a stop token."""
     finish_reason: Literal["stop", "length", "tool_calls"]
     token_logprobs: list[TokenLogprob] | None
+    thrown: int
+    """Sampled before it began anew."""
 
 
 class Answering:
     """Reads one answer. `take` pieces until `over` or the engine has ended it; then `result`.
 
     tools: None: calls are not looked for. forced: text at the answer's beginning that was put into the prompt.
-    name_call: the id of a call that the model wrote. stop, single: as AnswerParser has them.
+    name_call: the id of a call that the model wrote. stop, single: as AnswerParser has them. whole: deltas are told
+    with the result, since the answer may begin anew: what a client has heard cannot be taken back.
     """
 
     def __init__(
@@ -60,9 +63,12 @@ class Answering:
         raw: bool = False,
         logprobs: bool = False,
         on_delta: Callable[[Delta], None] | None = None,
+        whole: bool = False,
     ) -> None:
-        self._tokenizer, self._name_call, self._on_delta = tokenizer, name_call, on_delta
-        self._parser = AnswerParser(
+        self._tokenizer, self._name_call, self._hearer = tokenizer, name_call, on_delta
+        self._held: list[Delta] = []
+        self._on_delta = self._held.append if on_delta and whole else on_delta
+        self._new_parser = lambda: AnswerParser(
             tokenizer.style if not raw else type(tokenizer.style)(),
             tools=None if tools is None else frozenset(tool.name for tool in tools),
             types=xml_calls.types((tool.name, tool.parameters) for tool in tools)
@@ -74,18 +80,24 @@ class Answering:
         )
         self.single = single
         self._cuts = bool(stop) or single
-        self._text = _Text(tokenizer)
+        self._wanted = logprobs
+        self._stop_ids = frozenset(tokenizer.stop_ids)
+        self._forced = forced
+        self._thrown = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self._parser, self._text = self._new_parser(), _Text(self._tokenizer)
         self._ids, self._logprobs, self._versions = array("i"), array("d"), array("i")
         self._calls: list[ToolCall] = []
-        self._wanted = logprobs
         self._token_logprobs: list[TokenLogprob] = []
         self._told = 0
         """Token log-probs that a delta has carried."""
-        self._stop_ids = frozenset(tokenizer.stop_ids)
         self.over = False
         """The answer has ended: what the engine samples now is not part of it."""
-        if forced:
-            self._tell(self._parser.feed(forced))
+        self._held.clear()
+        if self._forced:
+            self._tell(self._parser.feed(self._forced))
 
     @property
     def sampled(self) -> int:
@@ -93,9 +105,13 @@ class Answering:
         return len(self._ids)
 
     def take(self, piece: Piece) -> None:
-        """The next tokens. EngineError where some are missing: they are never guessed."""
+        """The next tokens, or the first ones of an answer that begins anew. EngineError where some are missing: they
+        are never guessed."""
         if self.over:
             return
+        if piece.start == 0 and self._ids:
+            self._thrown += len(self._ids)
+            self._begin()
         if piece.start != len(self._ids):
             raise EngineError(
                 f"the pieces of an answer follow one another; token {len(self._ids)} was to come and {piece.start} came"
@@ -151,6 +167,9 @@ class Answering:
         stopped = bool(self._ids) and self._ids[-1] in self._stop_ids
         ended = self.over or (generation is not None and generation.finish_reason == "stop")
         parser = self._parser
+        if self._hearer is not None and self._hearer is not self._on_delta:
+            for delta in self._held:
+                self._hearer(delta)
         return Answer(
             content=parser.content,
             reasoning=parser.reasoning,
@@ -162,6 +181,7 @@ class Answering:
             stopped=stopped,
             finish_reason="tool_calls" if self._calls else "stop" if ended else "length",
             token_logprobs=self._token_logprobs if self._wanted else None,
+            thrown=max(self._thrown, generation.thrown if generation is not None else 0),
         )
 
     def _read(self, ids: Sequence[int], logprobs: Sequence[float]) -> None:

@@ -105,6 +105,10 @@ class RolloutConfig:
     and training take turns; 1 or more: they overlap."""
     on_stale: Literal["wait", "drop"] = "wait"
     """What becomes of a group that must be trained now or never: the batch waits for it, or it is cancelled."""
+    on_update: Literal["survive", "restart"] = "survive"
+    """What becomes of a model call that is under way when new weights arrive. survive: it goes on with them, each token
+    saying which weights sampled it. restart: it begins anew with them, so that every answer has one version; what it
+    had is in tokens/wasted, and an agent that streams hears of an answer when it is whole."""
     keep: Literal["all", "varied", "window"] = "all"
     """varied: groups whose episodes all earned the same teach nothing; others are sampled in their place. window: so
     are groups whose pass rate is outside `window`."""
@@ -160,6 +164,11 @@ class RolloutConfig:
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"rollout {name} is at least {least}; got {getattr(self, name)}")
+        if self.on_update == "restart" and not self.max_staleness:
+            raise ValueError(
+                "rollout on_update: restart is for sampling ahead: with max_staleness 0 no call is under way when new "
+                "weights arrive; set max_staleness to 1 or more, or leave on_update out"
+            )
         low, high = self.window
         if not 0 <= low < high <= 1:
             raise ValueError(f"rollout window is two pass rates, 0 <= low < high <= 1; got {list(self.window)}")

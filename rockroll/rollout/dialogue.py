@@ -44,6 +44,8 @@ class Sampling:
     max_turns: int
     context_length: int
     """Prompt and answer together."""
+    anew: bool = False
+    """A call under way when weights change begins anew with them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +134,11 @@ class Dialogue:
         """Calls that were answered."""
         return len(self.transcript.turns)
 
+    @property
+    def spent_tokens(self) -> int:
+        """Sampled so far, what was thrown away included."""
+        return self.transcript.sampled + sum(turn.thrown for turn in self.record)
+
     async def chat(self, request: ChatRequest, on_delta: Callable[[Delta], None] | None = None) -> ChatReply:
         """One call of an agent, as the relay brings it. Raises as `ask` does."""
         turn = await self.ask(request.messages, Wishes.of(request), on_delta)
@@ -192,6 +199,7 @@ class Dialogue:
             if wishes.seed is None
             else derive(self._seed, "asked", wishes.seed, wishes.index),
             stop_ids=self._tokenizer.stop_ids,
+            anew=sampling.anew,
         )
         self._drawn += 1
         answering = self._answering(prompt, wishes, on_delta)
@@ -212,7 +220,7 @@ class Dialogue:
             self._lose(prompt, answering, wishes, request, f"the engine failed: {error}")
             self._end(error)
             raise _refusal(500, "engine_error", f"the engine failed: {error}", "server_error") from error
-        self._note(turn, wishes, request)
+        self._note(turn, wishes, request, answer.thrown)
         self._on_turn(turn.sampled)
         if self._journal is not None and self._journal.mode != "off":
             await self._write(self._journal, turn)
@@ -280,6 +288,7 @@ class Dialogue:
             raw=prompt.past is None,
             logprobs=wishes.logprobs,
             on_delta=on_delta,
+            whole=self._sampling.anew,
         )
 
     async def _write(self, journal: Journal, turn: Turn) -> None:
@@ -306,9 +315,10 @@ class Dialogue:
             raise _refusal(500, "journal_failed", "the run could not keep this answer", "server_error") from error
 
     def _lose(self, prompt: Prompt, answering: Answering, wishes: Wishes, request: GenerateRequest, why: str) -> None:
-        self._note(self.transcript.record(prompt, answering.result(None), why), wishes, request)
+        answer = answering.result(None)
+        self._note(self.transcript.record(prompt, answer, why), wishes, request, answer.thrown)
 
-    def _note(self, turn: Turn, wishes: Wishes, request: GenerateRequest) -> None:
+    def _note(self, turn: Turn, wishes: Wishes, request: GenerateRequest, thrown: int) -> None:
         """Put the call into the episode's record: what was asked, and what was used where that differs."""
         asked: dict[str, Any] = {
             name: value
@@ -329,6 +339,7 @@ class Dialogue:
                 asked=asked,
                 used={name: value for name, value in used.items() if value != asked[name]},
                 incomplete=turn.incomplete,
+                thrown=thrown,
             )
         )
 

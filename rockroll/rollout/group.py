@@ -82,6 +82,7 @@ class GroupState:
             raise ValueError(f"episode {episode.index} of group {self.id} ended, which was not running")
         attempt = self._running.pop(episode.index)
         self._incomplete.update(episode.incomplete)
+        self._wasted += episode.thrown
         if episode.valid and not self.complete:
             self._valid.append(episode)
             return None

@@ -100,7 +100,8 @@ class Books:
 
     def void(self, id: int, episodes: Sequence[Episode]) -> None:
         """Episodes that were kept of a group, and are not any more."""
-        self.add(id, sum(episode.sampled for episode in episodes), Counter(episode.outcome for episode in episodes))
+        spent = sum(episode.sampled + episode.thrown for episode in episodes)
+        self.add(id, spent, Counter(episode.outcome for episode in episodes))
 
     def on(self, batch: list[Group], until: int) -> list[Group]:
         """The batch, with what groups below `until` wasted booked on its last one."""

@@ -265,6 +265,7 @@ class Rollout:
             max_tokens=self._config.max_tokens,
             max_turns=0,  # the task's own, in _episode
             context_length=self._context_length,
+            anew=self._config.on_update == "restart",
         )
 
     async def _group(
@@ -306,7 +307,7 @@ class Rollout:
                     state.end(episode)
                 for index in state.running:
                     attempt = attempts.get(index)
-                    state.cancelled(index, attempt.dialogue.transcript.sampled if attempt else 0)
+                    state.cancelled(index, attempt.dialogue.spent_tokens if attempt else 0)
         return state.result() if state.complete else None
 
     async def _episode(

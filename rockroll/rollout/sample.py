@@ -74,6 +74,8 @@ class TurnRecord(Struct, frozen=True, omit_defaults=True):
     """What was used instead, where that differs."""
     incomplete: str | None = None
     """Why nothing of it, nor of what goes on from it, is trained."""
+    thrown: int = 0
+    """Tokens that were sampled for it and thrown away, since it began anew with new weights."""
 
 
 class Episode(Struct, frozen=True):
@@ -126,6 +128,11 @@ class Episode(Struct, frozen=True):
         return sum(sample.sampled for sample in self.samples)
 
     @property
+    def thrown(self) -> int:
+        """Number of tokens that were sampled and are in no branch, since their call began anew."""
+        return sum(turn.thrown for turn in self.record)
+
+    @property
     def incomplete(self) -> list[str]:
         """Why turns were incomplete, one entry a turn."""
         return [turn.incomplete for turn in self.record if turn.incomplete]
@@ -140,7 +147,8 @@ class Group(Struct, frozen=True):
     episodes: list[Episode]
     """Exactly as many as were asked for, all valid, in the order of their index."""
     wasted_tokens: int
-    """Sampled tokens of episodes that were started for this group and are not in it."""
+    """Sampled tokens of episodes that were started for this group and are not in it, and what calls of those in it
+    threw away."""
     discarded: dict[str, int] = {}
     """Episodes that were started for this group and are not in it, by outcome."""
     incomplete: dict[str, int] = {}

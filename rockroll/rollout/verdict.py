@@ -143,7 +143,7 @@ def of_agent(run: AgentRun) -> Happened:
         return "agent_time"
     if run.outcome == "ok" and run.exit_code == 0:
         return "finished"
-    if "oom_kills" in run.events:  # the outcome `oom` may stand on a kill of an earlier command that nobody looked at
+    if "oom_kills" in run.events:  # also where the kernel killed something else, and the agent broke of that
         return "memory"
     if "pids_refused" in run.events:
         return "pids"

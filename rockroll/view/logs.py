@@ -19,9 +19,10 @@ _TAIL = 512 << 10
 
 
 def names(run: Run) -> list[str]:
-    """The run's own logs, and the node's, which has the sandboxes of every run of this home."""
-    found = ["rockroll.log"] if (run.path / "rockroll.log").exists() else []
-    found += sorted(path.name for path in (run.path / "logs").glob("*.log"))
+    """The run's own logs, with what was before them where they were full (.log.1), and the node's, which has the
+    sandboxes of every run of this home."""
+    found = sorted(path.name for path in run.path.glob("rockroll.log*") if path.suffix in (".log", ".1"))
+    found += sorted(path.name for path in (run.path / "logs").glob("*.log*") if path.suffix in (".log", ".1"))
     return found + ([NODE] if (home.node_dir() / NODE).exists() else [])
 
 
@@ -51,7 +52,7 @@ def around(run: Run, begin: float, end: float, most: int = 60) -> list[tuple[str
 def _path(run: Run, name: str) -> Path:
     if name == NODE:
         return home.node_dir() / NODE
-    return run.path / name if name == "rockroll.log" else run.path / "logs" / name
+    return run.path / name if name.startswith("rockroll.log") else run.path / "logs" / name
 
 
 def _lines(path: Path) -> list[str]:

@@ -140,6 +140,9 @@ class Guarded:
     async def guard(self, work: Any) -> Any:
         return await work
 
+    def bound_logs(self, most: int | None) -> None:
+        """There are none."""
+
 
 def config(**changes: Any) -> RunConfig:
     every, keep = changes.pop("every", 3), changes.pop("checkpoints", 2)

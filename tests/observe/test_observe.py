@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import io
+import json
+from itertools import pairwise
 from pathlib import Path
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
+from rockroll import logs
 from rockroll.observe.display import Display, Status, render, sparkline
-from rockroll.observe.metrics import MetricsLog, read_rows
+from rockroll.observe.metrics import MetricsLog, Row, read_rows, thinned
 from rockroll.observe.record import EpisodeLog
 
 
@@ -36,6 +42,65 @@ def test_a_resumed_run_has_each_step_once_and_a_torn_line_is_dropped(tmp_path: P
     log.write({"step": 3})
     log.close()
     assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [0, 1, 2, 3]
+
+
+@given(
+    steps=st.integers(3, 300), every=st.sampled_from([0, 1, 7, 50]), most=st.integers(200, 6000), wide=st.integers(1, 9)
+)
+def test_thinned_rows_fit_and_keep_the_ends_and_the_evaluations(steps: int, every: int, most: int, wide: int) -> None:
+    rows: list[Row] = [
+        {"step": step, **({"eval/pass_rate": 0.5} if every and step % every == 0 else {})}
+        | {f"loss/{n}": step / 7 for n in range(wide)}
+        for step in range(steps)
+    ]
+    kept = thinned(rows, most)
+    assert kept[0] is rows[0] and kept[-1] is rows[-1]
+    size = sum(len(json.dumps(row)) + 1 for row in kept)
+    assert size <= most or len(kept) <= 3
+    assert [row["step"] for row in kept] == sorted({row["step"] for row in kept})
+    evaluated = [row for row in rows if "eval/pass_rate" in row]
+    if 2 * sum(len(json.dumps(row)) + 1 for row in [*evaluated, rows[0], rows[-1]]) <= most:
+        assert all(row in kept for row in evaluated)
+
+
+def test_a_metrics_file_is_bounded_and_its_curve_stays_whole(tmp_path: Path) -> None:
+    most = 2**15
+    first = MetricsLog(tmp_path, most=most)
+    for step in range(400):
+        first.write({"step": step, "reward/mean": step / 2000, **({"eval/pass_rate": 0.5} if step == 33 else {})})
+    first.close()
+    log = MetricsLog(tmp_path, resume_from=399, most=most)
+    for step in range(400, 2000):
+        log.write({"step": step, "reward/mean": step / 2000})
+        assert (tmp_path / "metrics.jsonl").stat().st_size <= most
+    log.close()
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    steps = [int(row["step"]) for row in rows]
+    assert steps[0] == 0 and steps[-1] == 1999 and 33 in steps and len(set(steps)) == len(steps) > 100
+    assert max(after - before for before, after in pairwise(steps)) <= 32, "no stretch of the curve is gone"
+    assert all(row["reward/mean"] == row["step"] / 2000 for row in rows)
+    on_board = [step for path in (tmp_path / "tensorboard").iterdir() for step in _steps(path)]
+    assert sorted(on_board) == steps
+    assert MetricsLog(tmp_path, resume_from=1999).last_step == 1999
+
+
+def _steps(path: Path) -> list[int]:
+    loader = pytest.importorskip("tensorboard.backend.event_processing.event_file_loader")
+    return [event.step for event in loader.EventFileLoader(str(path)).Load() if event.summary.value]
+
+
+def test_a_log_that_a_process_writes_is_bounded(tmp_path: Path) -> None:
+    log = tmp_path / "engine-0.log"
+    with log.open("ab", buffering=0) as out:
+        for line in range(1000):
+            out.write(f"line {line}\n".encode())
+            logs.bound(log, 4096)
+    kept, before = log.read_text(), log.with_name("engine-0.log.1").read_text()
+    assert len(kept) <= 4096 and len(before) <= 4096 + 16
+    lines = (before + kept).splitlines()
+    assert lines[-1] == "line 999" and "\0" not in before + kept
+    assert lines[1:] == [f"line {line}" for line in range(1001 - len(lines), 1000)], "nothing between the two is lost"
+    assert {path.name for path in tmp_path.iterdir()} == {"engine-0.log", "engine-0.log.1"}
 
 
 def test_a_step_done_again_replaces_its_episode_records(tmp_path: Path) -> None:

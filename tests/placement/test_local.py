@@ -38,6 +38,17 @@ async def test_a_child_that_dies_ends_the_work_and_shows_its_log(tmp_path: Path)
             await asyncio.wait_for(processes.guard(asyncio.Event().wait()), 10)
 
 
+async def test_the_logs_of_children_are_bounded(tmp_path: Path) -> None:
+    async with Processes(tmp_path / "logs") as processes:
+        child = await processes.start("engine", "childmod")
+        child.log.write_bytes(b"x" * 100 + b"\n")
+        processes.bound_logs(None)
+        assert child.log.stat().st_size >= 101
+        processes.bound_logs(50)
+        assert child.log.stat().st_size <= 50
+        assert child.log.with_name("engine.log.1").stat().st_size >= 50
+
+
 async def test_a_killed_child_is_named_with_its_signal(tmp_path: Path) -> None:
     async with Processes(tmp_path / "logs") as processes:
         child = await processes.start("trainer", "childmod")

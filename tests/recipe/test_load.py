@@ -83,6 +83,10 @@ def test_a_resolved_recipe_reads_back_as_itself(recipe) -> None:
         ("name: [1\n", r"r\.yaml:\d+: not YAML"),
         ("- 1\n", r"r\.yaml:1: a recipe is a mapping of keys"),
         (GOOD + "engine: {address: 'ipc://x'}\n", r"r\.yaml:10: engine\.address is not for recipes"),
+        (
+            GOOD.replace("groups: 2", "on_update: restart"),
+            r"on_update: restart is for sampling ahead: .* set max_staleness to 1 or more",
+        ),
         (GOOD + "engine: {replicas: 0}\n", r"engine replicas must be at least 1; got 0"),
         (GOOD + "engine: {restarts: -1}\n", r"engine restarts must be at least 0; got -1"),
         (
@@ -220,6 +224,7 @@ def test_every_recipe_here_is_right(path: Path) -> None:
         ("agent={command: python3 a.py}", "without an agent: what a program in a sandbox asks"),
         ("rollout.redundancy.episodes=1", "no redundancy: which episodes end first .* got redundancy episodes 1"),
         ("rollout.on_stale=drop", "on_stale: wait: .*; got drop"),
+        ("rollout={on_update: restart, max_staleness: 1, episode_timeout: 0}", "on_update: survive: .*; got restart"),
         ("rollout.episode_timeout=30", r"set rollout episode_timeout: 0 \(no limit\); got 30"),
         ("train={ranks: 2, zero_stage: 1}", "train ranks: 1: .* got 2"),
         ("engine.threads=2", "engine threads: 1: .* got 2"),

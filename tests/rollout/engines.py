@@ -60,7 +60,7 @@ class ScriptedEngine:
         self.answers.append(generation)
         return generation
 
-    async def load(self, path: str, version: int) -> Loaded:
+    async def load(self, path: str, version: int, digest: str = "") -> Loaded:
         raise EngineError("a scripted engine has no weights")
 
     async def logprobs(self, ids: list[int]) -> list[float]:

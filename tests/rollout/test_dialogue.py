@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -268,6 +269,37 @@ async def test_a_call_that_ended_with_its_agent_was_not_given_up() -> None:
     talk.killed()
     assert [(r.finish_reason, r.incomplete) for r in talk.record] == [("killed", None)]
     assert talk.transcript.samples() == []
+
+
+# ---- weights change under way ------------------------------------------------------------------------------------
+
+
+class Changing(ScriptedEngine):
+    """New weights come after the first two tokens of an answer."""
+
+    async def generate(self, request: GenerateRequest, on_tokens: OnTokens | None = None) -> Generation:
+        assert request.anew
+        void = [0] * 2
+        if on_tokens is not None:
+            on_tokens(Piece(start=0, token_ids=self.tokenizer.encode("zz"), logprobs=[-9.0] * 2, versions=void))
+            await asyncio.sleep(0)
+        return msgspec.structs.replace(await super().generate(request, on_tokens), thrown=2)
+
+
+@pytest.mark.parametrize("streams", [False, True])
+async def test_an_answer_that_begins_anew_is_heard_once_and_what_was_thrown_is_counted(streams: bool) -> None:
+    tokenizer = chat_tokenizer("qwen2.5")
+    assert len(tokenizer.encode("zz")) == 2
+    sampling = Sampling(temperature=1.0, top_p=1.0, max_tokens=256, max_turns=100, context_length=2048, anew=True)
+    talk = Dialogue("e", tokenizer, Changing(tokenizer, lambda *_: f"I look.\n{CALL}"), sampling, seed=5)
+    asked = request(tools=[LOOK])
+    reply, told = await stream(talk, asked) if streams else (await talk.chat(asked), [])
+    assert reply.text == "I look." and [call.name for call in reply.tool_calls] == ["look"]
+    assert bool(told) == streams, "it is told when it is whole"
+    (sample,) = talk.transcript.samples()
+    assert 0 not in sample.versions and sample.sampled == reply.completion_tokens
+    assert [turn.thrown for turn in talk.record] == [2]
+    assert talk.spent_tokens == sample.sampled + 2
 
 
 @pytest.mark.parametrize("how", ["a piece is lost", "the engine dies", "other tokens in the end"])

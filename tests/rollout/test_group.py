@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rockroll.errors import AgentError, EnvError, RockrollError
 from rockroll.rollout.group import Budget, GroupState, Start
-from rockroll.rollout.sample import Cause, Episode, Outcome, Sample
+from rockroll.rollout.sample import Cause, Episode, Outcome, Sample, TurnRecord
 
 
 def ended(
@@ -60,6 +61,14 @@ def test_a_second_valid_end_in_the_same_moment_does_not_grow_the_group() -> None
     assert group.complete and group.end(ended(0, tokens=4)) is None
     result = group.result()
     assert [e.index for e in result.episodes] == [1] and result.wasted_tokens == 4
+
+
+def test_what_calls_threw_away_is_waste_of_a_group_that_has_all_its_episodes() -> None:
+    group = GroupState(0, "t", 7, n=1)
+    group.begin()
+    calls = [TurnRecord(prompt_tokens=3, sampled=2, thrown=5), TurnRecord(prompt_tokens=7, sampled=2)]
+    group.end(msgspec.structs.replace(ended(0), record=calls))
+    assert group.result().wasted_tokens == 5
 
 
 def test_a_group_is_not_given_out_while_something_of_it_runs() -> None:

@@ -88,6 +88,21 @@ async def test_a_command_that_dies_of_memory_is_oom(lab: Lab) -> None:
     assert (await lab.call("sandbox.stats", wire.Ref(id=lab.id))).oom_kills >= 3
 
 
+@needs_cgroups
+async def test_a_kill_for_memory_that_was_got_over_is_not_a_later_command_s(lab: Lab) -> None:
+    eat = "python3 -c 'x = bytearray(400 << 20)'"
+    got_over = await lab.run(f"{eat}; true")
+    assert (got_over.outcome, got_over.exit_code, got_over.events.get("oom_kills")) == ("ok", 0, 1)
+    done = await lab.run("sh -c 'kill -9 $$'")
+    assert (done.outcome, done.exit_code) == ("ok", 137)
+    assert (await lab.run(f"{eat}; true")).outcome == "ok"
+    program = await lab.execute("sh", "-c", "kill -9 $$")
+    assert (program.outcome, program.exit_code) == ("ok", 137)
+    assert (await lab.run(f"{eat}; true")).outcome == "ok"
+    shell = await lab.run("kill -9 $$")
+    assert (shell.outcome, shell.exit_code) == ("killed", 137)
+
+
 async def test_without_cgroups_the_tree_and_the_mark_find_what_was_started(host: SandboxHost) -> None:
     lab = await Lab(host).up()
     try:

@@ -135,7 +135,7 @@ async def execute(home: Home, scope: Scope, body: Execute, tether: Tether | None
             pipe.started()
         in_time = await settled(process.ended, body.timeout)
         if in_time:
-            code, outcome = _verdict(process.ended.result(), home)
+            code, outcome = _verdict(process.ended.result(), home, scope)
             await asyncio.to_thread(scope.release, scope.pids())
         else:
             await _end(process, scope)
@@ -165,13 +165,15 @@ def _send(scope: Scope, number: int) -> None:
     cgroup.send(scope.pids, (), number)
 
 
-def _verdict(status: int | None, home: Home) -> tuple[int | None, Outcome]:
+def _verdict(status: int | None, home: Home, scope: Scope) -> tuple[int | None, Outcome]:
     if outcome := home.doomed() if status is None or status < 0 else None:
         return None, outcome
     if status is None:
         return None, "killed"
-    if status == -signal.SIGKILL and home.oom_killed():
-        return 128 + signal.SIGKILL, "oom"
+    if status == -signal.SIGKILL:
+        home.oom_killed()  # noted: the box's own death does not stand on it any more
+        if "oom_kills" in scope.meter.events():  # since the program began: not one that an earlier one got over
+            return 128 + signal.SIGKILL, "oom"
     return (status if status >= 0 else 128 - status), "ok"
 
 

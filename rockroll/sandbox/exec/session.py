@@ -256,7 +256,7 @@ class Session:
         else:
             outcome, code, restarted = "ok", verdict.result().code, False
             # 137: the command itself, or the last one of it, died of SIGKILL; whose, only the kernel's counter tells
-            if code == 137 and self._home.oom_killed():
+            if code == 137 and self._killed_for_memory():
                 outcome = "oom"
             # After the answer: the caller need not wait for it, and the next command does.
             self._unlooked = asyncio.get_running_loop().call_soon(self._let_go_of_survivors, shell.pid)
@@ -301,8 +301,15 @@ class Session:
             self._state = b""  # it ended because it was told to: the next one starts afresh
             return "closed", code
         self._state = shell.state
-        oom = -code == signal.SIGKILL and self._home.oom_killed()
+        oom = -code == signal.SIGKILL and self._killed_for_memory()
         return "oom" if oom else "killed", 128 - code
+
+    def _killed_for_memory(self) -> bool:
+        """Whether the kernel has killed for memory since the command began. A kill of an earlier one, which got over it
+        and so was never asked after, is not this one's: `kill -9 $PPID` in a box that had such a kill was told as oom.
+        """
+        self._home.oom_killed()  # noted: the box's own death does not stand on it any more
+        return "oom_kills" in self.scope.meter.events()
 
     def _let_go_of_survivors(self, shell: int) -> None:
         """Background jobs leave the scope, so that a later command's timeout does not kill them."""
