@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from rockroll.agent.config import AgentConfig
 from rockroll.data.config import DataConfig
 from rockroll.engine.config import EngineConfig
+from rockroll.observe.config import MetricsConfig
+from rockroll.observe.trackers import NAMES as TRACKERS
 from rockroll.rollout.config import RolloutConfig, TaskConfig
 from rockroll.rollout.domain import DomainConfig, check
 from rockroll.sandbox.config import SandboxConfig
@@ -144,6 +146,10 @@ class RunConfig:
     """What is kept."""
     records: RecordsConfig = field(default_factory=RecordsConfig)
     """What is kept of single episodes."""
+    track: tuple[str, ...] = ("tensorboard",)
+    """Where the rows of metrics.jsonl also go: tensorboard, trackio, wandb, mlflow (docs/trackers.md)."""
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    """What can be asked for the run's numbers while it goes on."""
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name or self.name.startswith("."):
@@ -157,6 +163,9 @@ class RunConfig:
                 "what is to be learnt is one task, as in task: {env: rockroll:shell}, or several, as in "
                 f"tasks: [{{name: a, env: …}}, {{name: b, env: …}}]; got {'both' if self.task else 'neither'}"
             )
+        for name in self.track:
+            if name not in TRACKERS:
+                raise ValueError(f"track is a list of {', '.join(TRACKERS)}; got {name!r}")
         check(self.domains)
         if 0 < self.eval.episodes < len(self.domains):
             raise ValueError(

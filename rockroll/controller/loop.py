@@ -27,6 +27,7 @@ from rockroll.controller.learner import Learner
 from rockroll.controller.parts import Parts, parts
 from rockroll.controller.records import Records
 from rockroll.controller.replay import Recorded, Replayed
+from rockroll.controller.reporting import reporting
 from rockroll.controller.run_dir import RunDir
 from rockroll.controller.source import Sampled, Source, Written, data_set
 from rockroll.controller.tally import Tally
@@ -79,22 +80,30 @@ async def train(config: RunConfig, run: RunDir, display: Display) -> Summary:
         config = dataclasses.replace(config, steps=data.steps(config.steps))
         display.status.steps = config.steps
     records, tally = Records(run.path, config.records), Tally(config.rollout.max_staleness)
-    with Timeline(run.path, config.records) as timeline:
+    with Timeline(run.path, config.records) as timeline, reporting(config, run, display) as also:
         display.status.on_phase = timeline.phase
         events = timeline.beside(records.beside(status_events(display.status, tally.note)))
         async with parts(config, run, events, train=True, data=data) as made:
-            return await made.processes.guard(_train(config, run, display, made, records, tally, timeline))
+            return await made.processes.guard(_train(config, run, display, made, records, tally, timeline, also))
 
 
 async def _train(
-    config: RunConfig, run: RunDir, display: Display, made: Parts, records: Records, tally: Tally, timeline: Timeline
+    config: RunConfig,
+    run: RunDir,
+    display: Display,
+    made: Parts,
+    records: Records,
+    tally: Tally,
+    timeline: Timeline,
+    also: Callable[[Row], None],
 ) -> Summary:
     status, trainer, ledger = display.status, made.trainer, made.ledger
     assert trainer is not None
     learner = Learner(config.train, trainer, made.critic)
     first_step = records.step = run.last_step
     kept_rows = ledger.past.last_step if ledger else first_step
-    metrics = MetricsLog(run.path, resume_from=kept_rows if run.resume else None)
+    board = "tensorboard" in config.track
+    metrics = MetricsLog(run.path, resume_from=kept_rows if run.resume else None, tensorboard=board, also=also)
     status.curve = [row["reward/mean"] for row in metrics.rows if "reward/mean" in row]
     status.evals = [(int(row["step"]), row["eval/pass_rate"]) for row in metrics.rows if "eval/pass_rate" in row]
     trained_episodes = 0

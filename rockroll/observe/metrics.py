@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,17 @@ class MetricsLog:
     """Appends rows to RUN_DIR/metrics.jsonl and RUN_DIR/tensorboard/.
 
     A row is on disk when `write` returns. resume_from: rows after that step are dropped first, so that a resumed run
-    has each step once.
+    has each step once. also: told each row, once it is on the disk; it returns at once.
     """
 
-    def __init__(self, run_dir: Path, *, resume_from: int | None = None) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        resume_from: int | None = None,
+        tensorboard: bool = True,
+        also: Callable[[Row], None] = lambda _: None,
+    ) -> None:
         self.path = run_dir / "metrics.jsonl"
         self.rows: list[Row] = []
         """What was there, and of what is written now the evaluations: a long run does not keep all its rows."""
@@ -35,7 +43,8 @@ class MetricsLog:
             write_whole(self.path, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
         self._last = int(self.rows[-1]["step"]) if self.rows else -1
         self._file = Appended(self.path)
-        self._board = _Board(run_dir / "tensorboard")
+        self._board = _Board(run_dir / "tensorboard") if tensorboard else None
+        self._also = also
 
     @property
     def last_step(self) -> int:
@@ -49,7 +58,9 @@ class MetricsLog:
         self._last = int(row["step"])
         if any(name.startswith("eval/") for name in row):
             self.rows.append(row)
-        self._board.write(row)
+        if self._board is not None:
+            self._board.write(row)
+        self._also(row)
 
     def sync(self) -> None:
         """The rows are on the disk: they survive loss of power."""
@@ -57,7 +68,8 @@ class MetricsLog:
 
     def close(self) -> None:
         self._file.close()
-        self._board.close()
+        if self._board is not None:
+            self._board.close()
 
 
 def read_rows(path: Path) -> list[Row]:
