@@ -100,6 +100,8 @@ async def _train(
     status, trainer, ledger = display.status, made.trainer, made.ledger
     assert trainer is not None
     learner = Learner(config.train, trainer, made.critic)
+    if made.engine is not None:
+        status.engines = made.engine.counts
     first_step = records.step = run.last_step
     kept_rows = ledger.past.last_step if ledger else first_step
     board = "tensorboard" in config.track
@@ -153,6 +155,7 @@ async def _train(
                         await source.quiet()  # or it would depend on the clock which tokens the new weights sample
                     row |= await _sync(config, made, run)
                 timeline.delivered(report.version)
+                status.version = report.version
             version = report.version
             trained_episodes += taken.count
             row |= timed.row()
@@ -348,9 +351,15 @@ def status_events(status: Status, also: Callable[[Event], None] = lambda _: None
     def on_event(event: Event) -> None:
         also(event)
         status.running = event.running
-        if event.kind == "turn":
+        if event.kind == "started":
+            status.flights.began(event.id, event.task)
+        elif event.placed is not None:
+            status.flights.placed(event.placed.id, event.placed.sandbox, event.placed.node)
+        elif event.kind == "turn":
             status.count_tokens(event.tokens)
+            status.flights.answered(event.id, event.said)
         elif event.kind == "finished" and event.episode is not None:
+            status.flights.ended(event.episode.id)
             count(event.episode)
 
     def count(episode: Episode) -> None:

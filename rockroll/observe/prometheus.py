@@ -17,8 +17,8 @@ from prometheus_client.registry import Collector
 
 from rockroll.errors import HostError
 from rockroll.observe.config import MetricsConfig
-from rockroll.observe.display import Status
 from rockroll.observe.metrics import Row
+from rockroll.observe.status import Status
 
 
 class Exporter:
