@@ -128,7 +128,7 @@ async def _train(
         first_step = step
     status.enter("delivering weights")
     synced = await _sync(config, made, run)
-    version = int(synced["version"])
+    version = status.version = int(synced["version"])
     timeline.delivered(version)
     if not metrics.rows:
         row: Row = {"step": 0, **synced, **worst_case}
