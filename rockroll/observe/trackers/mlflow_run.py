@@ -22,8 +22,8 @@ _AT_ONCE = 100
 
 
 def open_run(folder: Path, name: str, recipe: Mapping[str, Any]) -> MlflowRun:
-    from mlflow import MlflowClient
-    from mlflow.entities import Param
+    from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]
+    from mlflow.entities import Param  # pyright: ignore[reportMissingImports]
 
     client = MlflowClient()
     folder.mkdir(exist_ok=True)
@@ -48,7 +48,7 @@ class MlflowRun:
         self._client, self._id = client, id
 
     def write(self, row: Row) -> None:
-        from mlflow.entities import Metric
+        from mlflow.entities import Metric  # pyright: ignore[reportMissingImports]
 
         now, step = int(time.time() * 1000), int(row["step"])
         self._client.log_batch(self._id, metrics=[Metric(key, value, now, step) for key, value in numbers(row).items()])

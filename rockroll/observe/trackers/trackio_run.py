@@ -16,7 +16,7 @@ from rockroll.observe.trackers import flat, identity, numbers
 
 def open_run(folder: Path, name: str, recipe: Mapping[str, Any]) -> TrackioRun:
     id, _ = identity(folder, "trackio")
-    import trackio
+    import trackio  # pyright: ignore[reportMissingImports]
 
     run = trackio.init(
         "rockroll",

@@ -38,7 +38,7 @@ def ready() -> None:
 
 def open_run(folder: Path, name: str, recipe: Mapping[str, Any]) -> WandbRun:
     id, _ = identity(folder, "wandb")
-    import wandb
+    import wandb  # pyright: ignore[reportMissingImports]
 
     run = wandb.init(
         project=os.environ.get("WANDB_PROJECT", "rockroll"),
