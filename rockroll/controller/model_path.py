@@ -1,8 +1,9 @@
 """Which folder a recipe's `model` means, and how it comes to be there.
 
-In: `tiny`, a folder, a GGUF file, `pkg:NAME` (the weights inside an installed Python package) or a hub id such as
-Qwen/Qwen3-0.6B. Out: a folder that holds a Hugging Face model; UsageError with the cure otherwise. `find` looks and
-starts nothing; `prepare` converts or downloads, once. Leaves the conversion itself to gguf.py.
+In: `tiny`, a folder, a run's directory (its last checkpoint), a GGUF file, `pkg:NAME` (the weights inside an installed
+Python package) or a hub id such as Qwen/Qwen3-0.6B. Out: a folder that holds a Hugging Face model; UsageError with the
+cure otherwise. `find` looks and starts nothing; `prepare` converts or downloads, once. Leaves the conversion itself to
+gguf.py.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from importlib import metadata
 from pathlib import Path
 
 from rockroll import home
+from rockroll.controller.run_dir import RunDir
 from rockroll.errors import UsageError
 
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
-_FORMS = "name a Hugging Face folder, a GGUF file, pkg:NAME, a hub id (owner/name), or tiny"
+_FORMS = "name a Hugging Face folder, a run's directory, a GGUF file, pkg:NAME, a hub id (owner/name), or tiny"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +83,17 @@ def _find(model: str) -> Model:
     if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", model):
         cached = _from_hub(model, local=True)
         return Model(folder=cached) if cached is not None else Model(folder=None, hub=model)
+    if (path / "recipe.yaml").exists():
+        return Model(folder=_last_checkpoint(path))
     return Model(folder=_checked(path, _FORMS))
+
+
+def _last_checkpoint(run: Path) -> Path:
+    """The model of a run's newest whole checkpoint."""
+    steps = RunDir(run, resume=False).steps() if (run / "checkpoints").is_dir() else []
+    if not steps:
+        raise UsageError(f"{run} is a run that has no checkpoint yet; wait for its first one, or {_FORMS}")
+    return _checked(run / "checkpoints" / f"step_{steps[-1]}" / "model", _FORMS)
 
 
 def _prepare(model: str) -> Path:

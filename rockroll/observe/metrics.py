@@ -11,7 +11,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,18 @@ class MetricsLog:
     A row is on disk when `write` returns. resume_from: rows after that step are dropped first, so that a resumed
     run has each step once. most: bytes of the file; where it has more, it is made anew with every second step, every
     fourth, …, to half of that, the first, the last and the evaluations in any case; tensorboard/ then has the same
-    steps. None: no bound.
+    steps. None: no bound. also: told each row, once it is on the disk; it returns at once.
     """
 
-    def __init__(self, run_dir: Path, *, resume_from: int | None = None, most: int | None = None) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        resume_from: int | None = None,
+        most: int | None = None,
+        tensorboard: bool = True,
+        also: Callable[[Row], None] = lambda _: None,
+    ) -> None:
         self._most = most
         self.path = run_dir / "metrics.jsonl"
         self.rows: list[Row] = []
@@ -39,7 +47,8 @@ class MetricsLog:
             write_whole(self.path, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
         self._last = int(self.rows[-1]["step"]) if self.rows else -1
         self._file = Appended(self.path)
-        self._board = _Board(run_dir / "tensorboard")
+        self._board = _Board(run_dir / "tensorboard") if tensorboard else None
+        self._also = also
 
     @property
     def last_step(self) -> int:
@@ -53,7 +62,9 @@ class MetricsLog:
         self._last = int(row["step"])
         if any(name.startswith("eval/") for name in row):
             self.rows.append(row)
-        self._board.write(row)
+        if self._board is not None:
+            self._board.write(row)
+        self._also(row)
         if self._most is not None and self._file.size > self._most:
             self._thin(self._most // 2)
 
@@ -62,7 +73,8 @@ class MetricsLog:
         write_whole(self.path, "".join(json.dumps(row) + "\n" for row in kept).encode())
         self._file.close()
         self._file = Appended(self.path)
-        self._board.keep({int(row["step"]) for row in kept})
+        if self._board is not None:
+            self._board.keep({int(row["step"]) for row in kept})
 
     def sync(self) -> None:
         """The rows are on the disk: they survive loss of power."""
@@ -70,7 +82,8 @@ class MetricsLog:
 
     def close(self) -> None:
         self._file.close()
-        self._board.close()
+        if self._board is not None:
+            self._board.close()
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -18,7 +18,20 @@ from rockroll.controller.config import RunConfig
 from rockroll.errors import UsageError
 from rockroll.recipe.load import dump
 
-_MAY = ("name", "steps", "agent", "sandbox", "engine", "train", "eval", "canary", "checkpoint", "records")
+_MAY = (
+    "name",
+    "steps",
+    "agent",
+    "sandbox",
+    "engine",
+    "train",
+    "eval",
+    "canary",
+    "checkpoint",
+    "records",
+    "track",
+    "metrics",
+)
 _MAY_IN = {
     "rollout": ("concurrency", "replacements", "incomplete", "journal", "journal_keep", "episode_timeout", "on_update")
 }

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rockroll import units
+from rockroll.controller import reporting
 from rockroll.controller.boxes import boxes, pool_sizes
 from rockroll.controller.config import RunConfig
 from rockroll.controller.model_path import Model, find
@@ -40,6 +41,7 @@ def _engines(replicas: int) -> str:
 
 def plan(config: RunConfig) -> list[Line]:
     """Every process and sandbox of the run, in the order in which they start."""
+    reporting.require(config)
     model = find(config.model)
     kind = next(kind for kind in kinds() if kind.name == config.engine.kind)
     cores = os.cpu_count() or 1
@@ -123,6 +125,10 @@ def plan(config: RunConfig) -> list[Line]:
                 f"temperature {config.eval.temperature:g}",
             )
         )
+    told = [name for name in config.track if name != "tensorboard"]
+    told += [f"Prometheus at {config.metrics.prometheus}"] if config.metrics.prometheus else []
+    if told:
+        lines.append(Line(part="metrics", where="controller", what=", ".join(told)))
     return lines
 
 

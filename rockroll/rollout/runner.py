@@ -318,13 +318,19 @@ class Rollout:
         # Evaluations share their draws, whatever the step: two of them differ by the weights alone.
         names = (split, state.id if split == "train" else 0, state.task, state.seed, start.index, start.attempt)
         task = self.tasks[Arm(state.task, state.level)]
+
+        def answered(tokens: int) -> None:
+            turn = dialogue.transcript.turns[-1]
+            said = turn.text or (turn.calls[0].arguments if turn.calls else "")
+            self.events(Event("turn", split, self._running, tokens, id=id, said=said))
+
         dialogue = Dialogue(
             id,
             self._tokenizer,
             self._engine,
             replace(sampling, max_turns=task.config.max_turns),
             derive(self._seed, *names),
-            lambda tokens: self._tell("turn", split, tokens),
+            answered,
             self._journal,
         )
         place = Place(id=id, seed=state.seed, split=split, group=state.id, index=start.index, level=state.level)
@@ -342,7 +348,7 @@ class Rollout:
         attempts[start.index] = attempt
         self._dialogues[id] = dialogue
         self._running += 1
-        self._tell("started", split)
+        self.events(Event("started", split, self._running, id=id, task=state.task))
         episode = None
         try:
             episode = await attempt.run()
@@ -353,10 +359,7 @@ class Rollout:
             if self._relay:
                 self._relay.forget(id)
             episode = episode or attempt.cancelled()
-            self._tell("finished", split, episode.sampled, episode)
-
-    def _tell(self, kind: Any, split: Split, tokens: int = 0, episode: Episode | None = None) -> None:
-        self.events(Event(kind, split, self._running, tokens, episode))
+            self.events(Event("finished", split, self._running, episode.sampled, episode))
 
 
 class _Owned:

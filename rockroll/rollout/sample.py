@@ -185,3 +185,9 @@ class Event(Struct, frozen=True):
     """The episode, where kind is `finished`."""
     placed: Placed | None = None
     """Where kind is `placed`."""
+    id: str = ""
+    """The episode, where kind is `started` or `turn`."""
+    task: str = ""
+    """Of what, where kind is `started`."""
+    said: str = ""
+    """The answer, where kind is `turn`: its text, or else the arguments of its first call."""

@@ -127,3 +127,15 @@ def test_a_path_is_never_taken_for_a_hub_id(tmp_path: Path, monkeypatch: pytest.
     for wrong in ("/nowhere", "./owner/name", "a/b/c", "~/nowhere"):
         with pytest.raises(UsageError, match="holds no model"):
             find(wrong)
+
+
+def test_a_runs_directory_is_its_last_checkpoint(tmp_path: Path) -> None:
+    run = tmp_path / "lake"
+    run.mkdir()
+    (run / "recipe.yaml").write_text("name: lake")
+    with pytest.raises(UsageError, match="lake is a run that has no checkpoint yet; wait for its first one"):
+        find(str(run))
+    for step in (9, 10):
+        model(run / "checkpoints" / f"step_{step}" / "model")
+    model(run / "checkpoints" / "step_11.partial" / "model")
+    assert find(str(run)).folder == run / "checkpoints" / "step_10" / "model"

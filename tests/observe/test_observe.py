@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from rockroll import logs
-from rockroll.observe.display import Display, Status, render, sparkline
+from rockroll.observe.display import Display, Status
 from rockroll.observe.metrics import MetricsLog, Row, read_rows, thinned
+from rockroll.observe.panes import Panes, sparkline
 from rockroll.observe.record import EpisodeLog
 
 
@@ -115,7 +116,7 @@ def test_the_panel_shows_the_state_and_plain_output_has_no_escapes() -> None:
     status = Status("try", 10, curve=[0.0, 0.5, 1.0], evals=[(0, 0.25)], outcomes={"ok": 3, "timeout": 0})
     status.enter("rollout", 128)
     out = io.StringIO()
-    Console(file=out, width=100).print(render(status))
+    Console(file=out, width=100).print(Panes(status))
     assert "rollout 0/128 episodes" in out.getvalue() and "step 0: 25%" in out.getvalue()
     assert "ok 3" in out.getvalue() and "timeout" not in out.getvalue()
     plain = io.StringIO()

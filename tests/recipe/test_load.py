@@ -262,3 +262,13 @@ def test_an_adapter_is_a_section_of_train_and_wrong_keys_in_it_are_told(tmp_path
         load(file, ["train.lora={rnk: 4}"])
     with pytest.raises(RecipeError, match="train lora rank must be at least 1"):
         load(file, ["train.lora.rank=0"])
+
+
+def test_trackers_are_named_checked_and_shown(recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    with pytest.raises(RecipeError, match="track is a list of tensorboard, trackio, wandb, mlflow; got 'wandbb'"):
+        load(recipe(GOOD), ["track=[wandbb]"])
+    config = load(recipe(GOOD), ["track=[tensorboard, wandb]", "metrics.prometheus=127.0.0.1:9100"])
+    assert load(recipe(dump(config))).track == ("tensorboard", "wandb")
+    assert {line.part: line.what for line in plan(config)}["metrics"] == "wandb, Prometheus at 127.0.0.1:9100"

@@ -23,11 +23,13 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import RedirectResponse
 
 from rockroll.errors import RockrollError, UsageError
+from rockroll.sandbox.http import metrics
 from rockroll.sandbox.http.answers import answer
 from rockroll.sandbox.http.endpoints import Endpoints
 from rockroll.sandbox.http.gate import LOOPBACK, STATIC, Gate
 from rockroll.sandbox.http.node_link import NodeLink
 from rockroll.sandbox.http.openapi import describe
+from rockroll.sandbox.wire import NodeMetrics, PoolInfo
 
 
 def create_app(
@@ -75,6 +77,12 @@ def create_app(
     @app.get("/v1/health", include_in_schema=False)
     async def health() -> dict[str, bool]:
         return {"ok": True}
+
+    @app.get("/metrics", include_in_schema=False)
+    async def prometheus() -> Response:
+        said = await node.call("node.metrics", {}, type=NodeMetrics)
+        pools = await node.call("pool.list", {}, type=list[PoolInfo])
+        return Response(metrics.text(said, pools), media_type=metrics.CONTENT_TYPE)
 
     app.include_router(Endpoints(node).router)
     for router in routers:

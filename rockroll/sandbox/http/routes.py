@@ -318,6 +318,10 @@ ROUTES = [
         method="node.info", verb="GET", path="/node", tag="node", reply=wire.NodeInfo,
         says="The node behind this API.",
     ),
+    Route(
+        method="node.metrics", verb="GET", path="/node/metrics", tag="node", reply=wire.NodeMetrics,
+        says="Sandboxes by state, and how fast Podman answers. `/metrics` has the same, and the pools, for Prometheus.",
+    ),
 ]  # fmt: skip
 LOCAL_ONLY = {
     "sandbox.claim": "the server claims what its leases own",

@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 
 from rockroll.sandbox.node.aimd import Aimd
+from rockroll.sandbox.node.measured import Measured
 from rockroll.sandbox.node.turns import Rank, Turns
 
 
@@ -24,12 +25,15 @@ class Admission:
         self._aimd, self._clock = aimd, clock
         self._turns: Turns[asyncio.Future[None]] = Turns()
         self._running = 0
+        self.measured = Measured()
 
     @contextlib.asynccontextmanager
     async def turn(self, owner: str, rank: Rank = "create") -> AsyncIterator[None]:
         """Waits for its turn; the block's time is the latency that the limit follows. Cancelled while it waits, it has
         taken nothing."""
+        asked = self._clock()
         await self._wait(owner, rank)
+        self.measured.add("wait", self._clock() - asked)
         began, full, ok = self._clock(), self._full(), False
         try:
             yield
@@ -37,7 +41,9 @@ class Admission:
         finally:
             self._running -= 1
             kind = "remove" if rank == "remove" else "start"
-            self._aimd.done(kind, self._clock() - began, full=full or self._full(), ok=ok)
+            took = self._clock() - began
+            self._aimd.done(kind, took, full=full or self._full(), ok=ok)
+            self.measured.add(kind, took, ok=ok)
             self._let_in()
 
     @property

@@ -16,6 +16,7 @@ import importlib.metadata
 import os
 import resource
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from socket import socket as Socket
@@ -86,6 +87,7 @@ class SandboxHost:
         self._snapshots: Snapshots
         self._ends: Ends
         self._maker: Maker
+        self._admission: Admission
         self._rootless = False
         self._boxes: dict[str, Box] = {}
         self._reaper = Reaper()
@@ -112,6 +114,7 @@ class SandboxHost:
             "snapshot.list": self._list_snapshots,
             "snapshot.delete": self._delete_snapshot,
             "node.info": self._info,
+            "node.metrics": self._metrics,
             **self._pools.handlers(),
             **self._of_a_box.handlers(),
             **self._files.handlers(),
@@ -143,7 +146,7 @@ class SandboxHost:
         self._reaper.start()
         self._registry = Registry(home.node_dir() / "registry.sqlite")
         self._snapshots = Snapshots()
-        admission = self._admission = Admission(
+        self._admission = admission = Admission(
             Aimd(len(os.sched_getaffinity(0)), least=wanted.least, most=wanted.most)
         )
         self._ends = Ends(self._boxes, self._registry, admission, self._on_removed, lambda: self._maker.warm.room())
@@ -319,6 +322,16 @@ class SandboxHost:
             version=_VERSION,
             sandboxes=len(self._boxes),
             rootless=self._rootless,
+        )
+
+    async def _metrics(self, _body: wire.Empty, _peer: rpc.Peer) -> wire.NodeMetrics:
+        return wire.NodeMetrics(
+            node=os.uname().nodename,
+            sandboxes=dict(Counter(box.state for box in self._boxes.values())),
+            limit=self._admission.limit,
+            running=self._admission.running,
+            waiting=self._admission.waiting(),
+            took=self._admission.measured.shown(),
         )
 
 
