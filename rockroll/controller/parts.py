@@ -12,6 +12,7 @@ import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rockroll.append import write_whole
@@ -24,6 +25,7 @@ from rockroll.data.source import DataSet, Deck
 from rockroll.engine.kinds import require
 from rockroll.engine.pool import EnginePool
 from rockroll.errors import ProcessDied
+from rockroll.placement import handover
 from rockroll.placement.local import Processes
 from rockroll.rollout.curriculum_log import CurriculumLog
 from rockroll.rollout.journal import Journal
@@ -37,6 +39,7 @@ from rockroll.train.api import TrainerInfo
 from rockroll.train.client import TrainerClient
 from rockroll.train.config import TrainConfig
 from rockroll.train.critic import critic_config
+from rockroll.train.extent import weights_bytes
 from rockroll.train.teacher import check_tokenizer
 
 
@@ -57,6 +60,8 @@ class Parts:
     ledger: Ledger | None
     """Where episodes are sampled to be learnt from: what was begun since the checkpoint."""
     canary_ids: list[int]
+    weights: Path
+    """Through this folder the trainer's weights go to the engine."""
 
 
 @asynccontextmanager
@@ -84,7 +89,11 @@ async def parts(
             deterministic=config.deterministic,
         )
         engine = None
+        weights = run.weights
         if config.samples:
+            if train:
+                size = weights_bytes(Path(model), config.train)
+                weights = stack.enter_context(handover.folder(run.weights, size))
             engine = await open_pool(engine_config, run.logs, processes)
             stack.push_async_callback(engine.close)
         train_config = dataclasses.replace(
@@ -126,6 +135,7 @@ async def parts(
                 deck=deck,
                 ledger=None,
                 canary_ids=canary_ids,
+                weights=weights,
             )
             return
         journal = await stack.enter_async_context(
@@ -156,6 +166,7 @@ async def parts(
             deck=deck,
             ledger=ledger,
             canary_ids=canary_ids,
+            weights=weights,
         )
 
 
