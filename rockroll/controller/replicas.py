@@ -12,7 +12,8 @@ from pathlib import Path
 
 from rockroll.append import write_whole
 from rockroll.engine.config import EngineConfig
-from rockroll.engine.pool import EnginePool, OnDeath
+from rockroll.engine.pool import EnginePool
+from rockroll.engine.replica import OnDeath
 from rockroll.placement.local import Child, Processes
 
 
@@ -27,6 +28,4 @@ async def open_pool(config: EngineConfig, logs: Path, processes: Processes) -> E
         child = await processes.start(name, "rockroll.engine.server", "--config", str(file), on_death=on_death)
         return own.address, child
 
-    return await EnginePool.open(
-        start, config.replicas, restarts=config.restarts, seed=config.seed, on_end=processes.fail
-    )
+    return EnginePool(start, config.replicas, restarts=config.restarts, seed=config.seed, on_end=processes.fail)

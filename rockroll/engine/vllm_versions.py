@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import os
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,21 @@ def start(config: EngineConfig, context_length: int, cpu: bool) -> Any:
     os.environ.update(environment(config, cpu))
     chosen = _vllm().AsyncEngineArgs(**arguments(config, context_length, cpu))
     return importlib.import_module("vllm.v1.engine.async_llm").AsyncLLM.from_engine_args(chosen)
+
+
+def offline(config: EngineConfig, context_length: int) -> tuple[Any, Callable[[int, int], Any]]:
+    """(vllm.LLM, how it samples so many tokens with a seed): vLLM without rockroll, set as an engine of `config` is."""
+    found = installed()
+    cpu = found is not None and found[1]
+    os.environ.update(environment(config, cpu))
+    llm = _vllm().LLM(**arguments(config, context_length, cpu))
+
+    def how(tokens: int, seed: int) -> Any:
+        return _vllm().SamplingParams(
+            temperature=1.0, seed=seed, max_tokens=tokens, ignore_eos=True, logprobs=0, detokenize=False
+        )
+
+    return llm, how
 
 
 def sampling(request: GenerateRequest) -> Any:
