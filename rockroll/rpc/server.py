@@ -136,7 +136,7 @@ class Server:
             if scheme == "unix":
                 await self._listen_unix(place)
             else:
-                port = ZmqPort(zmq.ROUTER, self._on_message, lambda: None, self._someone_gone)
+                port = ZmqPort(zmq.ROUTER, self._on_message, lambda: None, self._someone_gone, far=scheme == "tcp")
                 port.sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
                 try:
                     serve_with(port.sock, self.address, self._key)

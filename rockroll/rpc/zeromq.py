@@ -34,7 +34,9 @@ _log = logging.getLogger(__name__)
 
 class ZmqPort:
     """One socket. on_message: told the parts of each message. on_there, on_gone: a peer's connection is made, has
-    ended; which peer's, a ROUTER is not told."""
+    ended; which peer's, a ROUTER is not told. far: the peers may be on other machines, which can vanish without a word;
+    those on this one are not asked whether they live: the kernel tells of their end, and one that gets no processor for
+    two seconds would be lost for it."""
 
     def __init__(
         self,
@@ -42,6 +44,8 @@ class ZmqPort:
         on_message: Callable[[list[bytes]], None],
         on_there: Callable[[], None],
         on_gone: Callable[[], None],
+        *,
+        far: bool,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._on_message, self._on_there, self._on_gone = on_message, on_there, on_gone
@@ -50,9 +54,10 @@ class ZmqPort:
         sock.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)
         sock.setsockopt(zmq.SNDHWM, 10_000)
         sock.setsockopt(zmq.RCVHWM, 10_000)
-        sock.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-        sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, SILENT_MS)
-        sock.setsockopt(zmq.HEARTBEAT_TTL, SILENT_MS)
+        if far:
+            sock.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+            sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, SILENT_MS)
+            sock.setsockopt(zmq.HEARTBEAT_TTL, SILENT_MS)
         self._monitor = sock.get_monitor_socket(_THERE | _GONE)
         self._held: deque[ZmqLink] = deque()
         """Links with frames that the socket could not take yet."""
