@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -19,10 +20,11 @@ from rockroll.append import write_whole
 from rockroll.controller.boxes import pool_sizes
 from rockroll.controller.config import RunConfig
 from rockroll.controller.model_path import prepare
+from rockroll.controller.one_gpu import computed, shared
 from rockroll.controller.replicas import open_pool
 from rockroll.controller.run_dir import RunDir
 from rockroll.data.source import DataSet, Deck
-from rockroll.engine.kinds import require
+from rockroll.engine.kinds import gpu_bytes, on_gpu, require
 from rockroll.engine.pool import EnginePool
 from rockroll.errors import ProcessDied
 from rockroll.placement import handover
@@ -41,6 +43,8 @@ from rockroll.train.config import TrainConfig
 from rockroll.train.critic import critic_config
 from rockroll.train.extent import weights_bytes
 from rockroll.train.teacher import check_tokenizer
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +92,11 @@ async def parts(
             seed=config.seed,
             deterministic=config.deterministic,
         )
+        open_share = train and config.engine.gpu_share is None and config.train.device != "cpu"
+        if open_share and on_gpu(config.engine) and (gpu := gpu_bytes()):
+            made = computed(config, Path(model), gpu)
+            _log.info("GPU memory %s", made)
+            engine_config = shared(engine_config, made)
         engine = None
         weights = run.weights
         if config.samples:

@@ -99,6 +99,8 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     """Requests that can be decoded together at most."""
     kv_use: float
     """The part of the memory for keys and values that requests under way take, 0 to 1; 0 where it is not known."""
+    preemptions: int = 0
+    """Since the start: requests that began, had to give their memory back to others, and wait for it."""
     progress: int
     """Grows with every step of the model; an engine with work whose progress stands still is stuck."""
     loading: bool

@@ -7,6 +7,7 @@ comparing with the exporter to vllm_engine.py. vLLM imports this module into eve
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,9 @@ from rockroll.engine.fused import Bits
 
 if multiprocessing.parent_process() is not None:
     child.end_with_parent()
+# at each delivery it warns of every layer that had nothing to load, as tied heads and rotary embeddings; what has to be
+# there is proved below
+logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
 
 
 class WorkerExtension:
