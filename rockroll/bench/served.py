@@ -42,7 +42,7 @@ from rockroll.rollout.journal import Journal
 from rockroll.rollout.tokenizer import ChatTokenizer
 
 _WORDS = ("the", "file", "was", "moved", "to", "a", "folder", "that", "holds", "logs", "of", "last", "week", "again")
-_CONTEXT, _PROMPT_WORDS, _LINE = 512, (40, 140), 2**26
+_CONTEXT, _PROMPT_WORDS, _LINE = 1024, (40, 140), 2**26
 _STARTING_S = 900
 
 
@@ -78,7 +78,7 @@ def configured(model: str, at_once: int, dtype: str, threads: int) -> EngineConf
         context_length=_CONTEXT,
         max_batch=at_once,
         prefill_tokens=8192 if gpu else 512,
-        memory="auto" if gpu else "512m",
+        memory="8g" if gpu else "512m",  # in bytes: measured, each would count the other's as its own
         gpu_share=0.3,
         dtype=dtype,  # type: ignore[arg-type]
         threads=threads,
