@@ -42,7 +42,7 @@ class WorkerExtension:
         given: dict[str, Bits] = {}
 
         def tensors() -> Iterator[tuple[str, Tensor]]:
-            for name, tensor in _tensors(Path(folder)):
+            for name, tensor in _tensors(Path(folder), str(self.device)):
                 read.append([name, str(tensor.dtype), list(tensor.shape), bit_sum(tensor)])
                 as_held = read[-1][3] if tensor.dtype == dtype else bit_sum(tensor.to(dtype))
                 given[name] = Bits(tensor.numel(), as_held)
@@ -58,10 +58,11 @@ class WorkerExtension:
         return {"read": read, "held": found, "wrong": wrong or ""}
 
 
-def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+def _tensors(folder: Path, device: str) -> Iterator[tuple[str, Tensor]]:
+    """One after the other, on the device of the model: a GPU sums the bits of what has arrived there."""
     from safetensors import safe_open
 
     for path in weights.files(folder):
-        with safe_open(str(path), framework="pt") as file:
+        with safe_open(str(path), framework="pt", device=device) as file:
             for name in file.keys():  # noqa: SIM118  (not a mapping)
                 yield name, file.get_tensor(name)

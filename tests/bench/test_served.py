@@ -1,4 +1,4 @@
-"""`rockroll bench engine --engine vllm`: the path and vLLM alone get the same work, and the first round only warms up."""
+"""`rockroll bench engine --engine vllm`: path and vLLM alone get the same work, and the first round only warms up."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def test_both_get_the_same_work_and_the_rates_are_of_the_same_tokens(monke
 
 
 def test_an_engine_or_a_dtype_that_is_none_is_refused_and_each_engine_has_a_model() -> None:
-    with pytest.raises(UsageError, match="--engine is transformers or vllm, .* got foo and float32"):
+    with pytest.raises(UsageError, match=r"--engine is transformers or vllm, .* got foo and float32"):
         _check_engine("foo", "float32", "")
     with pytest.raises(UsageError, match="got transformers and float8"):
         _check_engine("transformers", "float8", "")
