@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import sys
 from collections.abc import AsyncIterator
 from typing import Any
@@ -19,6 +20,7 @@ from rockroll.rpc.client import Client
 from rockroll.rpc.frame import CALL, CANCEL, HELLO, REPLY, WINDOW, WIRE, Frame, frame
 from rockroll.rpc.keys import make
 from rockroll.rpc.server import Peer, Server
+from rockroll.rpc.zeromq import HEARTBEAT_MS, SILENT_MS
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text() | st.binary(),
@@ -136,6 +138,36 @@ async def test_a_server_that_is_there_and_slow_is_a_timeout(tmp_path):
         await client.call("slow", timeout=0.05)
     await client.close()
     await server.close()
+
+
+async def test_a_server_of_this_machine_that_gets_no_processor_for_a_while_is_not_lost(tmp_path):
+    """Stopped for longer than a server on another machine may be silent."""
+    code = (
+        "import asyncio, sys; from rockroll.rpc.server import Server\n"
+        "async def echo(body, peer): return body\n"
+        "async def main():\n await Server(sys.argv[1], {'echo': echo}).start()\n await asyncio.Event().wait()\n"
+        "asyncio.run(main())"
+    )
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, f"ipc://{tmp_path}/s")
+    client = await rpc.connect(f"ipc://{tmp_path}/s")
+    try:
+        assert await client.call("echo", 1) == 1
+        process.send_signal(signal.SIGSTOP)
+        asked = asyncio.create_task(client.call("echo", 2))
+        await asyncio.wait([asked], timeout=(HEARTBEAT_MS + SILENT_MS) / 1000 + 0.5)
+        assert not asked.done()
+        process.send_signal(signal.SIGCONT)
+        assert await asyncio.wait_for(asked, 5) == 2
+        asked = asyncio.create_task(client.call("echo", 3))
+        process.kill()
+        with pytest.raises(PeerLost):  # or it was quicker
+            await asyncio.wait_for(asked, 2)
+            await client.call("echo", 4, timeout=1)
+    finally:
+        await client.close()
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
 
 
 async def test_a_server_whose_packets_stop_without_a_word_is_lost_within_three_seconds(unused_tcp_port):

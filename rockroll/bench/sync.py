@@ -1,6 +1,7 @@
 """Weights into a busy engine, again and again: how long each delivery takes, and whether memory stays flat.
 
-In: an engine's kind and a model. Out: seconds of a load, tokens sampled meanwhile, memory at the start and at the end.
+In: an engine's kind and a model. Out: seconds of a load and of the pause in it, tokens sampled meanwhile, memory at the
+start and at the end; and what it takes to write and load the weights through memory and, as baseline, through a disk.
 Any delivery that is not proved, any token that carries a version it cannot have, any log-prob that is not that of the
 weights just delivered ends the run with an error. Leaves training to rockroll/train: the weights here are the model's
 own and a copy that is a little off.
@@ -17,28 +18,41 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from torch import Tensor
 
+from rockroll import home
 from rockroll.controller.model_path import prepare
+from rockroll.digest import Digest
 from rockroll.engine import weights
 from rockroll.engine.api import GenerateRequest
 from rockroll.engine.client import EngineClient
 from rockroll.engine.config import EngineConfig
 from rockroll.errors import CanaryError, ProcessDied
+from rockroll.placement import handover
+from rockroll.train import folder as whole
+from rockroll.train.extent import parameters_of
+from rockroll.train.tensor_file import write_tensors
 
 AT_ONCE, NEW, SETTLED = 16, 64, 0.1
 """Requests under way; tokens of each; the part of the deliveries after which memory should grow no more."""
+WAYS = 6
+"""Deliveries through memory, and as many through a disk, into an idle engine."""
 
 
 async def run(kind: str, model: str, syncs: int, dtype: str = "float32") -> dict[str, Any]:
     """`syncs` deliveries, alternately of two sets of weights, while AT_ONCE requests are always under way."""
     folder = await asyncio.to_thread(prepare, model)
-    with tempfile.TemporaryDirectory(prefix="rockroll-sync-") as place:
+    with (
+        tempfile.TemporaryDirectory(prefix="rockroll-sync-") as place,
+        tempfile.TemporaryDirectory(prefix="bench-", dir=home.made(home.runs_dir())) as disk,  # where runs lie
+        handover.folder(Path(disk), parameters_of(folder) * 4) as memory,
+    ):
         other = await asyncio.to_thread(a_little_off, folder, Path(place) / "other")
         config = EngineConfig(
             kind=kind,  # type: ignore[arg-type]
@@ -50,7 +64,41 @@ async def run(kind: str, model: str, syncs: int, dtype: str = "float32") -> dict
             memory="256m",
         )
         async with running(config, Path(place)) as (engine, pid):
-            return {"figures": await _soak(engine, pid, [folder, other], syncs), "baselines": {}}
+            figures = await _soak(engine, pid, [folder, other], syncs)
+            if memory != Path(disk):
+                figures |= await _way(engine, folder, memory, syncs, "memory")
+            baselines = await _way(engine, folder, Path(disk) / "weights", syncs + WAYS, "disk")
+            return {"figures": figures, "baselines": baselines}
+
+
+async def _way(engine: EngineClient, source: Path, target: Path, version: int, name: str) -> dict[str, float]:
+    """Seconds to write the weights at `target` as a trainer does, and of the engine's pause to take them."""
+    tensors = await asyncio.to_thread(weights.read, source)
+    wrote: list[float] = []
+    paused: list[float] = []
+    for number in range(1, WAYS + 1):
+        begun = time.perf_counter()
+        digest = await asyncio.to_thread(_write, source, tensors, target)
+        wrote.append(time.perf_counter() - begun)
+        loaded = await engine.load(str(target), version + number, digest)
+        paused.append(loaded.paused_s)
+    return {f"{name}_write_p50_s": statistics.median(wrote), f"{name}_paused_p50_s": statistics.median(paused)}
+
+
+def _write(source: Path, tensors: dict[str, Tensor], target: Path) -> str:
+    seen = Digest()
+
+    def each() -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in tensors.items():
+            seen.add(name, tensor)
+            yield name, tensor
+
+    partial = whole.aside(target)
+    copy_plain(source, partial)
+    layout = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    write_tensors(partial / "model.safetensors", layout, each())
+    whole.put(partial, target)
+    return seen.hex()
 
 
 async def _soak(engine: EngineClient, pid: int, folders: list[Path], syncs: int) -> dict[str, float]:
@@ -76,6 +124,7 @@ async def _soak(engine: EngineClient, pid: int, folders: list[Path], syncs: int)
     expected: dict[int, list[float]] = {}
     digests: dict[int, str] = {}
     took: list[float] = []
+    paused: list[float] = []
     settled: dict[str, float] = {}
     started = time.perf_counter()
     asking = [asyncio.create_task(ask(number)) for number in range(AT_ONCE)]
@@ -85,6 +134,7 @@ async def _soak(engine: EngineClient, pid: int, folders: list[Path], syncs: int)
             begun = time.perf_counter()
             loaded = await engine.load(str(folders[which]), version)
             took.append(time.perf_counter() - begun)
+            paused.append(loaded.paused_s)
             if digests.setdefault(which, loaded.digest) != loaded.digest:
                 raise CanaryError(f"delivery {version}: digest {loaded.digest}, {digests[which]} the last time")
             scores = await engine.logprobs(prompt)
@@ -105,6 +155,8 @@ async def _soak(engine: EngineClient, pid: int, folders: list[Path], syncs: int)
         "syncs": float(syncs),
         "load_p50_s": statistics.median(took),
         "load_max_s": max(took),
+        "paused_p50_s": statistics.median(paused),
+        "paused_max_s": max(paused),
         "tokens_per_s": sampled / seconds,
         "loading_share": sum(took) / seconds,
     }
@@ -139,12 +191,17 @@ def a_little_off(folder: Path, target: Path) -> Path:
     from safetensors.torch import save_file
 
     target.mkdir()
-    for file in folder.iterdir():
-        if file.is_file() and file.suffix != ".safetensors" and not file.name.endswith(".index.json"):
-            shutil.copyfile(file, target / file.name)
+    copy_plain(folder, target)
     changed = {name: tensor * 1.02 for name, tensor in weights.read(folder).items()}
     save_file(changed, target / "model.safetensors", {"format": "pt"})
     return target
+
+
+def copy_plain(folder: Path, target: Path) -> None:
+    """A model's files but for its weights."""
+    for file in folder.iterdir():
+        if file.is_file() and file.suffix != ".safetensors" and not file.name.endswith(".index.json"):
+            shutil.copyfile(file, target / file.name)
 
 
 def _memory(pid: int) -> dict[str, float]:

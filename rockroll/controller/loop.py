@@ -132,7 +132,7 @@ async def _train(
         await learner.step(batch)
         first_step = step
     status.enter("delivering weights")
-    synced = await _sync(config, made, run)
+    synced = await _sync(config, made)
     version = status.version = int(synced["version"])
     timeline.delivered(version)
     if not metrics.rows:
@@ -158,7 +158,7 @@ async def _train(
                 with timed("sync"):
                     if config.deterministic:
                         await source.quiet()  # or it would depend on the clock which tokens the new weights sample
-                    row |= await _sync(config, made, run)
+                    row |= await _sync(config, made)
                 timeline.delivered(report.version)
                 status.version = report.version
             version = report.version
@@ -223,12 +223,12 @@ def _source(config: RunConfig, made: Parts, run: RunDir, first_step: int, tally:
     return Sampled(stream, made.ledger, batch, row)
 
 
-async def _sync(config: RunConfig, made: Parts, run: RunDir) -> Row:
+async def _sync(config: RunConfig, made: Parts) -> Row:
     """The trainer's weights in the engine, proved: the entries of a row. Without an engine, their version alone."""
     assert made.trainer is not None
     if made.engine is None:
         return {"version": (await made.trainer.info()).version}
-    version = await deliver(made.trainer, made.engine, run.weights)
+    version = await deliver(made.trainer, made.engine, made.weights)
     drift = await canary(made.trainer, made.engine, made.canary_ids, config.canary)
     return {"version": version, "canary/max_abs_dlogp": drift, **made.engine.counts()}
 

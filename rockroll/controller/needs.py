@@ -17,6 +17,8 @@ from rockroll.train.extent import parameters_of, state_bytes
 
 PROCESS_BYTES = 700 * 10**6
 """A process that has loaded torch, transformers and DeepSpeed, before its model (measured: 0.5 to 0.7 GB)."""
+HALF = 0.5
+"""Of a shared GPU, as Ray counts it, where the recipe leaves the engine's share open."""
 _ITEM = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -36,7 +38,7 @@ def needs(config: RunConfig, model: Path | None, *, train: bool = True, gpus: fl
     alone = sum(on_gpu) <= gpus
     found: dict[str, Needs] = {}
     for name, each in trainers.items():
-        part = 1.0 if alone else (1.0 - config.engine.gpu_share) / len(trainers)
+        part = 1.0 if alone else (1.0 - (config.engine.gpu_share or HALF)) / len(trainers)
         wanted = Needs(
             cpus=max(1, each.threads),
             gpus=_gpus(each.device, gpus, part),
@@ -51,7 +53,7 @@ def engine_needs(config: EngineConfig, parameters: int, *, gpus: float = 0.0, al
     """Of one replica."""
     return Needs(
         cpus=config.threads,
-        gpus=_gpus(config.device, gpus, 1.0 if alone else config.gpu_share),
+        gpus=_gpus(config.device, gpus, 1.0 if alone else config.gpu_share or HALF),
         memory=PROCESS_BYTES + parameters * _ITEM[config.dtype],
     )
 

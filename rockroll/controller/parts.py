@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -17,13 +18,15 @@ from rockroll.controller.boxes import pool_sizes
 from rockroll.controller.config import RunConfig
 from rockroll.controller.model_path import prepare
 from rockroll.controller.needs import needs
+from rockroll.controller.one_gpu import computed, shared
 from rockroll.controller.placed import PlacedTrainer
 from rockroll.controller.replicas import open_pool
 from rockroll.controller.run_dir import RunDir
 from rockroll.data.source import DataSet, Deck
-from rockroll.engine.kinds import require
+from rockroll.engine.kinds import gpu_bytes, on_gpu, require
 from rockroll.engine.pool import EnginePool
 from rockroll.errors import ProcessDied
+from rockroll.placement import handover
 from rockroll.placement.local import Processes
 from rockroll.rollout.curriculum_log import CurriculumLog
 from rockroll.rollout.journal import Journal
@@ -37,7 +40,10 @@ from rockroll.sandbox.pool import Pool
 from rockroll.train.api import TrainerInfo
 from rockroll.train.client import TrainerClient
 from rockroll.train.critic import critic_config
+from rockroll.train.extent import weights_bytes
 from rockroll.train.teacher import check_tokenizer
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +63,8 @@ class Parts:
     ledger: Ledger | None
     """Where episodes are sampled to be learnt from: what was begun since the checkpoint."""
     canary_ids: list[int]
+    weights: Path
+    """Through this folder the trainer's weights go to the engine."""
 
 
 @asynccontextmanager
@@ -92,8 +100,17 @@ async def parts(
             seed=config.seed,
             deterministic=config.deterministic,
         )
+        open_share = train and not ray and config.engine.gpu_share is None and config.train.device != "cpu"
+        if open_share and on_gpu(config.engine) and (gpu := gpu_bytes()):
+            made = computed(config, Path(model), gpu)
+            _log.info("GPU memory %s", made)
+            engine_config = shared(engine_config, made)
         engine = None
+        weights = run.weights
         if config.samples:
+            if train and not ray:
+                size = weights_bytes(Path(model), config.train)
+                weights = stack.enter_context(handover.folder(run.weights, size))
             engine = await open_pool(engine_config, wanted["engine-0"], processes)
             stack.push_async_callback(engine.close)
         train_config = dataclasses.replace(
@@ -128,6 +145,7 @@ async def parts(
                 deck=deck,
                 ledger=None,
                 canary_ids=canary_ids,
+                weights=weights,
             )
             return
         journal = await stack.enter_async_context(
@@ -158,6 +176,7 @@ async def parts(
             deck=deck,
             ledger=ledger,
             canary_ids=canary_ids,
+            weights=weights,
         )
 
 

@@ -10,7 +10,8 @@ import dataclasses
 
 from rockroll.engine.client import EngineClient
 from rockroll.engine.config import EngineConfig
-from rockroll.engine.pool import EnginePool, OnDeath
+from rockroll.engine.pool import EnginePool
+from rockroll.engine.replica import OnDeath
 from rockroll.errors import EngineError, HostError
 from rockroll.placement.local import Place, Process, Processes
 from rockroll.placement.needs import Needs
@@ -35,6 +36,6 @@ async def open_pool(config: EngineConfig, needs: Needs, processes: Processes) ->
         place = places[address]
         return await EngineClient.connect(address, place.key, place.reads)
 
-    return await EnginePool.open(
+    return EnginePool(
         start, config.replicas, restarts=config.restarts, seed=config.seed, on_end=processes.fail, connect=connect
     )

@@ -75,6 +75,8 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
     held: int = 0
     """How many of them were read back from the engine's memory with the same bits; a backend that repacks what it loads
     shows fewer than `tensors`."""
+    paused_s: float = 0.0
+    """How long no token was sampled for it: from the pause to the going on, the proof included."""
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,6 +105,8 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     """Requests that can be decoded together at most."""
     kv_use: float
     """The part of the memory for keys and values that requests under way take, 0 to 1; 0 where it is not known."""
+    preemptions: int = 0
+    """Since the start: requests that began, had to give their memory back to others, and wait for it."""
     progress: int
     """Grows with every step of the model; an engine with work whose progress stands still is stuck."""
     loading: bool

@@ -45,9 +45,10 @@ class EngineConfig:
     """What those may take together; the longest unused go first. transformers only."""
     memory: str = "auto"
     """vllm only: what keys and values may take, those kept for later included, such as 2g. `auto`: 2g on a CPU, on a
-    GPU what gpu_share leaves beside the weights."""
-    gpu_share: float = 0.4
-    """vllm on a GPU only: the part of the GPU's memory that the engine may take; a trainer there needs the rest."""
+    GPU what gpu_share leaves beside the weights, or what is computed."""
+    gpu_share: float | None = None
+    """vllm on a GPU only: the part of the GPU's memory that the engine may take. Unset: computed from the model, beside
+    what the trainer needs (`rockroll plan` shows it)."""
     compile: bool | None = None
     """vllm only: compile the model at start and use CUDA graphs. Unset: on a GPU (a minute at start, and nine times the
     speed for one stream), not on a CPU."""
@@ -62,14 +63,15 @@ class EngineConfig:
         units.size(self.prefix_cache_memory)
         if self.memory != "auto":
             units.size(self.memory)
-        if not 0 < self.gpu_share <= 1:
+        if self.gpu_share is not None and not 0 < self.gpu_share <= 1:
             raise ValueError(f"engine gpu_share is over 0 and at most 1; got {self.gpu_share}")
         least = {"threads": 1, "max_batch": 1, "prefill_tokens": 1, "context_length": 0, "prefix_cache": 0}
         least |= {"replicas": 1, "restarts": 0}
         for name, at_least in least.items():
             if getattr(self, name) < at_least:
                 raise ValueError(f"engine {name} must be at least {at_least}; got {getattr(self, name)}")
-        if self.kind == "vllm" and self.device.startswith("cuda") and self.replicas * self.gpu_share > 1:
+        share = self.gpu_share or 0.0
+        if self.kind == "vllm" and self.device.startswith("cuda") and self.replicas * share > 1:
             raise ValueError(
                 f"engine replicas {self.replicas} with gpu_share {self.gpu_share} each are more than the whole of "
                 f"{self.device}; set gpu_share to at most {1 / self.replicas:.2f}"

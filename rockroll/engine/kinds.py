@@ -6,6 +6,7 @@ package metadata only: neither torch nor vLLM is imported. Leaves starting one t
 
 from __future__ import annotations
 
+import subprocess
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -39,6 +40,24 @@ def require(config: EngineConfig) -> Kind:
 def has_gpu() -> bool:
     """Whether NVIDIA's driver shows a GPU."""
     return any(Path("/proc/driver/nvidia/gpus").glob("*")) or Path("/dev/nvidia0").exists()
+
+
+def gpu_bytes() -> int:
+    """The memory of the first GPU, by NVIDIA's own tool; 0 where there is none, or it says nothing."""
+    if not has_gpu():
+        return 0
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.split()
+        return int(said[0]) << 20
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return 0
+
+
+def on_gpu(config: EngineConfig) -> bool:
+    """Whether this engine would be vLLM on a GPU of this host."""
+    found = vllm_versions.installed()
+    return config.kind == "vllm" and has_gpu() and found is not None and not found[1] and config.device != "cpu"
 
 
 def _transformers() -> Kind:

@@ -2,8 +2,8 @@
 
 In: a way to start a replica's process, and requests. Out: answers, whichever replica gave them. A replica that dies is
 replaced and has the current weights, proved, before its first request; what it had under way is asked again of another
-with the same seed. Leaves where a request goes to routing.py, what is taken for dead to health.py, and processes to
-placement.
+with the same seed. Leaves where a request goes to placing.py and routing.py, the proof to proving.py, what is taken for
+dead to health.py, and processes to placement.
 
     a replica   starting ──► current weights ──► serving ──► dead ──► starting …     `restarts` times, then gone
     a request   held while all are full ──► at a replica ──► answered
@@ -17,19 +17,18 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import aclosing
-from dataclasses import dataclass
-from typing import Protocol
 
 import msgspec
 
 from rockroll.engine.api import EngineInfo, GenerateRequest, Generation, Loaded, OnTokens
 from rockroll.engine.client import EngineClient
 from rockroll.engine.health import Health
+from rockroll.engine.placing import Placing
+from rockroll.engine.proving import Weights, agreed, at_fault, proved
+from rockroll.engine.replica import Connect, Life, Start, cause, is_death
 from rockroll.engine.retold import Retold
-from rockroll.engine.routing import Routes
 from rockroll.errors import CanaryError, EngineError, PeerLost, RockrollError
 
 MOST_REISSUES = 2
@@ -41,38 +40,9 @@ _EXPLAIN_S = 2.0  # a broken connection is heard of before the death behind it
 _log = logging.getLogger(__name__)
 
 
-class Process(Protocol):
-    async def stop(self) -> None: ...
-
-
-OnDeath = Callable[[RockrollError], None]
-Start = Callable[[str, int, OnDeath], Awaitable[tuple[str, Process]]]
-"""Starts a replica: its name, how often it was started before, whom to tell of its death. Gives address and process."""
-Connect = Callable[[str], Awaitable[EngineClient]]
-
-
-@dataclass(frozen=True)
-class _Weights:
-    """What every replica is to hold."""
-
-    path: str
-    version: int
-    digest: str
-
-
-class _Life:
-    """A replica from the start of its process to its death."""
-
-    def __init__(self, number: int, name: str, client: EngineClient, died: asyncio.Future[RockrollError]) -> None:
-        self.number, self.name, self.client, self.died = number, name, client, died
-
-    def end(self, error: RockrollError) -> None:
-        if not self.died.done():
-            self.died.set_result(error)
-
-
 class EnginePool:
-    """Made by `open`; belongs to one event loop. `close` it."""
+    """Replicas that begin to load their model at once: the first call waits for them. Belongs to the event loop that it
+    is made in. `close` it."""
 
     def __init__(
         self,
@@ -85,43 +55,24 @@ class EnginePool:
         health: Callable[[], Health] = Health,
         connect: Connect = EngineClient.connect,
     ) -> None:
+        """start: of a process. restarts: how often each replica is replaced. seed: for requests without one. on_end:
+        told of the death after which no replica is left, and of the one of a replica that has never served. connect: to
+        the address that `start` gave."""
         self._start, self._restarts_each, self._on_end, self._health = start, restarts, on_end, health
         self._connect = connect
         self._seeds = itertools.count(seed << 32)
-        self._routes = Routes()
-        self._serving: dict[int, _Life] = {}
-        self._held: deque[tuple[asyncio.Future[_Life], list[int]]] = deque()
-        self._weights: _Weights | None = None
+        self._placing = Placing()
+        self._weights: Weights | None = None
         self._changed = asyncio.Condition()
         """Told when a replica serves or is gone, when weights come, and when a request has ended."""
         self._over: RockrollError | None = None
         """Why nothing is answered any more."""
         self._telling: set[asyncio.Task[None]] = set()
-        self._under_way = 0
         self._reissued = self._restarts = 0
+        self._paused_s = 0.0
         self._starting = set(range(replicas))
         """Those that have not served yet."""
         self._slots = [asyncio.ensure_future(self._slot(number)) for number in range(replicas)]
-
-    @classmethod
-    async def open(
-        cls,
-        start: Start,
-        replicas: int,
-        *,
-        restarts: int,
-        seed: int = 0,
-        on_end: Callable[[RockrollError], None] = lambda _: None,
-        health: Callable[[], Health] = Health,
-        connect: Connect = EngineClient.connect,
-    ) -> EnginePool:
-        """Replicas that begin to load their model: the first call waits for them.
-
-        start: of a process. restarts: how often each replica is replaced. seed: for requests without one. on_end: told
-        of the death after which no replica is left, and of the one of a replica that has never served. connect: to the
-        address that `start` gave.
-        """
-        return cls(start, replicas, restarts=restarts, seed=seed, on_end=on_end, health=health, connect=connect)
 
     async def generate(self, request: GenerateRequest, on_tokens: OnTokens | None = None) -> Generation:
         """As `Engine`. A request whose replica dies is asked again from its start; tokens are told once, but for those
@@ -139,10 +90,9 @@ class EnginePool:
                     retold.finish(got)
                 return got
             except RockrollError as error:
-                if not _died(error):
+                if not is_death(error):
                     raise
-                life.end(error)
-                self._remove(life)
+                self._lost(life, error)
                 if attempt == MOST_REISSUES:
                     raise EngineError(
                         f"request {request.id} was with {attempt + 1} engine replicas when they died, the last of them "
@@ -159,27 +109,23 @@ class EnginePool:
         Raises CanaryError, naming replica, version and value, where that does not help or the folder itself is wrong;
         EngineError for a version older than the one in use.
         """
-        before = self._weights
-        if before is not None and version < before.version:
-            raise EngineError(
-                f"version {version} of the weights is older than version {before.version}, which the engine has; "
-                "deliver the trainer's last export",
-                code="old_version",
-            )
+        before, weights = self._weights, Weights(path, version, digest)
+        weights.check_newer(before)
         await self._any()
-        weights = self._weights = _Weights(path, version, digest)
-        self._routes.weights_changed()
+        self._weights = weights
+        self._placing.routes.weights_changed()
         self._tell()
         try:
-            loaded = await asyncio.gather(*(self._deliver(life, weights) for life in self._serving.values()))
+            loaded = await asyncio.gather(*(self._deliver(life, weights) for life in self._placing.serving.values()))
         except BaseException:
             self._weights = before
             raise
         proofs = [proof for proof in loaded if proof is not None]
-        digests = {proof.digest for proof in proofs}
-        if len(digests) > 1:
-            raise CanaryError(f"engine replicas loaded different weights as version {version}: {sorted(digests)}")
-        return min(proofs, key=lambda proof: proof.held) if proofs else await self.load(path, version, digest)
+        if not proofs:
+            return await self.load(path, version, digest)
+        agreed(proofs, version)
+        self._paused_s = max(proof.paused_s for proof in proofs)
+        return min(proofs, key=lambda proof: proof.held)
 
     async def logprobs(self, ids: list[int]) -> list[float]:
         return next(iter((await self.logprobs_of_each(ids, 1)).values()))
@@ -188,7 +134,7 @@ class EnginePool:
         """What every replica says of `ids`, by its name; at least one does. One that dies meanwhile is left out."""
         while True:
             await self._any()
-            lives = list(self._serving.values())[:most]
+            lives = list(self._placing.serving.values())[:most]
             asked = await asyncio.gather(*(self._scored(life, ids) for life in lives))
             if said := {life.name: one for life, one in zip(lives, asked, strict=True) if one is not None}:
                 return said
@@ -198,28 +144,28 @@ class EnginePool:
         await self._until(lambda: not self._starting)
         while True:
             await self._any()
-            life = next(iter(self._serving.values()))
+            life = next(iter(self._placing.serving.values()))
             try:
                 return await life.client.info()
             except RockrollError as error:
-                if not _died(error):
+                if not is_death(error):
                     raise
-                life.end(error)
-                self._remove(life)
+                self._lost(life, error)
 
     def counts(self) -> dict[str, float]:
         """How the replicas are, as metrics."""
         return {
-            "engine/replicas": len(self._serving),
+            "engine/replicas": len(self._placing.serving),
             "engine/restarts": self._restarts,
             "engine/reissued": self._reissued,
+            "engine/paused_s": self._paused_s,
         }
 
     async def drain(self) -> None:
         """Refuses new requests and waits for those that were taken."""
         self._over = self._over or EngineError("the engine is about to end and takes no more requests")
         async with self._changed:
-            await self._changed.wait_for(lambda: not self._under_way and not self._held)
+            await self._changed.wait_for(lambda: self._placing.idle)
 
     async def close(self) -> None:
         """Ends every call; ending the processes is placement's."""
@@ -230,108 +176,71 @@ class EnginePool:
 
     # ---- requests ----
 
-    async def _place(self, ids: list[int]) -> _Life:
-        """The replica that gets a prompt, counted as under way there. Those that had to wait come first."""
+    async def _place(self, ids: list[int]) -> Life:
         if self._over is not None:
             raise self._over
-        number = None if self._held else self._routes.choose(ids)
-        if number is not None:
-            return self._begun(number, ids)
-        place: asyncio.Future[_Life] = asyncio.get_running_loop().create_future()
-        self._held.append((place, ids))
-        try:
-            return await place
-        except asyncio.CancelledError:
-            if place.done() and not place.cancelled() and place.exception() is None:
-                self._ended(place.result(), ids, [])
-            raise
+        return await self._placing.begin(ids)
 
-    def _begun(self, number: int, ids: list[int]) -> _Life:
-        self._routes.begun(number, ids)
-        self._under_way += 1
-        return self._serving[number]
-
-    def _ended(self, life: _Life, ids: list[int], answer: list[int]) -> None:
-        self._under_way -= 1
-        if self._serving.get(life.number) is life:
-            self._routes.ended(life.number, ids, answer)
-        if self._held:
-            self._let_go()
-        if self._over is not None and not self._under_way:
+    def _ended(self, life: Life, ids: list[int], answer: list[int]) -> None:
+        self._placing.end(life, ids, answer)
+        if self._over is not None and self._placing.idle:
             self._tell()
 
-    def _let_go(self) -> None:
-        """Places those who wait, in their order, as far as there is room."""
-        while self._held:
-            place, ids = self._held[0]
-            if not place.done():
-                number = self._routes.choose(ids)
-                if number is None:
-                    return
-                place.set_result(self._begun(number, ids))
-            self._held.popleft()
+    def _lost(self, life: Life, error: RockrollError) -> None:
+        """It gets no more requests, and is replaced."""
+        life.end(error)
+        self._placing.remove(life)
 
-    async def _scored(self, life: _Life, ids: list[int]) -> list[float] | None:
+    async def _scored(self, life: Life, ids: list[int]) -> list[float] | None:
         try:
             return await life.client.logprobs(ids)
         except RockrollError as error:
-            if not _died(error):
+            if not is_death(error):
                 raise
-            life.end(error)
-            self._remove(life)
+            self._lost(life, error)
             return None
 
     # ---- weights ----
 
-    async def _deliver(self, life: _Life, weights: _Weights) -> Loaded | None:
+    async def _deliver(self, life: Life, weights: Weights) -> Loaded | None:
         """To a serving replica, twice if need be; its replacement's turn comes in `_bring_up`. None: it died, and its
         replacement proves itself before it serves."""
         error: RockrollError | None = None
         for _ in range(2):
             try:
-                return await self._proved(life, weights)
+                return await proved(life, weights)
             except RockrollError as failed:
                 error = failed
-                if _died(failed):
+                if is_death(failed):
                     break
         assert error is not None
-        if error.fields.get("code") == "wrong_weights":
+        fault = at_fault(error)
+        if fault == "bits":
             raise CanaryError(f"{life.name} refused version {weights.version} of the weights: {error}") from error
-        if isinstance(error, EngineError) and not _died(error) and error.fields.get("code") != "held_wrong":
-            raise error  # the folder is at fault: no other process would do better
+        if fault == "folder":
+            raise error  # no other process would do better
         _log.warning("%s did not take version %d and is replaced: %s", life.name, weights.version, error)
-        life.end(error if _died(error) else EngineError(f"{life.name} did not take new weights: {error}"))
-        self._remove(life)
-        if not _died(error):
-            await self._until(lambda: life.number in self._serving)
+        dead = is_death(error)
+        self._lost(life, error if dead else EngineError(f"{life.name} did not take new weights: {error}"))
+        if not dead:
+            await self._until(lambda: life.number in self._placing.serving)
         return None
 
-    async def _proved(self, life: _Life, weights: _Weights) -> Loaded:
-        loaded = await life.client.load(weights.path, weights.version, weights.digest)
-        sent, got = (weights.version, weights.digest or loaded.digest), (loaded.version, loaded.digest)
-        if sent != got:
-            raise CanaryError(
-                f"{life.name} holds other weights than were delivered: (version, digest) {got} after {sent}"
-            )
-        return loaded
-
-    async def _bring_up(self, life: _Life) -> None:
+    async def _bring_up(self, life: Life) -> None:
         """The current weights, proved; those that came meanwhile, too. Then it serves."""
-        has: _Weights | None = None
+        has: Weights | None = None
         while (weights := self._weights) is not has:
             assert weights is not None
             try:
-                await self._proved(life, weights)
+                await proved(life, weights)
                 has = weights
             except EngineError as error:
-                if _died(error):
+                if is_death(error):
                     raise
                 async with asyncio.timeout(NEXT_S):  # the folder holds the next weights already, which are on their way
                     await self._until(lambda weights=weights: self._weights is not weights)
-        self._serving[life.number] = life
-        self._routes.add(life.number)
         self._starting.discard(life.number)
-        self._let_go()
+        self._placing.add(life)
         self._tell()
 
     # ---- replicas ----
@@ -351,7 +260,7 @@ class EnginePool:
                 self._restarts += 1
                 _log.warning("%s is replaced, %d of %d: %s", name, attempt + 1, self._restarts_each, error)
                 continue
-            elif not self._serving and all(slot.done() for n, slot in enumerate(self._slots) if n != number):
+            elif not self._placing.serving and all(slot.done() for n, slot in enumerate(self._slots) if n != number):
                 await self._end(error, told=True)
             else:
                 _log.warning("%s is gone, the run goes on without it: %s", name, error)
@@ -370,15 +279,15 @@ class EnginePool:
 
         address, process = await self._start(name, attempt, on_death)
         client = await self._connect(address)
-        life = _Life(number, name, client, died)
+        life = Life(number, name, client, died)
         working = asyncio.ensure_future(self._work(life))
         try:
             await asyncio.wait([working, died], return_when=asyncio.FIRST_COMPLETED)
-            error = died.result() if died.done() else _cause(working, name)
+            error = died.result() if died.done() else cause(working, name)
             if isinstance(error, PeerLost):
                 await asyncio.wait([told], timeout=_EXPLAIN_S)
         finally:
-            self._remove(life)
+            self._placing.remove(life)
             working.cancel()
             await asyncio.gather(working, return_exceptions=True)
             client.fail(PeerLost(f"{name} is gone"))
@@ -386,7 +295,7 @@ class EnginePool:
         await process.stop()
         return told.result() if told.done() and isinstance(error, PeerLost) else error
 
-    async def _work(self, life: _Life) -> None:
+    async def _work(self, life: Life) -> None:
         """Serves; raises what it is to be replaced for."""
         await life.client.info()
         await self._bring_up(life)
@@ -395,16 +304,10 @@ class EnginePool:
             while True:
                 async with asyncio.timeout(health.silent_s):
                     stats = await anext(pulses)
-                self._routes.reported(life.number, stats)
+                self._placing.routes.reported(life.number, stats)
                 if why := health.heard(loop.time(), stats):
                     raise EngineError(f"{life.name} {why}")
-                self._let_go()
-
-    def _remove(self, life: _Life) -> None:
-        """It gets no more requests."""
-        if self._serving.get(life.number) is life:
-            del self._serving[life.number]
-            self._routes.remove(life.number)
+                self._placing.let_go()
 
     async def _end(self, error: RockrollError, told: bool = False) -> None:
         """No more requests; those that wait are told."""
@@ -413,10 +316,7 @@ class EnginePool:
             self._over = error if not told else EngineError(f"no engine replica is left to answer: {line}")
             if isinstance(error, CanaryError):
                 self._over = error
-        for place, _ in self._held:
-            if not place.done():
-                place.set_exception(self._over)
-        self._held.clear()
+        self._placing.refuse(self._over)
         if told:
             self._on_end(error)
         async with self._changed:
@@ -424,7 +324,7 @@ class EnginePool:
 
     async def _any(self) -> None:
         """Returns when a replica serves."""
-        await self._until(lambda: bool(self._serving))
+        await self._until(lambda: bool(self._placing.serving))
 
     async def _until(self, so: Callable[[], bool]) -> None:
         """Raises where nothing is to be hoped for any more."""
@@ -442,17 +342,3 @@ class EnginePool:
         task = asyncio.ensure_future(tell())
         self._telling.add(task)
         task.add_done_callback(self._telling.discard)
-
-
-def _died(error: RockrollError) -> bool:
-    """Whether the error is a replica's end, not an answer of it."""
-    return isinstance(error, PeerLost) or error.fields.get("code") == "engine_died"
-
-
-def _cause(working: asyncio.Future[None], name: str) -> RockrollError:
-    error = working.exception()
-    if isinstance(error, RockrollError):
-        return error
-    if isinstance(error, TimeoutError):
-        return EngineError(f"{name} is silent: neither a sign of life nor weights in time")
-    return EngineError(f"{name} cannot be watched: {type(error).__name__}: {error}")

@@ -77,6 +77,16 @@ class _Load:
     def __init__(self) -> None:
         self.requests, self.tokens = 0, 0
         self.stats: Stats | None = None
+        self.full = False
+        """Some wait for memory."""
+        self._preempting = False
+        """Since a request was preempted, until none waits: what it gave back would let in the next one to preempt."""
+
+    def reported(self, stats: Stats) -> None:
+        preempted = self.stats is not None and stats.preemptions > self.stats.preemptions
+        self._preempting = stats.waiting > 0 and (self._preempting or preempted)
+        self.full = self._preempting or (stats.waiting > 0 and stats.kv_use >= _KV_FULL)
+        self.stats = stats
 
     @property
     def most(self) -> int | None:
@@ -84,7 +94,7 @@ class _Load:
         stats = self.stats
         if stats is None:
             return None
-        return max(stats.running, 1) if stats.waiting and stats.kv_use >= _KV_FULL else stats.slots
+        return max(stats.running, 1) if self.full else stats.slots
 
     @property
     def room(self) -> bool:
@@ -115,7 +125,7 @@ class Routes:
 
     def reported(self, replica: int, stats: Stats) -> None:
         if (load := self._loads.get(replica)) is not None:
-            load.stats = stats
+            load.reported(stats)
 
     def weights_changed(self) -> None:
         """What was computed with the weights before is of no use any more."""

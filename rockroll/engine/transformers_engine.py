@@ -23,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import torch
 
 from rockroll import units
@@ -116,9 +117,11 @@ class TransformersEngine:
         fitted = await asyncio.to_thread(weights.fit, self._model, folder, delivered)
 
         def swap() -> Loaded:
+            begun = time.perf_counter()
             weights.replace(self._model, fitted)
             self._batch.weights_changed(version)
-            return weights.proof(self._model, delivered, version)
+            proof = weights.proof(self._model, delivered, version)
+            return msgspec.structs.replace(proof, paused_s=time.perf_counter() - begun)
 
         return await self._call(swap)
 

@@ -198,7 +198,7 @@ class VllmEngine:
                     await asyncio.shield(self._llm.resume_generation())
             seconds, going_on = time.perf_counter() - started, len(self._under_way)
             _log.info("version %d after %.3f s, %d requests go on", version, seconds, going_on)
-            return loaded
+            return msgspec.structs.replace(loaded, paused_s=seconds)
 
     async def logprobs(self, ids: list[int]) -> list[float]:
         """From one forward over all of `ids`: what earlier requests left in the cache is not read."""
@@ -224,17 +224,15 @@ class VllmEngine:
         )
 
     def stats(self) -> Stats:
-        """By its own count: vLLM keeps none where its statistics are off."""
-        tokens = sum(live.length for live in self._under_way)
-        slots, memory = self._config.max_batch, vllm_versions.kv_tokens(self._llm)
-        use = tokens / memory if memory else 0.0
-        fitting = len(self._under_way) if use <= 1 else max(1, int(len(self._under_way) / use))
-        running = min(fitting, slots)
+        """As vLLM's scheduler last said; it says nothing of what it has not got yet, which waits."""
+        scheduler, here = self._fence.scheduler, len(self._under_way)
+        running = min(scheduler.running, here)
         return Stats(
             running=running,
-            waiting=len(self._under_way) - running,
-            slots=slots,
-            kv_use=min(use, 1.0),
+            waiting=here - running,
+            slots=self._config.max_batch,
+            kv_use=min(scheduler.kv_use, 1.0) if here else 0.0,
+            preemptions=scheduler.preemptions,
             progress=self._tokens,
             loading=self._loading.locked(),
         )

@@ -10,6 +10,7 @@ starts. Leaves requests and weights to vllm_engine.py.
 | a CPU's executor | | always a process of its own, never the engine core's |
 | a seeded request whose prompt is split over steps | works (CUDA) | kills a CPU's engine: prompts are not split there |
 | the version in each output | no | yes; not used, the fence serves both |
+| how full the scheduler is | `scheduler_stats` of its outputs; preemptions in `events` | the same |
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import os
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,8 @@ from rockroll.engine.config import EngineConfig
 
 OLDEST = (0, 24)
 _CPU_MEMORY = 2 * 2**30
+_ALONE = 0.4
+"""Of a GPU, where nobody has computed a share: an engine by itself, in a test or a benchmark."""
 
 
 def installed() -> tuple[str, bool] | None:
@@ -80,7 +84,6 @@ def arguments(config: EngineConfig, context_length: int, cpu: bool) -> dict[str,
         "enforce_eager": not compiled,
         "logprobs_mode": "processed_logprobs",  # vLLM's own default ignores the temperature
         "generation_config": "vllm",
-        "disable_log_stats": True,
         "worker_extension_cls": "rockroll.engine.vllm_worker.WorkerExtension",
     }
     if cpu:
@@ -92,15 +95,34 @@ def arguments(config: EngineConfig, context_length: int, cpu: bool) -> dict[str,
     elif cpu:
         chosen["kv_cache_memory_bytes"] = _CPU_MEMORY
     if not cpu:
-        chosen["gpu_memory_utilization"] = config.gpu_share
+        chosen["gpu_memory_utilization"] = config.gpu_share or _ALONE
     return chosen
 
 
 def start(config: EngineConfig, context_length: int, cpu: bool) -> Any:
     """A running vllm.v1.engine.async_llm.AsyncLLM. Takes from seconds to a minute; to be called in a thread."""
     os.environ.update(environment(config, cpu))
-    chosen = _vllm().AsyncEngineArgs(**arguments(config, context_length, cpu))
-    return importlib.import_module("vllm.v1.engine.async_llm").AsyncLLM.from_engine_args(chosen)
+    chosen = _vllm().AsyncEngineArgs(**arguments(config, context_length, cpu), disable_log_stats=False)
+    llm = importlib.import_module("vllm.v1.engine.async_llm").AsyncLLM.from_engine_args(chosen)
+    # the core goes on to say how full it is, in messages that come anyway; what this side would make of them, per token
+    # and for Prometheus, nobody reads
+    llm.log_stats, llm.logger_manager, llm.output_processor.log_stats = False, None, False
+    return llm
+
+
+def offline(config: EngineConfig, context_length: int) -> tuple[Any, Callable[[int, int], Any]]:
+    """(vllm.LLM, how it samples so many tokens with a seed): vLLM without rockroll, set as an engine of `config` is."""
+    found = installed()
+    cpu = found is not None and found[1]
+    os.environ.update(environment(config, cpu))
+    llm = _vllm().LLM(**arguments(config, context_length, cpu))
+
+    def how(tokens: int, seed: int) -> Any:
+        return _vllm().SamplingParams(
+            temperature=1.0, seed=seed, max_tokens=tokens, ignore_eos=True, logprobs=0, detokenize=False
+        )
+
+    return llm, how
 
 
 def sampling(request: GenerateRequest) -> Any:
@@ -139,8 +161,27 @@ def _output_kind() -> Any:
     return importlib.import_module("vllm.sampling_params").RequestOutputKind
 
 
+class Scheduler:
+    """What vLLM's scheduler has said of itself, last."""
+
+    def __init__(self) -> None:
+        self.running = 0
+        self.kv_use = 0.0
+        """The part of the blocks for keys and values that is taken; a prefix that requests share is taken once."""
+        self.preemptions = 0
+        """Since the start: requests that had to give their memory back and wait."""
+
+    def heard(self, outputs: Any) -> None:
+        """outputs: of a step, as the core sends them."""
+        if (said := getattr(outputs, "scheduler_stats", None)) is not None:
+            self.running, self.kv_use = said.num_running_reqs, said.kv_cache_usage
+        for each in outputs.outputs:
+            for event in each.events or ():
+                self.preemptions += event.type.name == "PREEMPTED"
+
+
 class Fence:
-    """Knows when all that the engine core had sent has been given to the requests.
+    """Knows when all that the engine core had sent has been given to the requests, and hears what the core says.
 
     The core's answer to "pause" comes through the same socket as the tokens sampled before it, but those are then
     still in a queue of this process. A mark put into that queue comes out behind them.
@@ -148,6 +189,7 @@ class Fence:
 
     def __init__(self, llm: Any) -> None:
         self._core = llm.engine_core
+        self.scheduler = Scheduler()
         self._take = self._core.get_output_async
         self._core.get_output_async = self._output
 
@@ -160,13 +202,8 @@ class Fence:
     async def _output(self) -> Any:
         while isinstance(output := await self._take(), asyncio.Event):
             output.set()
+        self.scheduler.heard(output)
         return output
-
-
-def kv_tokens(llm: Any) -> int:
-    """Tokens whose keys and values fit in vLLM's memory together; 0 where it does not say."""
-    cache = getattr(getattr(llm, "vllm_config", None), "cache_config", None)
-    return int(getattr(cache, "num_gpu_blocks", None) or 0) * int(getattr(cache, "block_size", None) or 0)
 
 
 def core_pids(llm: Any) -> list[int]:

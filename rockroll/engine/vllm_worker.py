@@ -7,6 +7,7 @@ comparing with the exporter to vllm_engine.py. vLLM imports this module into eve
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,9 @@ from rockroll.engine.fused import Bits
 
 if multiprocessing.parent_process() is not None:
     child.end_with_parent()
+# at each delivery it warns of every layer that had nothing to load, as tied heads and rotary embeddings; what has to be
+# there is proved below
+logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
 
 
 class WorkerExtension:
@@ -38,7 +42,7 @@ class WorkerExtension:
         given: dict[str, Bits] = {}
 
         def tensors() -> Iterator[tuple[str, Tensor]]:
-            for name, tensor in _tensors(Path(folder)):
+            for name, tensor in _tensors(Path(folder), str(self.device)):
                 read.append([name, str(tensor.dtype), list(tensor.shape), bit_sum(tensor)])
                 as_held = read[-1][3] if tensor.dtype == dtype else bit_sum(tensor.to(dtype))
                 given[name] = Bits(tensor.numel(), as_held)
@@ -54,10 +58,11 @@ class WorkerExtension:
         return {"read": read, "held": found, "wrong": wrong or ""}
 
 
-def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+def _tensors(folder: Path, device: str) -> Iterator[tuple[str, Tensor]]:
+    """One after the other, on the device of the model: a GPU sums the bits of what has arrived there."""
     from safetensors import safe_open
 
     for path in weights.files(folder):
-        with safe_open(str(path), framework="pt") as file:
+        with safe_open(str(path), framework="pt", device=device) as file:
             for name in file.keys():  # noqa: SIM118  (not a mapping)
                 yield name, file.get_tensor(name)

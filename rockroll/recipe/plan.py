@@ -16,9 +16,11 @@ from rockroll.controller import reporting
 from rockroll.controller.boxes import boxes, pool_sizes
 from rockroll.controller.config import RunConfig
 from rockroll.controller.model_path import Model, find
+from rockroll.controller.one_gpu import computed
 from rockroll.controller.replay import Recorded
 from rockroll.controller.source import data_set
-from rockroll.engine.kinds import kinds
+from rockroll.engine.kinds import gpu_bytes, kinds, on_gpu
+from rockroll.errors import UsageError
 from rockroll.recipe.load import dump
 from rockroll.rollout.domain import held_out, shares
 from rockroll.train.config import TrainConfig
@@ -77,6 +79,8 @@ def plan(config: RunConfig) -> list[Line]:
             what=_trainer(train, model, config) + _beside(config),
         )
     )
+    if config.samples and config.engine.kind == "vllm" and config.train.device != "cpu":
+        lines += gpu_memory(config, model)
     if train.has_critic:
         critic = critic_config(train, config.steps)
         itself = find(critic.model) if critic.model else model
@@ -130,6 +134,27 @@ def plan(config: RunConfig) -> list[Line]:
     if told:
         lines.append(Line(part="metrics", where="controller", what=", ".join(told)))
     return lines
+
+
+_EXAMPLE = 80 << 30
+"""A GPU that the memory is told for where none is here."""
+
+
+def gpu_memory(config: RunConfig, model: Model) -> list[Line]:
+    """How one GPU is divided between trainer and engine. Nothing of a model that is yet to be fetched."""
+    if model.folder is None or model.todo:
+        return []
+    gpu = gpu_bytes() if on_gpu(config.engine) else 0
+    if not gpu and not config.engine.device.startswith("cuda") and config.engine.dtype == "float32":
+        return []  # a CPU's recipe on a CPU
+    try:
+        made = computed(config, model.folder, gpu or _EXAMPLE)
+        what = str(made)
+        if config.engine.gpu_share is not None:
+            what += f"; the recipe's gpu_share is {config.engine.gpu_share:g}, the one computed {made.share:g}"
+    except UsageError as error:
+        what = error.message
+    return [Line(part="GPU memory", where="this machine" if gpu else "no GPU is here", what=what)]
 
 
 def mixture(config: RunConfig, with_agent: Mapping[str, Any]) -> list[Line]:

@@ -141,7 +141,11 @@ class Client:
             stream.send(hello())
             return
         port = self._port = ZmqPort(
-            zmq.DEALER, lambda parts: self._on_frame(parts[-1]), self._zmq_there, self._zmq_gone
+            zmq.DEALER,
+            lambda parts: self._on_frame(parts[-1]),
+            self._zmq_there,
+            self._zmq_gone,
+            asks=self.address.startswith("tcp://"),
         )
         port.sock.setsockopt(zmq.RECONNECT_IVL, 50)
         port.sock.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)

@@ -147,7 +147,7 @@ class Server:
                 self._trunk = Trunk(hub, public, on_line=self._accept_line, name=name)
                 await self._trunk.open()
             else:
-                port = ZmqPort(zmq.ROUTER, self._on_message, lambda: None, self._someone_gone)
+                port = ZmqPort(zmq.ROUTER, self._on_message, lambda: None, self._someone_gone, asks=scheme == "tcp")
                 port.sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
                 try:
                     serve_with(port.sock, self.address, self._key)

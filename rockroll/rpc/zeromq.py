@@ -46,7 +46,9 @@ class ZmqPort:
         asks: bool = True,
         tells: bool = True,
     ) -> None:
-        """asks: a silent peer's connection is ended from here. tells: and from there, where this side is silent."""
+        """asks: a silent peer's connection is ended from here: for peers on other machines, which can vanish without a
+        word. Those on this one are not asked whether they live: the kernel tells of their end, and one that gets no
+        processor for two seconds would be lost for it. tells: and from there, where this side is silent."""
         self._loop = asyncio.get_running_loop()
         self._on_message, self._on_there, self._on_gone = on_message, on_there, on_gone
         sock = self.sock = zmq.Context.instance().socket(kind)

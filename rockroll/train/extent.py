@@ -44,6 +44,11 @@ def parameters_of(model: Path) -> int:
     return total
 
 
+def weights_bytes(model: Path, config: TrainConfig) -> int:
+    """Of what the trainer exports."""
+    return parameters_of(model) * (2 if config.dtype == "bfloat16" else 4)
+
+
 def state_bytes(parameters: int, config: TrainConfig) -> int:
     """Weights, gradients and AdamW's state of one rank, without activations (ZeRO: arXiv 1910.02054, section 3.1).
 

@@ -178,6 +178,7 @@ class Run:
         self, config: RunConfig, run: RunDir, on_event: Any, *, train: bool, data: None = None, ray: str = ""
     ) -> AsyncIterator[Parts]:
         made: Any = dict(processes=Guarded(), trainer=self.trainer, critic=None, deck=None, canary_ids=[1, 2, 3])
+        made |= {"weights": run.weights}
         if not config.samples:
             yield Parts(**made, engine=None, rollout=None, ledger=None)
             return

@@ -44,7 +44,9 @@ def test_looking_imports_no_engine() -> None:
 
 
 def test_each_device_gets_its_arguments() -> None:
-    config = EngineConfig(kind="vllm", model="/m", max_batch=8, prefill_tokens=64, memory="256m", device="cuda:1")
+    config = EngineConfig(
+        kind="vllm", model="/m", max_batch=8, prefill_tokens=64, memory="256m", device="cuda:1", gpu_share=0.3
+    )
     cpu = vllm_versions.arguments(config, 1024, cpu=True)
     assert cpu["enforce_eager"] and cpu["kv_cache_memory_bytes"] == 2**28 and "gpu_memory_utilization" not in cpu
     assert not cpu["enable_chunked_prefill"] and cpu["max_num_batched_tokens"] >= cpu["max_model_len"] == 1025

@@ -18,7 +18,8 @@ from rockroll import rpc
 from rockroll.engine import server as server_module
 from rockroll.engine.api import EngineInfo, GenerateRequest, Generation, Loaded, OnTokens, Piece, Stats
 from rockroll.engine.health import Health
-from rockroll.engine.pool import EnginePool, OnDeath
+from rockroll.engine.pool import EnginePool
+from rockroll.engine.replica import OnDeath
 from rockroll.engine.server import _handlers, _Load
 from rockroll.errors import CanaryError, EngineError, ProcessDied, RockrollError
 
@@ -126,7 +127,7 @@ def place(tmp_path: Path) -> Place:
 
 @asynccontextmanager
 async def running(place: Place, replicas: int = 2, restarts: int = 3, **options: Any) -> AsyncIterator[EnginePool]:
-    pool = await EnginePool.open(place.start, replicas, restarts=restarts, on_end=place.ended.append, **options)
+    pool = EnginePool(place.start, replicas, restarts=restarts, on_end=place.ended.append, **options)
     try:
         async with asyncio.timeout(20):
             await pool.info()
@@ -152,7 +153,12 @@ async def test_requests_are_shared_out_and_all_answered(place: Place) -> None:
         got = await asyncio.gather(*(pool.generate(request(n)) for n in range(10)))
         assert [one.token_ids[0] for one in got] == [n * 31 for n in range(10)]
         assert len(place.model(0).served) == len(place.model(1).served) == 5
-        assert pool.counts() == {"engine/replicas": 2, "engine/restarts": 0, "engine/reissued": 0}
+        assert pool.counts() == {
+            "engine/replicas": 2,
+            "engine/restarts": 0,
+            "engine/reissued": 0,
+            "engine/paused_s": 0.0,
+        }
 
 
 async def test_a_dead_replicas_requests_are_answered_elsewhere_as_they_would_have_been(place: Place) -> None:
@@ -171,7 +177,12 @@ async def test_a_dead_replicas_requests_are_answered_elsewhere_as_they_would_hav
         assert [one.token_ids for one in got] == [[n * 31 + i for i in range(5)] for n in range(6)]
         assert [told[n] for n in range(6)] == [one.token_ids for one in got], "each token is told once"
         await until(lambda: pool.counts()["engine/replicas"] == 2)
-        assert pool.counts() == {"engine/replicas": 2, "engine/restarts": 1, "engine/reissued": 3}
+        assert pool.counts() == {
+            "engine/replicas": 2,
+            "engine/restarts": 1,
+            "engine/reissued": 3,
+            "engine/paused_s": 0.0,
+        }
 
 
 async def test_a_replacement_has_the_current_weights_before_its_first_request(place: Place) -> None:
@@ -233,7 +244,7 @@ async def test_none_left_fails_typed_and_ends_the_run(place: Place) -> None:
 
 async def test_a_replica_that_never_served_ends_the_run_at_once(place: Place) -> None:
     place.prepare = lambda model, attempt: setattr(model, "info", lambda: asyncio.sleep(60))
-    pool = await EnginePool.open(place.start, 2, restarts=3, on_end=place.ended.append)
+    pool = EnginePool(place.start, 2, restarts=3, on_end=place.ended.append)
     await until(lambda: len(place.lives) == 2)
     await place.lives[1][0].die()
     with pytest.raises(EngineError, match="no engine replica is left to answer: the engine-1 process was killed"):
@@ -249,7 +260,7 @@ async def test_a_replica_that_cannot_be_started_ends_the_run(place: Place) -> No
         raise OSError("No space left on device")
 
     place.prepare = full
-    pool = await EnginePool.open(place.start, 2, restarts=3, on_end=place.ended.append)
+    pool = EnginePool(place.start, 2, restarts=3, on_end=place.ended.append)
     with pytest.raises(EngineError, match="engine-0 cannot be started: OSError: No space left"):
         await pool.info()
     assert place.ended
@@ -289,21 +300,21 @@ async def test_requests_wait_where_all_replicas_are_full_and_go_on_in_their_orde
 
     place.prepare = small
     async with running(place) as pool:
-        await until(lambda: all(load.stats for load in pool._routes._loads.values()))
+        await until(lambda: all(load.stats for load in pool._placing.routes._loads.values()))
         for number in (0, 1):
             place.model(number).go.clear()
         asked = [asyncio.ensure_future(pool.generate(request(n))) for n in range(8)]
         await until(lambda: place.model(0).running + place.model(1).running == 4)
         await asyncio.sleep(0.05)
-        assert len(pool._held) == 4
+        assert len(pool._placing.held) == 4
         asked[5].cancel()
         for number in (0, 1):
             place.model(number).go.set()
         outcomes = await asyncio.gather(*asked, return_exceptions=True)
         assert isinstance(outcomes[5], asyncio.CancelledError)
         assert sum(isinstance(one, Generation) for one in outcomes) == 7
-        assert pool._under_way == 0 and not pool._held
-        assert [pool._routes.under_way(n) for n in (0, 1)] == [0, 0]
+        assert pool._placing.under_way == 0 and not pool._placing.held
+        assert [pool._placing.routes.under_way(n) for n in (0, 1)] == [0, 0]
 
 
 async def test_every_replica_proves_a_delivery(place: Place) -> None:
@@ -329,7 +340,12 @@ async def test_a_replica_that_takes_no_weights_is_replaced(place: Place) -> None
         loaded = await pool.load(place.weights("one"), 1, "one")
         assert loaded.digest == "one" and len(place.lives[1]) == 2
         assert [place.model(n).version for n in (0, 1)] == [1, 1]
-        assert pool.counts() == {"engine/replicas": 2, "engine/restarts": 1, "engine/reissued": 0}
+        assert pool.counts() == {
+            "engine/replicas": 2,
+            "engine/restarts": 1,
+            "engine/reissued": 0,
+            "engine/paused_s": 0.0,
+        }
 
 
 async def test_the_run_stops_where_the_replacement_takes_none_either(place: Place) -> None:
@@ -393,11 +409,11 @@ async def test_draining_answers_what_is_under_way_and_refuses_the_rest(place: Pl
         place.model(1).go.clear()
         asked = [asyncio.ensure_future(pool.generate(request(n))) for n in range(4)]
         await until(lambda: place.model(0).running + place.model(1).running == 4)
-        pool._routes._loads[0].stats = pool._routes._loads[1].stats = Stats(
+        pool._placing.routes._loads[0].stats = pool._placing.routes._loads[1].stats = Stats(
             running=2, waiting=0, slots=2, kv_use=0.0, progress=0, loading=False
         )
         asked.append(asyncio.ensure_future(pool.generate(request(4))))
-        await until(lambda: len(pool._held) == 1)
+        await until(lambda: len(pool._placing.held) == 1)
         draining = asyncio.ensure_future(pool.drain())
         await asyncio.sleep(0.05)
         with pytest.raises(EngineError, match="takes no more requests"):
@@ -425,4 +441,9 @@ async def test_a_refused_request_is_no_death(place: Place) -> None:
         place.model(0).generate = refuse  # type: ignore[method-assign]
         with pytest.raises(EngineError, match="max_tokens"):
             await pool.generate(request(1))
-        assert pool.counts() == {"engine/replicas": 2, "engine/restarts": 0, "engine/reissued": 0}
+        assert pool.counts() == {
+            "engine/replicas": 2,
+            "engine/restarts": 0,
+            "engine/reissued": 0,
+            "engine/paused_s": 0.0,
+        }

@@ -55,7 +55,7 @@ def requests(count: int, tokens: int = 60) -> list[GenerateRequest]:
 
 
 async def pids(pool: EnginePool) -> dict[str, int]:
-    return {life.name: (await life.client.info()).pid for life in pool._serving.values()}
+    return {life.name: (await life.client.info()).pid for life in pool._placing.serving.values()}
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -159,4 +159,4 @@ async def test_a_run_of_kills_under_load_loses_nothing(
             await asyncio.gather(*asking)
         counts = pool.counts()
         assert counts["engine/restarts"] == 4 and counts["engine/reissued"] > 0
-        assert {(await life.client.info()).version for life in pool._serving.values()} == {4}
+        assert {(await life.client.info()).version for life in pool._placing.serving.values()} == {4}

@@ -84,6 +84,22 @@ def test_a_full_memory_counts_before_the_slots() -> None:
     assert made.choose(A) == 1
 
 
+def test_a_replica_that_preempts_gets_nothing_until_none_waits() -> None:
+    """What a preempted request gave back looks like room: the next one would be let in, and preempt again."""
+    made = routes(2)
+    for n in range(6):
+        send(made, [n] * BLOCK)
+    for replica in (0, 1):
+        made.reported(replica, stats(running=3, kv_use=0.9))
+        made.reported(replica, stats(running=2, waiting=1, kv_use=0.6, preemptions=1))
+        made.reported(replica, stats(running=2, waiting=1, kv_use=0.7, preemptions=1))
+    assert made.choose(A) is None
+    made.reported(0, stats(running=3, kv_use=0.7, preemptions=1))
+    assert made.choose(A) == 0
+    made.reported(0, stats(running=3, waiting=1, kv_use=0.7, preemptions=1))
+    assert made.choose(A) == 0, "it waits for its turn, not for memory"
+
+
 def test_one_replica_is_always_chosen_and_nothing_is_recorded() -> None:
     made = routes(1)
     made.reported(0, stats(slots=1))

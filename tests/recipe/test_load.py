@@ -90,7 +90,7 @@ def test_a_resolved_recipe_reads_back_as_itself(recipe) -> None:
         (GOOD + "engine: {replicas: 0}\n", r"engine replicas must be at least 1; got 0"),
         (GOOD + "engine: {restarts: -1}\n", r"engine restarts must be at least 0; got -1"),
         (
-            GOOD + "engine: {kind: vllm, device: cuda, replicas: 3}\n",
+            GOOD + "engine: {kind: vllm, device: cuda, replicas: 3, gpu_share: 0.4}\n",
             r"replicas 3 with gpu_share 0\.4 each are more than the whole of cuda; set gpu_share to at most 0\.33",
         ),
         (GOOD + "engine: {model: x}\n", r"engine\.model is not for recipes: set 'model' at the top level"),

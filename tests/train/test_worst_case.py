@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from rockroll import available
 from rockroll.errors import TrainError
 from rockroll.train import memory
 from rockroll.train.algorithm import PRESETS
@@ -125,7 +126,7 @@ def test_where_one_sequence_is_too_long_its_length_is_what_to_lower(
 def test_what_is_available_is_what_the_cgroup_leaves_its_page_cache_included(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ):
-    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    monkeypatch.setattr(available, "CGROUP", tmp_path)
     (tmp_path / "memory").mkdir()
     for name, text in {
         "v2": {"memory.max": "5000", "memory.current": "4000", "memory.stat": "inactive_file 100\nactive_file 20\n"},
@@ -137,7 +138,7 @@ def test_what_is_available_is_what_the_cgroup_leaves_its_page_cache_included(
         "none": {"memory.max": "max"},
     }[kind].items():
         (tmp_path / name).write_text(text)
-    assert memory.available() == 1120 if kind != "none" else memory.available() > 1e6
+    assert available.available() == 1120 if kind != "none" else available.available() > 1e6
 
 
 @pytest.mark.parametrize(
