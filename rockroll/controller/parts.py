@@ -26,12 +26,15 @@ from rockroll.engine.pool import EnginePool
 from rockroll.errors import ProcessDied
 from rockroll.placement.local import Processes
 from rockroll.rollout.curriculum_log import CurriculumLog
+from rockroll.rollout.episode import Boxes
 from rockroll.rollout.journal import Journal
 from rockroll.rollout.ledger import Ledger
 from rockroll.rollout.runner import Rollout
 from rockroll.rollout.sample import Event
+from rockroll.rollout.tasks import brings_boxes
 from rockroll.rollout.tokenizer import ChatTokenizer
 from rockroll.sandbox import node_client
+from rockroll.sandbox.on_demand import OnDemand
 from rockroll.sandbox.pool import Pool
 from rockroll.train.api import TrainerInfo
 from rockroll.train.client import TrainerClient
@@ -194,7 +197,7 @@ async def _ready(engine: EnginePool | None, *trainers: TrainerClient | None) -> 
 
 
 @asynccontextmanager
-async def _boxes(config: RunConfig, processes: Processes) -> AsyncIterator[dict[str, Pool]]:
+async def _boxes(config: RunConfig, processes: Processes) -> AsyncIterator[dict[str, Boxes]]:
     """The run's sandboxes, by task. Should the node that holds them die, the run ends, and another node clears up after
     it."""
     sizes = pool_sizes(config) if config.samples else []
@@ -213,9 +216,13 @@ async def _boxes(config: RunConfig, processes: Processes) -> AsyncIterator[dict[
     node.on_lost = on_lost
     try:
         async with AsyncExitStack() as stack:
-            pools = {}
+            pools: dict[str, Boxes] = {}
+            environments = {task.label: task.env for task in config.domains}
             for box, tasks, size in sizes:
-                pools |= dict.fromkeys(tasks, await stack.enter_async_context(Pool(box, size)))
+                warm = [task for task in tasks if not brings_boxes(environments[task])]
+                if warm:
+                    pools |= dict.fromkeys(warm, await stack.enter_async_context(Pool(box, size)))
+                pools |= {task: OnDemand(box) for task in tasks if task not in warm}
             yield pools
     finally:
         node.on_lost = None

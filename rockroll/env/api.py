@@ -118,6 +118,11 @@ class Situation:
     """Further environment variables of the agent."""
     cwd: str = "/work"
     """The folder in which the agent starts; it is made where it is missing."""
+    box: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of a SandboxConfig, over the recipe's, of a box that is started for this episode alone: {"image": …}.
+    Empty: one of the recipe's warm boxes."""
+    timeout: float | None = None
+    """Seconds that the agent has for this one, in place of the recipe's `agent.timeout`."""
     secret: Any = None
     """What `grade` needs and the agent must not see: it never enters the sandbox."""
 
@@ -128,7 +133,12 @@ class Situation:
 
 @runtime_checkable
 class SandboxTask(Protocol):
-    """A task whose work is done in a sandbox by an agent program (`agent: {command: …}` in a recipe)."""
+    """A task whose work is done in a sandbox by an agent program (`agent: {command: …}` in a recipe).
+
+    What it may have beside: `async def prepare(self)`, called once before the first episode, for what takes time or may
+    fail as a whole (images to build); `own_boxes = True`, where each of its situations names its `box`: then no box is
+    kept warm for it.
+    """
 
     def situation(self, seed: int, split: Split) -> Situation:
         """The situation of that seed. Pure: equal arguments, equal situations. The splits share none."""

@@ -21,6 +21,7 @@ BUILT_IN = {
     "rockroll:shell": "rockroll.env.shell:ShellTask",
     "rockroll:shell_quiz": "rockroll.env.shell_quiz:ShellQuiz",
     "rockroll:sokoban": "rockroll.env.sokoban:Sokoban",
+    "rockroll:terminal": "rockroll.env.terminal.tasks:TerminalTasks",
 }
 """Names of rockroll's own tasks, and where they are."""
 

@@ -40,19 +40,24 @@ from rockroll.rollout.dialogue import Dialogue
 from rockroll.rollout.sample import Episode, Placed
 from rockroll.rollout.tasks import AgentTask, EnvTask, Task
 from rockroll.rollout.verdict import TABLE, AgentRun, Happened, of_agent, of_time
+from rockroll.sandbox.on_demand import OnDemand
 from rockroll.sandbox.wire import Observation
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from rockroll.sandbox.client import Sandbox
+    from rockroll.sandbox.config import SandboxConfig
 
 FATAL = (HostError, ImageMissing, LimitNotEnforced, PeerLost, ProcessDied)
 """Failures that the next episode would meet too: they end the batch."""
 
 
 class Boxes(Protocol):
-    """Where sandboxes come from: `sandbox.pool.Pool`."""
+    """Where sandboxes come from: `sandbox.pool.Pool`, or `sandbox.on_demand.OnDemand`."""
+
+    @property
+    def config(self) -> SandboxConfig: ...
 
     def lease(self) -> AbstractAsyncContextManager[Sandbox]: ...
 
@@ -193,18 +198,26 @@ class Attempt:
     async def _with_sandbox(self, task: AgentTask) -> Ending:
         if self._boxes is None:
             raise HostError(f"{task.name} is worked on in sandboxes, and this rollout was given no pool of them")
-        async with self._boxes.lease() as sandbox:
+        situation = self._situation(task)
+        if situation.timeout is not None:
+            self._watch.limit("agent", situation.timeout)
+        own = OnDemand(self._boxes.config).lease(situation.box) if situation.box else None
+        async with own or self._boxes.lease() as sandbox:
             info = sandbox.info
             self._at = Placed(self.place.id, task.name, info.id, info.node, time.time())
             self._placed(self._at)
             self._watch.hold("env")
-            return await self._watch.within(self._work(task, sandbox))
+            return await self._watch.within(self._work(task, sandbox, situation))
 
-    async def _work(self, task: AgentTask, sandbox: Sandbox) -> Ending:
+    def _situation(self, task: AgentTask) -> Situation:
         try:
-            situation = task.task.situation(self.place.seed, self.place.split)
+            return task.task.situation(self.place.seed, self.place.split)
+        except EnvError:
+            raise
         except Exception as error:
             raise EnvError(f"{task.name}: situation raised {type(error).__name__}: {error}") from error
+
+    async def _work(self, task: AgentTask, sandbox: Sandbox, situation: Situation) -> Ending:
         self._watch.hold("ours")
         try:
             await route(sandbox, self._upstream, self.dialogue.id, task.agent.config.budget.bounds())

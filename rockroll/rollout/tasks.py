@@ -83,6 +83,12 @@ def works_in_sandbox(env: str) -> bool:
     return worked_on
 
 
+def brings_boxes(env: str) -> bool:
+    """Whether each situation of that task names a box of its own, so that none is kept warm. Raises as
+    `works_in_sandbox`."""
+    return works_in_sandbox(env) and bool(getattr(find(env), "own_boxes", False))
+
+
 def resolve_all(configs: Sequence[TaskConfig], agent: AgentConfig | None) -> dict[Arm, Task]:
     """Every task at every of its levels. agent: works on those that need one and have none of their own.
 
