@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from rockroll.agent.install import build_image, install
 from rockroll.append import write_whole
-from rockroll.controller.boxes import pool_sizes
+from rockroll.controller.boxes import installed, pool_sizes
 from rockroll.controller.config import RunConfig
 from rockroll.controller.model_path import prepare
 from rockroll.controller.replicas import open_pool
@@ -34,6 +36,7 @@ from rockroll.rollout.sample import Event
 from rockroll.rollout.tasks import brings_boxes
 from rockroll.rollout.tokenizer import ChatTokenizer
 from rockroll.sandbox import node_client
+from rockroll.sandbox.container.podman import PodmanService
 from rockroll.sandbox.on_demand import OnDemand
 from rockroll.sandbox.pool import Pool
 from rockroll.train.api import TrainerInfo
@@ -41,6 +44,8 @@ from rockroll.train.client import TrainerClient
 from rockroll.train.config import TrainConfig
 from rockroll.train.critic import critic_config
 from rockroll.train.teacher import check_tokenizer
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +209,11 @@ async def _boxes(config: RunConfig, processes: Processes) -> AsyncIterator[dict[
     if not sizes:
         yield {}
         return
+    for preset, in_image in installed(config):
+        await install(preset, _log.info)
+        if in_image:
+            async with PodmanService() as podman:
+                await build_image(podman, preset, _log.info)
     node = await node_client.connect_node()
     lost = False
 

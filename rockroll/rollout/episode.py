@@ -63,7 +63,7 @@ class Boxes(Protocol):
 
 
 LOG_KEPT = 2000
-"""Characters of what an agent said last, in the record of an episode that went wrong."""
+"""Characters of what an agent said last, in its episode's record."""
 
 FULL = 0.95
 """Share of its limit from which on a box's disk counts as full: what is left then are odd blocks."""
@@ -240,12 +240,23 @@ class Attempt:
             # The node died, and its boxes with it. The pool's next lease starts another, or says why it cannot.
             raise SandboxLost(str(error)) from error
         happened = of_agent(run)
-        said = "" if observation is None or happened == "finished" else observation.output.strip()[-LOG_KEPT:]
+        said = "" if observation is None else observation.output.strip()[-LOG_KEPT:]
+        if alive and (logs := await self._logs(task, sandbox)):
+            said = f"{said}\n{logs}".strip()
         detail = self._detail(happened, task, sandbox, observation)
         if TABLE[happened].score != "earned":
             return Ending(happened, None, detail, said)
         self._watch.hold("env")
         return Ending(happened, await self._grade(task, sandbox, situation), detail, said)
+
+    async def _logs(self, task: AgentTask, sandbox: Sandbox) -> str:
+        """What the agent wrote down of its own work. A box that cannot tell has its own part in what happened."""
+        try:
+            return await task.agent.logs(sandbox)
+        except PeerLost as error:
+            raise SandboxLost(str(error)) from error
+        except SandboxError as error:
+            return f"its log files could not be read: {error}"
 
     async def _facts(self, sandbox: Sandbox, observation: Observation | None) -> AgentRun:
         """What is known of the agent's run. The box is looked at only where the agent ended badly."""
@@ -309,7 +320,7 @@ class Attempt:
             case "finished":
                 return ""
             case "agent_mute":
-                return f"the agent ({task.agent.config.command}) ended without asking the model ({how}): {said}"
+                return f"the agent ({task.agent.config.label}) ended without asking the model ({how}): {said}"
             case "memory":
                 return "the agent was ended at the sandbox's memory limit"
             case "pids":
