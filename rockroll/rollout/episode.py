@@ -174,16 +174,16 @@ class Attempt:
             messages = await game.reset(self.place.seed, self.place.split)
             while True:
                 try:
-                    turn = await self.dialogue.ask(messages)
+                    turn = await self.dialogue.ask(messages, game.wishes)
                 except ModelServiceError as error:
                     return self._cut(sum(self._turn_rewards), error)
-                text, reward, terminated, truncated = await game.step(turn.text)
+                answers, reward, terminated, truncated = await game.step(turn)
                 self._turn_rewards.append(reward)
                 if terminated:
                     return Ending("finished", sum(self._turn_rewards))
                 if truncated:
                     return Ending("env_limit", sum(self._turn_rewards), "the environment's own limit of steps")
-                messages = [*turn.history, {"role": "user", "content": text}]
+                messages = [*turn.history, *answers]
         finally:
             game.close()
 
