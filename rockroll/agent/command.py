@@ -7,6 +7,7 @@ In: an AgentConfig, a sandbox with an open session, a goal and files. Out: the O
 from __future__ import annotations
 
 import asyncio
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,11 @@ BUILT_IN = "rockroll:"
 
 OUTPUT_KEPT = 16 << 10
 """Bytes kept of each of the agent's own streams: enough for the end of a traceback."""
+
+
+LOGS_KEPT = 32 << 10
+"""Bytes of its log files, all together."""
+LOGS_SECONDS = 10.0
 
 
 async def route(
@@ -44,7 +50,11 @@ class CommandAgent:
 
     def __init__(self, config: AgentConfig) -> None:
         self.config = config
-        self._files = {path: _read(source) for path, source in config.files.items()}
+        known = config.known
+        self._line = known.line if known else config.command
+        self._logs = (*(known.logs if known else ()), *config.logs)
+        sources = {**(known.files if known else {}), **config.files}
+        self._files = {path: _read(source) for path, source in sources.items()}
 
     async def put(self, sandbox: Sandbox, files: Mapping[str, bytes]) -> None:
         """The agent's files and the task's, by their absolute path in the sandbox."""
@@ -53,7 +63,7 @@ class CommandAgent:
     async def run(self, sandbox: Sandbox, instruction: str, cwd: str, env: Mapping[str, str]) -> Observation:
         """Run the command to its end, in the session that the pool has opened. Its time is the caller's to count:
         cancelled, it is killed."""
-        command = script(self.config.command, cwd, {**self.config.env, **env, "ROCKROLL_INSTRUCTION": instruction})
+        command = script(self._line, cwd, {**self.config.env, **env, "ROCKROLL_INSTRUCTION": instruction})
         return await sandbox.arun(command, max_output=OUTPUT_KEPT)
 
     async def end(self, sandbox: Sandbox) -> None:
@@ -63,6 +73,22 @@ class CommandAgent:
         except SessionError:
             # Its shell is gone already, and all that it started with it.
             pass
+
+    async def logs(self, sandbox: Sandbox) -> str:
+        """The ends of the files that it keeps of its own work, each below its name; "" where there are none. After
+        `end`: nobody writes them any more."""
+        if not self._logs:
+            return ""
+        # A pattern stands there without quotes, so that the shell fills it in; what is no file is passed over.
+        line = 'for f in {}; do [ -f "$f" ] && printf "== %s\\n" "$f" && tail -c {} "$f"; done; :'
+        code = line.format(" ".join(map(_pattern, self._logs)), LOGS_KEPT)
+        observation = await sandbox.execute(["bash", "-c", code], timeout=LOGS_SECONDS, max_output=LOGS_KEPT)
+        return observation.stdout.decode(errors="replace").strip()
+
+
+def _pattern(text: str) -> str:
+    """The pattern as a word of a shell: everything quoted but what makes it a pattern."""
+    return re.sub(r"[^\w/~*?.\[\]-]", lambda found: "\\" + found[0], text)
 
 
 def script(command: str, cwd: str, env: Mapping[str, str]) -> bytes:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 
+from rockroll.agent.presets import Preset, preset
+
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetConfig:
@@ -40,8 +42,11 @@ class BudgetConfig:
 class AgentConfig:
     """Any program that runs in a sandbox and calls the model at $OPENAI_BASE_URL."""
 
-    command: str
+    command: str = ""
     """A Bash command line. The goal is in $ROCKROLL_INSTRUCTION, the current folder is the task's."""
+    preset: str | None = None
+    """In place of `command`: reference, mini-swe-agent, codex, claude-code or qwen-code, at a pinned version
+    (docs/agents.md)."""
     files: dict[str, str] = field(default_factory=dict)
     """Path in the sandbox: file here, from the current folder, or `rockroll:FILE` for one of rockroll/agent/."""
     env: dict[str, str] = field(default_factory=dict)
@@ -49,14 +54,33 @@ class AgentConfig:
     timeout: float = 60.0
     """Seconds of its own, without what it waits for the model; then everything it started is killed, and the episode
     is scored with the task's `failure_reward`."""
+    logs: tuple[str, ...] = ()
+    """Files of the box whose ends stand in the episode's record, beside what the agent printed: patterns for the shell,
+    as in "~/.codex/sessions/*.jsonl". A preset knows its own."""
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     """What its model calls may use up; beside it `task.max_turns` and `rollout.max_tokens` hold."""
 
     def __post_init__(self) -> None:
-        if not self.command.strip():
+        if self.preset is not None:
+            if self.command:
+                raise ValueError(
+                    f"an agent is a preset or a command of its own; got {self.preset} and {self.command!r}"
+                )
+            preset(self.preset)
+        elif not self.command.strip():
             raise ValueError("agent command is a Bash command line; got an empty one")
         if self.timeout <= 0:
             raise ValueError(f"agent timeout is a number of seconds above 0; got {self.timeout}")
         for path in self.files:
             if not path.startswith("/"):
                 raise ValueError(f"agent files are named by their absolute path in the sandbox; got {path!r}")
+
+    @property
+    def known(self) -> Preset | None:
+        """The preset that it names."""
+        return None if self.preset is None else preset(self.preset)
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return self.preset or self.command

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rockroll import units
+from rockroll.errors import UsageError
 
 if TYPE_CHECKING:
     from rockroll.sandbox.container.image import Image
@@ -28,17 +29,50 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def build(
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Make it anew, even if it is there.")] = False,
     tar: Annotated[Path | None, typer.Option("--from", help="Import this tar of a root file system.")] = None,
+    agent: Annotated[
+        str | None, typer.Option(metavar="PRESET", help="The default image with this agent in it (docs/agents.md).")
+    ] = None,
     json: AsJson = False,
 ) -> None:
-    """Make the default image: from a registry where one answers, else with mmdebstrap (about 20 s)."""
+    """Make the default image: from a registry where one answers, else with mmdebstrap (about 20 s).
+
+    With --agent, that image with a coding agent at a pinned version, for `agent: {preset: PRESET}` in a recipe, which
+    makes it too where it is missing.
+
+    Examples:
+
+      rockroll image build
+
+      rockroll image build --agent mini-swe-agent
+    """
     from rockroll.sandbox.container import image
     from rockroll.sandbox.container.podman import PodmanService
 
     progress = Console(stderr=True)
 
-    async def run() -> Image:
+    def told(line: str) -> None:
+        progress.print(line, markup=False)
+
+    async def with_agent(name: str) -> Image:
+        from rockroll.agent.install import build_image
+        from rockroll.agent.presets import preset
+
+        try:
+            known = preset(name)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        if rebuild or tar is not None:
+            raise UsageError("--agent stands on the default image as it is; leave out --rebuild and --from")
         async with PodmanService() as podman:
-            return await image.ensure(podman, rebuild=rebuild, tar=tar, say=lambda line: progress.print(line))
+            await image.ensure(podman, say=told)
+            made = await build_image(podman, known, told)
+            return next(each for each in await image.images(podman) if each.name == made)
+
+    async def run() -> Image:
+        if agent is not None:
+            return await with_agent(agent)
+        async with PodmanService() as podman:
+            return await image.ensure(podman, rebuild=rebuild, tar=tar, say=told)
 
     made = asyncio.run(run())
     if json:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from rockroll import __version__
-from rockroll.cli import bench, cluster, debug, doctor, env, image, model_service, sandbox, serve, train, view
+from rockroll.cli import bench, cluster, debug, doctor, env, image, model_service, sandbox, serve, tasks, train, view
 from rockroll.cli.text import safe_lines
 from rockroll.errors import RockrollError
 
@@ -57,6 +57,7 @@ app.command("rollout")(train.rollout)
 app.command("plan")(train.plan)
 app.command("eval")(train.evaluate)
 app.add_typer(env.app, name="env")
+app.add_typer(tasks.app, name="tasks")
 app.add_typer(image.app, name="image")
 app.add_typer(bench.app, name="bench")
 

@@ -5,19 +5,54 @@ In: a RunConfig. Out: kinds and numbers. Leaves starting them to parts.py and sh
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
+from rockroll.agent.config import AgentConfig
+from rockroll.agent.install import folder, image_name
+from rockroll.agent.presets import FOLDER, Preset
 from rockroll.controller.config import RunConfig
+from rockroll.errors import UsageError
 from rockroll.rollout.domain import shares
-from rockroll.rollout.tasks import works_in_sandbox
+from rockroll.rollout.tasks import brings_boxes, works_in_sandbox
 from rockroll.sandbox.config import SandboxConfig
+from rockroll.units import size
 
 
 def boxes(config: RunConfig) -> dict[str, SandboxConfig]:
-    """What the sandboxes are, by the name of the task, of those that work in some. UsageError for an unknown task."""
+    """What the sandboxes are, by the name of the task, of those that work in some. UsageError for an unknown task, and
+    for a box that is too small for its agent."""
     if config.task is not None:
-        return {config.task.label: config.sandbox} if config.agent else {}
-    return {task.name: task.sandbox or config.sandbox for task in config.tasks if works_in_sandbox(task.env)}
+        return {config.task.label: _with(config.agent, config.sandbox, config.task.env)} if config.agent else {}
+    return {
+        task.name: _with(task.agent or config.agent, task.sandbox or config.sandbox, task.env)
+        for task in config.tasks
+        if works_in_sandbox(task.env)
+    }
+
+
+def installed(config: RunConfig) -> list[tuple[Preset, bool]]:
+    """The presets of the run's agents that have packages, each once, and whether boxes stand on an image with it."""
+    agents = [config.agent, *(task.agent for task in config.tasks)]
+    found = {known.name: known for agent in agents if agent and (known := agent.known) and known.installs}
+    images = {box.image for box in boxes(config).values()}
+    return [(each, image_name(each) in images) for each in found.values()]
+
+
+def _with(agent: AgentConfig | None, box: SandboxConfig, env: str) -> SandboxConfig:
+    """The box with its agent's packages: in the image, where that is rockroll's own, else as a read-only folder."""
+    known = agent.known if agent else None
+    if known is None:
+        return box
+    if box.memory_bytes < size(known.memory):
+        raise UsageError(
+            f"agent preset {known.name} needs boxes of {known.memory} memory at least; got sandbox memory: {box.memory}"
+        )
+    if not known.installs:
+        return box
+    if box.image is None and box.snapshot is None and not brings_boxes(env):
+        return dataclasses.replace(box, image=image_name(known))
+    return dataclasses.replace(box, mounts=(*box.mounts, f"{folder(known)}:{FOLDER}/{known.name}:ro"))
 
 
 def pool_sizes(config: RunConfig) -> list[tuple[SandboxConfig, list[str], int]]:

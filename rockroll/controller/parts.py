@@ -14,7 +14,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from rockroll.controller.boxes import pool_sizes
+from rockroll.agent.install import build_image, install
+from rockroll.controller.boxes import installed, pool_sizes
 from rockroll.controller.config import RunConfig
 from rockroll.controller.model_path import prepare
 from rockroll.controller.needs import needs
@@ -29,13 +30,17 @@ from rockroll.errors import ProcessDied
 from rockroll.placement import handover
 from rockroll.placement.local import Processes
 from rockroll.rollout.curriculum_log import CurriculumLog
+from rockroll.rollout.episode import Boxes
 from rockroll.rollout.journal import Journal
 from rockroll.rollout.ledger import Ledger
 from rockroll.rollout.runner import Rollout
 from rockroll.rollout.sample import Event
+from rockroll.rollout.tasks import brings_boxes
 from rockroll.rollout.tokenizer import ChatTokenizer
 from rockroll.rpc.trunk import address_through
 from rockroll.sandbox import node_client, where
+from rockroll.sandbox.container.podman import PodmanService
+from rockroll.sandbox.on_demand import OnDemand
 from rockroll.sandbox.pool import Pool
 from rockroll.train.api import TrainerInfo
 from rockroll.train.client import TrainerClient
@@ -205,13 +210,18 @@ async def _ready(engine: EnginePool | None, *trainers: TrainerClient | None) -> 
 
 
 @asynccontextmanager
-async def _boxes(config: RunConfig, processes: Processes) -> AsyncIterator[dict[str, Pool]]:
+async def _boxes(config: RunConfig, processes: Processes) -> AsyncIterator[dict[str, Boxes]]:
     """The run's sandboxes, by task. Should the node that holds them die, the run ends, and another node clears up after
     it."""
     sizes = pool_sizes(config) if config.samples else []
     if not sizes:
         yield {}
         return
+    for preset, in_image in installed(config):
+        await install(preset, _log.info)
+        if in_image:
+            async with PodmanService() as podman:
+                await build_image(podman, preset, _log.info)
     node = await node_client.connect_here()
     lost = False
 
@@ -227,9 +237,13 @@ async def _boxes(config: RunConfig, processes: Processes) -> AsyncIterator[dict[
     node.on_lost = on_lost
     try:
         async with AsyncExitStack() as stack:
-            pools = {}
+            pools: dict[str, Boxes] = {}
+            environments = {task.label: task.env for task in config.domains}
             for box, tasks, size in sizes:
-                pools |= dict.fromkeys(tasks, await stack.enter_async_context(Pool(box, size)))
+                warm = [task for task in tasks if not brings_boxes(environments[task])]
+                if warm:
+                    pools |= dict.fromkeys(warm, await stack.enter_async_context(Pool(box, size)))
+                pools |= {task: OnDemand(box) for task in tasks if task not in warm}
             yield pools
     finally:
         node.on_lost = None

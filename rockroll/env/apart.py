@@ -26,7 +26,7 @@ from typing import IO, Any, NoReturn
 import msgspec
 
 from rockroll import child
-from rockroll.env.api import read_reset, read_step
+from rockroll.env.api import Action, called, read_reset, read_step, read_tools
 from rockroll.env.registry import make
 from rockroll.errors import EnvError, RockrollError
 
@@ -92,11 +92,12 @@ class ApartEnv:
         if self._worker is None:
             self._worker = await self._workers.take()
             await self._ask("make", self._name, self._options)
-        observation, system = await self._ask("reset", seed)
-        return observation, {"system": system} if system else {}
+        observation, system, tools = await self._ask("reset", seed)
+        said = {"system": system, "tools": tools}
+        return observation, {name: value for name, value in said.items() if value}
 
     async def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        observation, reward, terminated, truncated = await self._ask("step", action.encode("utf-8", "surrogatepass"))
+        observation, reward, terminated, truncated = await self._ask("step", _sent(action))
         return observation, reward, terminated, truncated, {}
 
     def close(self) -> None:
@@ -202,6 +203,12 @@ def _packed(message: list[Any]) -> bytes:
     return _HEAD.pack(len(data)) + data
 
 
+def _sent(action: str) -> list[bytes]:
+    """The text, and of a tool call its name and arguments: what models write may be no Unicode that msgpack takes."""
+    call = called(action)
+    return [part.encode("utf-8", "surrogatepass") for part in (action, *((call.name, call.text) if call else ()))]
+
+
 # ---- the worker's side ---------------------------------------------------------------------------------------------
 
 
@@ -234,8 +241,9 @@ def _played(env: Any, method: str, argument: Any, runner: asyncio.Runner) -> Any
     if method == "reset":
         observation, info = read_reset(_awaited(env.reset(seed=argument), runner))
         system = info.get("system")
-        return observation, system if isinstance(system, str) else None
-    step = read_step(_awaited(env.step(argument.decode("utf-8", "surrogatepass")), runner))
+        return observation, system if isinstance(system, str) else None, read_tools(info)
+    text, *call = (each.decode("utf-8", "surrogatepass") for each in argument)
+    step = read_step(_awaited(env.step(Action.of(text, (call[0], call[1]) if call else None)), runner))
     return step.observation, step.reward, step.terminated, step.truncated
 
 

@@ -7,6 +7,7 @@ and training to others: a task never sees them. `rockroll env check NAME` tries 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -43,6 +44,9 @@ class Env(Protocol):
       - `step` may return four values, with one `done` in place of terminated and truncated;
       - `info["system"]` of `reset` becomes the conversation's system message;
       - `close()` is called at the end, where there is one;
+      - `info["tools"]` of `reset` offers tools: [{"name", "description", "parameters": a JSON schema}]. An answer that
+        calls one comes to `step` as an `Action` whose `call` is it (`called(action)`); the observation goes back as the
+        tool's result. An answer with several calls is as many steps;
       - a constructor that takes `split` is told "train" or "eval", and keeps the situations of the two apart;
       - `sample_random_action()` gives a text that is an action now; the check plays with it.
     """
@@ -54,6 +58,53 @@ class Env(Protocol):
     def step(self, action: str) -> tuple[Any, ...]:
         """Take the policy's text: (observation, reward, terminated, truncated, info), or with one `done` for two."""
         ...
+
+
+@dataclass(frozen=True)
+class Call:
+    """A tool call of the model."""
+
+    name: str
+    arguments: dict[str, Any] | None
+    """None: what the model wrote is no JSON object; `text` has it."""
+    text: str
+
+
+class Action(str):
+    """An answer as `step` gets it: its text, and the tool call in it, if any."""
+
+    call: Call | None = None
+
+    @staticmethod
+    def of(text: str, call: tuple[str, str] | None) -> Action:
+        """call: (name, arguments as the model wrote them)."""
+        action = Action(text)
+        if call is not None:
+            try:
+                said = json.loads(call[1])
+            except (ValueError, RecursionError):
+                said = None
+            action.call = Call(call[0], said if isinstance(said, dict) else None, call[1])
+        return action
+
+
+def called(action: str) -> Call | None:
+    """The tool call of an answer, whatever kind of text it is."""
+    return action.call if isinstance(action, Action) else None
+
+
+def read_tools(info: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The tools that `reset` offers, checked; also in OpenAI's form, inside {"type": "function", "function": …}."""
+    tools = []
+    for given in info.get("tools") or []:
+        tool = given.get("function", given) if isinstance(given, dict) else given
+        if not isinstance(tool, dict) or not isinstance(tool.get("name"), str) or not tool["name"]:
+            raise EnvError(
+                f'info["tools"] are {{"name": …, "description": …, "parameters": a JSON schema}}; got {given!r}'
+            )
+        schema = tool.get("parameters") or {"type": "object", "properties": {}}
+        tools.append({"name": tool["name"], "description": str(tool.get("description", "")), "parameters": schema})
+    return tools
 
 
 @dataclass(frozen=True)
@@ -118,6 +169,11 @@ class Situation:
     """Further environment variables of the agent."""
     cwd: str = "/work"
     """The folder in which the agent starts; it is made where it is missing."""
+    box: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of a SandboxConfig, over the recipe's, of a box that is started for this episode alone: {"image": …}.
+    Empty: one of the recipe's warm boxes."""
+    timeout: float | None = None
+    """Seconds that the agent has for this one, in place of the recipe's `agent.timeout`."""
     secret: Any = None
     """What `grade` needs and the agent must not see: it never enters the sandbox."""
 
@@ -128,7 +184,12 @@ class Situation:
 
 @runtime_checkable
 class SandboxTask(Protocol):
-    """A task whose work is done in a sandbox by an agent program (`agent: {command: …}` in a recipe)."""
+    """A task whose work is done in a sandbox by an agent program (`agent: {command: …}` in a recipe).
+
+    What it may have beside: `async def prepare(self)`, called once before the first episode, for what takes time or may
+    fail as a whole (images to build); `own_boxes = True`, where each of its situations names its `box`: then no box is
+    kept warm for it.
+    """
 
     def situation(self, seed: int, split: Split) -> Situation:
         """The situation of that seed. Pure: equal arguments, equal situations. The splits share none."""

@@ -34,6 +34,8 @@ GUESSES = ("up", "down", "left", "right", "0", "1", "2", "yes", "no", "a", "hell
 """Actions, where the task does not tell its own by `sample_random_action`."""
 SLOW_S = 0.005
 """A call that takes longer holds up the event loop, and every other episode on it."""
+PREPARED_S = 900.0
+"""A `prepare` that takes longer, where images are built, hangs."""
 LONG = 20_000
 """Characters of one observation: most models' context is full after a few of them."""
 
@@ -427,6 +429,8 @@ def _sandbox_task(task: Any, calls: Calls) -> list[Finding]:
         return not wrong
 
     try:
+        if callable(prepare := getattr(task, "prepare", None)):
+            Calls(PREPARED_S).of(prepare)
         situations = {
             split: [calls.of(task.situation, seed, split) for seed in range(8 * SEEDS)] for split in ("train", "eval")
         }

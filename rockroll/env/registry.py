@@ -17,10 +17,14 @@ from rockroll.env.library import LIBRARIES
 from rockroll.errors import EnvError, RockrollError, UsageError
 
 BUILT_IN = {
+    "rockroll:arithmetic": "rockroll.env.arithmetic:Arithmetic",
+    "rockroll:code": "rockroll.env.code:CodeTask",
     "rockroll:frozen_lake": "rockroll.env.frozen_lake:FrozenLake",
+    "rockroll:math": "rockroll.env.maths:Math",
     "rockroll:shell": "rockroll.env.shell:ShellTask",
     "rockroll:shell_quiz": "rockroll.env.shell_quiz:ShellQuiz",
     "rockroll:sokoban": "rockroll.env.sokoban:Sokoban",
+    "rockroll:terminal": "rockroll.env.terminal.tasks:TerminalTasks",
 }
 """Names of rockroll's own tasks, and where they are."""
 

@@ -64,6 +64,10 @@ class Clock:
         self._book()
         self._asking = asking
 
+    def limit(self, name: Limit, seconds: float) -> None:
+        """Another limit from now on."""
+        self._limits[name] = seconds
+
     @property
     def spent(self) -> dict[Holder, float]:
         """Seconds by holder until now."""
@@ -133,6 +137,10 @@ class Watch:
         if not self._expired:
             self.clock.asks(asking)
             self._moved()
+
+    def limit(self, name: Limit, seconds: float) -> None:
+        self.clock.limit(name, seconds)
+        self._moved()
 
     async def within(self, work: Coroutine[Any, Any, T]) -> T:
         """What `work` returns. Raises TimeUp when a limit is reached first: `work` is cancelled and awaited."""

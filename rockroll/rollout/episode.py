@@ -40,25 +40,30 @@ from rockroll.rollout.dialogue import Dialogue
 from rockroll.rollout.sample import Episode, Placed
 from rockroll.rollout.tasks import AgentTask, EnvTask, Task
 from rockroll.rollout.verdict import TABLE, AgentRun, Happened, of_agent, of_time
+from rockroll.sandbox.on_demand import OnDemand
 from rockroll.sandbox.wire import Observation
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from rockroll.sandbox.client import Sandbox
+    from rockroll.sandbox.config import SandboxConfig
 
 FATAL = (HostError, ImageMissing, LimitNotEnforced, PeerLost, ProcessDied)
 """Failures that the next episode would meet too: they end the batch."""
 
 
 class Boxes(Protocol):
-    """Where sandboxes come from: `sandbox.pool.Pool`."""
+    """Where sandboxes come from: `sandbox.pool.Pool`, or `sandbox.on_demand.OnDemand`."""
+
+    @property
+    def config(self) -> SandboxConfig: ...
 
     def lease(self) -> AbstractAsyncContextManager[Sandbox]: ...
 
 
 LOG_KEPT = 2000
-"""Characters of what an agent said last, in the record of an episode that went wrong."""
+"""Characters of what an agent said last, in its episode's record."""
 
 FULL = 0.95
 """Share of its limit from which on a box's disk counts as full: what is left then are odd blocks."""
@@ -169,16 +174,16 @@ class Attempt:
             messages = await game.reset(self.place.seed, self.place.split)
             while True:
                 try:
-                    turn = await self.dialogue.ask(messages)
+                    turn = await self.dialogue.ask(messages, game.wishes)
                 except ModelServiceError as error:
                     return self._cut(sum(self._turn_rewards), error)
-                text, reward, terminated, truncated = await game.step(turn.text)
+                answers, reward, terminated, truncated = await game.step(turn)
                 self._turn_rewards.append(reward)
                 if terminated:
                     return Ending("finished", sum(self._turn_rewards))
                 if truncated:
                     return Ending("env_limit", sum(self._turn_rewards), "the environment's own limit of steps")
-                messages = [*turn.history, {"role": "user", "content": text}]
+                messages = [*turn.history, *answers]
         finally:
             game.close()
 
@@ -193,18 +198,26 @@ class Attempt:
     async def _with_sandbox(self, task: AgentTask) -> Ending:
         if self._boxes is None:
             raise HostError(f"{task.name} is worked on in sandboxes, and this rollout was given no pool of them")
-        async with self._boxes.lease() as sandbox:
+        situation = self._situation(task)
+        if situation.timeout is not None:
+            self._watch.limit("agent", situation.timeout)
+        own = OnDemand(self._boxes.config).lease(situation.box) if situation.box else None
+        async with own or self._boxes.lease() as sandbox:
             info = sandbox.info
             self._at = Placed(self.place.id, task.name, info.id, info.node, time.time())
             self._placed(self._at)
             self._watch.hold("env")
-            return await self._watch.within(self._work(task, sandbox))
+            return await self._watch.within(self._work(task, sandbox, situation))
 
-    async def _work(self, task: AgentTask, sandbox: Sandbox) -> Ending:
+    def _situation(self, task: AgentTask) -> Situation:
         try:
-            situation = task.task.situation(self.place.seed, self.place.split)
+            return task.task.situation(self.place.seed, self.place.split)
+        except EnvError:
+            raise
         except Exception as error:
             raise EnvError(f"{task.name}: situation raised {type(error).__name__}: {error}") from error
+
+    async def _work(self, task: AgentTask, sandbox: Sandbox, situation: Situation) -> Ending:
         self._watch.hold("ours")
         try:
             await route(sandbox, self._upstream, self.dialogue.id, task.agent.config.budget.bounds())
@@ -227,12 +240,23 @@ class Attempt:
             # The node died, and its boxes with it. The pool's next lease starts another, or says why it cannot.
             raise SandboxLost(str(error)) from error
         happened = of_agent(run)
-        said = "" if observation is None or happened == "finished" else observation.output.strip()[-LOG_KEPT:]
+        said = "" if observation is None else observation.output.strip()[-LOG_KEPT:]
+        if alive and (logs := await self._logs(task, sandbox)):
+            said = f"{said}\n{logs}".strip()
         detail = self._detail(happened, task, sandbox, observation)
         if TABLE[happened].score != "earned":
             return Ending(happened, None, detail, said)
         self._watch.hold("env")
         return Ending(happened, await self._grade(task, sandbox, situation), detail, said)
+
+    async def _logs(self, task: AgentTask, sandbox: Sandbox) -> str:
+        """What the agent wrote down of its own work. A box that cannot tell has its own part in what happened."""
+        try:
+            return await task.agent.logs(sandbox)
+        except PeerLost as error:
+            raise SandboxLost(str(error)) from error
+        except SandboxError as error:
+            return f"its log files could not be read: {error}"
 
     async def _facts(self, sandbox: Sandbox, observation: Observation | None) -> AgentRun:
         """What is known of the agent's run. The box is looked at only where the agent ended badly."""
@@ -296,7 +320,7 @@ class Attempt:
             case "finished":
                 return ""
             case "agent_mute":
-                return f"the agent ({task.agent.config.command}) ended without asking the model ({how}): {said}"
+                return f"the agent ({task.agent.config.label}) ended without asking the model ({how}): {said}"
             case "memory":
                 return "the agent was ended at the sandbox's memory limit"
             case "pids":

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from rockroll.agent.config import AgentConfig
 from rockroll.engine.api import Engine
@@ -40,7 +40,7 @@ from rockroll.rollout.opened import Ended
 from rockroll.rollout.sample import Episode, Event, Group
 from rockroll.rollout.seed import derive
 from rockroll.rollout.stream import Stream
-from rockroll.rollout.tasks import SEED_BITS, EnvTask, resolve_all
+from rockroll.rollout.tasks import SEED_BITS, AgentTask, EnvTask, resolve_all
 from rockroll.rollout.tokenizer import ChatTokenizer
 
 MODEL = "policy"
@@ -107,8 +107,11 @@ class Rollout:
         self._context_length = 0
 
     async def start(self) -> Self:
-        """Open the relay. RockrollError where its address is taken."""
+        """Open the relay, and have the tasks prepare what they need. RockrollError where its address is taken."""
         self._context_length = (await self._engine.info()).context_length
+        for task in self.tasks.values():
+            if isinstance(task, AgentTask) and callable(prepare := getattr(task.task, "prepare", None)):
+                await cast("Callable[[], Awaitable[None]]", prepare)()
         if self._relay:
             await self._relay.start()
         return self

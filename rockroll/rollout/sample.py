@@ -105,7 +105,7 @@ class Episode(Struct, frozen=True):
     happened: str = ""
     """What happened to it, in a word: a row of rollout/verdict.py."""
     log: str = ""
-    """The end of what the agent said, where it did not end in order."""
+    """The end of what the agent printed, and of the log files that its recipe names."""
     spent_s: dict[str, float] = {}
     """Seconds by who held it: pool, ours, env, agent, engine."""
     level: int = 0

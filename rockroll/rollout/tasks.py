@@ -17,12 +17,15 @@ from typing import Any, cast
 from rockroll.agent.command import CommandAgent
 from rockroll.agent.config import AgentConfig
 from rockroll.env.apart import ApartEnv, Workers
-from rockroll.env.api import SandboxTask, Split, read_reset, read_step
+from rockroll.env.api import Action, SandboxTask, Split, read_reset, read_step, read_tools
 from rockroll.env.registry import find, make
 from rockroll.errors import EnvError, UsageError
+from rockroll.model_service.wire import Tool
 from rockroll.rollout.config import TaskConfig
+from rockroll.rollout.dialogue import Wishes
 from rockroll.rollout.domain import DomainConfig, at_level
 from rockroll.rollout.mixture import Arm
+from rockroll.rollout.transcript import Turn
 
 SEED_BITS = 30
 """A task's seed fits in 31 bits with the split's, since numpy's generators take no more than 32."""
@@ -83,6 +86,12 @@ def works_in_sandbox(env: str) -> bool:
     return worked_on
 
 
+def brings_boxes(env: str) -> bool:
+    """Whether each situation of that task names a box of its own, so that none is kept warm. Raises as
+    `works_in_sandbox`."""
+    return works_in_sandbox(env) and bool(getattr(find(env), "own_boxes", False))
+
+
 def resolve_all(configs: Sequence[TaskConfig], agent: AgentConfig | None) -> dict[Arm, Task]:
     """Every task at every of its levels. agent: works on those that need one and have none of their own.
 
@@ -125,21 +134,38 @@ class Game:
 
     def __init__(self, env: Any, slow: bool, threads: Executor | None = None) -> None:
         self._env = env
+        self.wishes = Wishes()
+        """What every call to the model of this episode asks for."""
         self._slow, self._threads = slow, threads
         self._thread: asyncio.Future[Any] | None = None
 
     async def reset(self, seed: int, split: Split) -> list[dict[str, Any]]:
-        """The first messages. Seeds of the splits are never equal: train's are even, eval's odd."""
+        """The first messages; `wishes` then has the tools. Seeds of the splits are never equal: train's are even,
+        eval's odd."""
         begun = await self._call(self._env.reset, seed=2 * seed + (split == "eval"))
         observation, info = read_reset(begun)
         first = [{"role": "user", "content": observation}]
+        self.wishes = Wishes(tools=[Tool(**each) for each in read_tools(info)])
         system = info.get("system")
         return [{"role": "system", "content": system}, *first] if system else first
 
-    async def step(self, action: str) -> tuple[str, float, bool, bool]:
-        """(observation, reward, terminated, truncated); an Env with one `done` ends as terminated."""
-        step = read_step(await self._call(self._env.step, action))
-        return step.observation, step.reward, step.terminated, step.truncated
+    async def step(self, turn: Turn) -> tuple[list[dict[str, Any]], float, bool, bool]:
+        """(the messages that answer the model's, reward, terminated, truncated); an Env with one `done` ends as
+        terminated. Each tool call of the answer is a step; after the one that ends the episode there is none."""
+        if not turn.calls:
+            step = read_step(await self._call(self._env.step, Action(turn.text)))
+            return [{"role": "user", "content": step.observation}], step.reward, step.terminated, step.truncated
+        messages: list[dict[str, Any]] = []
+        total, step = 0.0, None
+        for call in turn.calls:
+            action = Action.of(turn.text if not messages else "", (call.name, call.arguments))
+            step = read_step(await self._call(self._env.step, action))
+            total += step.reward
+            messages.append({"role": "tool", "tool_call_id": call.id, "name": call.name, "content": step.observation})
+            if step.over:
+                break
+        assert step is not None
+        return messages, total, step.terminated, step.truncated
 
     def close(self) -> None:
         """Let the Env go, also while a slow step of it is under way."""

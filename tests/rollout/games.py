@@ -7,6 +7,8 @@ import threading
 import time
 from typing import Any
 
+from rockroll.env.api import called
+
 
 class Guess:
     """Say the seed's parity; three steps at most. A four-tuple, as older environments return."""
@@ -92,3 +94,26 @@ class Awaited(Guess):
     async def step(self, action: str) -> Any:
         await asyncio.sleep(0.05)
         return super().step(action)
+
+
+class Tooled:
+    """Offers a tool, and pays for a call of it with the right argument, whose result is then said back."""
+
+    calls: list[Any] = []
+
+    def reset(self, seed: int | None = None) -> tuple[str, dict[str, Any]]:
+        schema = {"type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]}
+        tool = {"name": "look", "description": "Looks a word up.", "parameters": schema}
+        return "Look up owl.", {"tools": [{"type": "function", "function": tool}]}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        call = called(action)
+        Tooled.calls.append((str(action), call))
+        if call is None:
+            return "bye", float("feathers" in action), True, False, {}
+        return ("feathers" if call.arguments == {"word": "owl"} else "unknown"), 0.0, False, False, {}
+
+
+class WrongTools(Tooled):
+    def reset(self, seed: int | None = None) -> tuple[str, dict[str, Any]]:
+        return "x", {"tools": ["look"]}

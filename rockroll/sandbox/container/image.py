@@ -76,7 +76,7 @@ async def ensure(
     rebuild: make it anew. tar: import this root file system instead of making one. say: told each stage.
     Raises HostError with the cure where no way works.
     """
-    async with _lock():
+    async with locked("lock"):
         if not rebuild and tar is None and await _current(podman):
             return await _inspect(podman, "present")
         old = [each.id for each in await images(podman) if each.default]
@@ -137,8 +137,8 @@ async def _from_registry(podman: Podman, say: Callable[[str], None]) -> str | No
         writer.close()
     except (OSError, TimeoutError) as error:
         return f"{REGISTRY} does not answer ({str(error) or f'{REGISTRY_TIMEOUT_S:g} s'})"
-    family, suite = _suite()
-    base = f"docker.io/library/{family}:{suite}" + ("-slim" if family == "debian" else "")
+    family, release = suite()
+    base = f"docker.io/library/{family}:{release}" + ("-slim" if family == "debian" else "")
     say(f"pulling {base}")
     try:
         await podman.image_pull(base, PULL_TIMEOUT_S)
@@ -152,7 +152,7 @@ async def _from_registry(podman: Podman, say: Callable[[str], None]) -> str | No
         (Path(directory) / "Containerfile").write_text("\n".join(lines) + "\n")
         # chroot isolation and the host's network: RUN then needs neither an OCI runtime's limits nor a bridge
         options = ("--isolation", "chroot", "--network", "host", "--squash", "--label", f"{RECIPE_LABEL}={RECIPE}")
-        return await _run(runtime.podman_binary(), "build", *options, "--tag", DEFAULT_IMAGE, directory)
+        return await run(runtime.podman_binary(), "build", *options, "--tag", DEFAULT_IMAGE, directory)
 
 
 async def _mmdebstrap(target: Path, say: Callable[[str], None]) -> None:
@@ -163,8 +163,8 @@ async def _mmdebstrap(target: Path, say: Callable[[str], None]) -> None:
             "no registry answers and mmdebstrap is not installed: the sandbox image cannot be made; "
             "run scripts/setup, or apt install mmdebstrap, or `rockroll image build --from ROOTFS.tar`"
         )
-    family, suite = _suite()
-    say(f"making {family} {suite} with mmdebstrap: {' '.join(PACKAGES)}")
+    family, release = suite()
+    say(f"making {family} {release} with mmdebstrap: {' '.join(PACKAGES)}")
     target.parent.mkdir(mode=0o700, exist_ok=True)
     making = target.with_suffix(".new")
     options = [
@@ -182,7 +182,7 @@ async def _mmdebstrap(target: Path, say: Callable[[str], None]) -> None:
         options.append("--components=main,universe")
     try:
         with making.open("wb") as out:
-            refused = await _run(program, *options, suite, "-", stdout=out)
+            refused = await run(program, *options, release, "-", stdout=out)
         if refused:
             raise HostError(f"mmdebstrap could not make the image: {refused}; check the network and apt's sources")
         making.replace(target)
@@ -190,14 +190,14 @@ async def _mmdebstrap(target: Path, say: Callable[[str], None]) -> None:
         making.unlink(missing_ok=True)
 
 
-def _suite() -> tuple[str, str]:
+def suite() -> tuple[str, str]:
     """Family and code name of the host if it is Debian or Ubuntu (its mirrors and keys are there), else Debian 12."""
     said = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
-    family, suite = said.get("ID", "").strip('"'), said.get("VERSION_CODENAME", "").strip('"')
-    return (family, suite) if family in ("debian", "ubuntu") and suite else ("debian", "bookworm")
+    family, release = said.get("ID", "").strip('"'), said.get("VERSION_CODENAME", "").strip('"')
+    return (family, release) if family in ("debian", "ubuntu") and release else ("debian", "bookworm")
 
 
-async def _run(*argv: str, stdout: Any = None) -> str | None:
+async def run(*argv: str, stdout: Any = None, timeout_s: float = BUILD_TIMEOUT_S) -> str | None:
     """Runs a program of the host; None when it succeeded, else the end of what it said."""
     # /var/tmp: some hundred MB, and the mapped users of mmdebstrap's unshare mode have to reach it
     environment = {**runtime.environment(), "TMPDIR": "/var/tmp"}
@@ -207,9 +207,9 @@ async def _run(*argv: str, stdout: Any = None) -> str | None:
             *argv, stdin=asyncio.subprocess.DEVNULL, stdout=stdout or log, stderr=log, env=environment
         )
         try:
-            code = await asyncio.wait_for(process.wait(), BUILD_TIMEOUT_S)
+            code = await asyncio.wait_for(process.wait(), timeout_s)
         except TimeoutError:
-            return f"not done within {BUILD_TIMEOUT_S:g} s"
+            return f"not done within {timeout_s:g} s"
         finally:
             if process.returncode is None:
                 process.terminate()
@@ -223,10 +223,10 @@ async def _run(*argv: str, stdout: Any = None) -> str | None:
 
 
 @asynccontextmanager
-async def _lock() -> AsyncIterator[None]:
-    """One maker at a time in this home."""
+async def locked(name: str) -> AsyncIterator[None]:
+    """One maker at a time in this home, among those that name this lock."""
     directory = home.home() / "images"
     directory.mkdir(mode=0o700, exist_ok=True)
-    with open(directory / "lock", "w") as file:
+    with open(directory / name, "w") as file:
         await asyncio.to_thread(fcntl.flock, file, fcntl.LOCK_EX)
         yield
