@@ -43,6 +43,22 @@ def sandbox(
 
 
 @app.command()
+def scale(
+    nodes: Annotated[int, typer.Option(help="Nodes of the simulated cluster.")] = 200,
+    boxes: Annotated[int, typer.Option(help="Sandboxes asked for at once, and alive together after that.")] = 10_000,
+    rate: Annotated[float, typer.Option(help="Sandboxes a node starts in a second; bench sandbox measures it.")] = 14.0,
+    as_json: AsJson = False,
+) -> None:
+    """A cluster larger than there is: the real scheduler, simulated nodes. Some seconds; starts no sandbox.
+
+    Example: rockroll bench scale --nodes 400 --boxes 20000 --json
+    """
+    from rockroll.bench import scale as bench
+
+    _show(lambda: bench.run(nodes, boxes, rate), as_json)
+
+
+@app.command()
 def neighbours(as_json: AsJson = False) -> None:
     """A command in one sandbox while eight others are at all their limits. About a minute."""
     from rockroll.bench import neighbours as bench
