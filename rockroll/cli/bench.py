@@ -67,6 +67,17 @@ def neighbours(as_json: AsJson = False) -> None:
 
 
 @app.command()
+def cluster(as_json: AsJson = False) -> None:
+    """A command through a cluster's hub, against the same node asked directly; a placement. About 20 s.
+
+    Example: rockroll bench cluster --json
+    """
+    from rockroll.bench import cluster as bench
+
+    _show(bench.run, as_json)
+
+
+@app.command()
 def relay(
     sessions: Annotated[int, typer.Option(help="How many sandboxes call together, by one load process.")] = 256,
     as_json: AsJson = False,

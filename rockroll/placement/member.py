@@ -58,8 +58,14 @@ def _path() -> Path:
     return home.node_dir() / "member.json"
 
 
+def is_member() -> bool:
+    """Whether this home's node is one, or will be once it is started."""
+    return _path().exists()
+
+
 class Member:
-    """idle: told when the node may have become idle. `joined`: whether this node is to stay for its cluster."""
+    """summary: once the host is up. idle: told when the node may have become idle. `joined`: the node is to stay
+    for its cluster."""
 
     def __init__(self, server: rpc.Server, summary: Callable[[], Summary], idle: Callable[[], None]) -> None:
         self._server, self._summarise, self._idle = server, summary, idle
