@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from rockroll.errors import PeerLost
-from rockroll.rpc.client import Client
+from rockroll.errors import PeerLost, RockrollError
+from rockroll.rpc.client import Client, connect
 from rockroll.rpc.keys import public_of
 from rockroll.rpc.line import Line, Lines
 from rockroll.rpc.server import Peer, Server
 from rockroll.rpc.switch import Switch
-from rockroll.rpc.trunk import HUB, Trunk
+from rockroll.rpc.trunk import HUB, Trunk, address_through
 
 
 class Wire:
@@ -146,6 +146,19 @@ async def switch(tmp_path: Path) -> AsyncIterator[Switch]:
     await hub.server.close()
 
 
+async def another_at(address: str, key: Path) -> Switch:
+    """A hub where one was: ZeroMQ gives the port back a moment after the socket was closed."""
+    async with asyncio.timeout(10):
+        while True:
+            again = Switch(address, key, on_line=lambda _peer, _line: None)
+            try:
+                again.start()
+            except RockrollError:
+                await asyncio.sleep(0.05)
+            else:
+                return again
+
+
 async def test_calls_and_streams_go_through_a_hub_to_whoever_dialled_it(switch: Switch, tmp_path: Path) -> None:
     public = public_of(tmp_path / "key")
     echo = Echo()
@@ -174,9 +187,7 @@ async def test_a_hub_that_is_started_anew_costs_no_call_between_two_processes(sw
     switch.close()
     echo.go.set()  # the answer is lost
     another = asyncio.ensure_future(there.call("echo", 2))
-    await asyncio.sleep(0.2)
-    again = Switch(address, key, on_line=lambda _peer, _line: None)
-    again.start()
+    again = await another_at(address, key)
     async with asyncio.timeout(10):
         assert await waiting == "answer"
         assert await another == 2
@@ -192,3 +203,27 @@ async def test_without_the_key_nobody_is_let_in(switch: Switch, tmp_path: Path) 
     with pytest.raises(PeerLost, match="with that key"):
         await stranger.open(within=0.5)
     assert switch.heard == {}
+
+
+async def test_an_address_through_a_hub_serves_without_a_port_and_outlives_the_hub(
+    switch: Switch, tmp_path: Path
+) -> None:
+    key, hub = tmp_path / "key", switch.address
+    address = address_through(hub, public_of(key))
+    echo = Echo()
+    server = Server(address, {"echo": echo.echo, "slow": echo.slow, "count": echo.count})
+    caller = await connect(address)  # may come first
+    await server.start()
+    assert await caller.call("echo", "hello") == "hello"
+    assert public_of(key) not in caller.address, "what errors say is no key"
+    waiting = asyncio.ensure_future(caller.call("slow", "answer"))
+    while echo.calls < 2:
+        await asyncio.sleep(0.01)
+    switch.close()
+    echo.go.set()
+    again = await another_at(hub, key)
+    async with asyncio.timeout(10):
+        assert await waiting == "answer"
+    await caller.close()
+    await server.close()
+    again.close()

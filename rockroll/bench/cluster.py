@@ -37,7 +37,9 @@ NODES, ALIVE, DECISIONS = 200, 10_000, 500
 async def run() -> dict[str, Any]:
     """HostError where no hub can be started; UsageError where this home's node is a member of a cluster already."""
     if member.is_member():
-        raise UsageError("this home's node is in a cluster; run the benchmark in another: ROCKROLL_HOME=/tmp/bench")
+        raise UsageError(
+            "this home's node is in a cluster; end that with `rockroll node --leave`, or use another ROCKROLL_HOME"
+        )
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "cluster.json"
         async with _hub(file) as pid:

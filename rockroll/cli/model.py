@@ -56,7 +56,7 @@ def model(
         from rockroll.agent.upstream import use_model
         from rockroll.sandbox import where
 
-        if where.place() is not None:
+        if isinstance(where.place(), where.Server):
             raise UsageError("ROCKROLL_BASE_URL is set: a sandbox's model is said on the host where it runs")
         async with connected():
             for id in ids:

@@ -36,7 +36,7 @@ class Host:
             env={**self.environment, **env},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=400,
             check=False,
         )
 

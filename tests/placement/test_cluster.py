@@ -15,6 +15,9 @@ import pytest
 
 from rockroll import Sandbox, SandboxConfig
 from rockroll.errors import NoRoom, SandboxNotFound
+from rockroll.model_service.relay import OnDelta, Relay
+from rockroll.model_service.wire import ChatReply, ChatRequest
+from rockroll.rpc.trunk import address_through
 from rockroll.sandbox import where
 from rockroll.sandbox.client import list_sandboxes
 from rockroll.sandbox.cluster.client import HubNode
@@ -135,6 +138,30 @@ async def test_a_draining_node_takes_no_box_and_keeps_those_it_has(hub: HubNode)
         await hub.drain("right", on=False)
     async with Sandbox(SMALL):
         pass
+
+
+async def test_a_model_call_goes_from_the_box_through_the_hub_to_a_relay_that_listens_nowhere(
+    hub: HubNode, two: tuple[Hub, dict[str, Host]]
+) -> None:
+    async def answer(request: ChatRequest, _on_delta: OnDelta | None = None) -> ChatReply:
+        said = f"{request.token}: {request.messages[-1].content}"
+        return ChatReply(text=said, finish_reason="stop", prompt_tokens=3, completion_tokens=4)
+
+    found = where.hub()
+    assert found is not None
+    ask = """
+import json, os, urllib.request as u
+body = {"model": "policy", "messages": [{"role": "user", "content": "hello"}]}
+url = os.environ["OPENAI_BASE_URL"] + "/chat/completions"
+asked = u.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+print(json.load(u.urlopen(asked, timeout=60))["choices"][0]["message"]["content"])
+"""
+    address = address_through(found.address, found.server_key)
+    async with Relay(address, answer, ["policy"]), Sandbox(SMALL) as one, Sandbox(SMALL) as other:
+        for box in (one, other):
+            await box.ask("model.route", {"id": box.id, "upstream": address, "token": f"episode-{box.info.node}"})
+            seen = await box.execute(["python3", "-c", ask])
+            assert seen.stdout.decode() == f"episode-{box.info.node}: hello\n", seen.output
 
 
 def rockroll(*argv: str, code: int = 0) -> str:
