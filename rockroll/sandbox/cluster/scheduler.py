@@ -254,7 +254,7 @@ class Scheduler:
     def _refusal(self, want: Want) -> NoRoom:
         if not self.nodes:
             return NoRoom("no node has joined this cluster; on each machine run: rockroll node --hub FILE")
-        why = [said for node in self.nodes.values() if (said := node.refusal(want))]
+        why = [said for _, node in sorted(self.nodes.items()) if (said := node.refusal(want))]
         shown = "; ".join(why[:5]) + (f"; and {len(why) - 5} more" if len(why) > 5 else "")
         return NoRoom(
             f"no node of the cluster has room for a box of {want.cpus:g} CPUs, {units.show_size(want.memory)} and"
