@@ -75,6 +75,9 @@ def train(
     `rockroll rollout` records batches without a trainer:
     rockroll train /tmp/first/recipe.yaml --replay /tmp/first --set train.lr=0.0001 --run-dir /tmp/second
 
+    Rows go to other trackers too, and to Prometheus (docs/trackers.md):
+    rockroll train recipes/quickstart.yaml --set 'track=[tensorboard, wandb]' --set metrics.prometheus=127.0.0.1:9100
+
     With --set deterministic=true two runs are equal to the last bit, but for time/* (docs/training.md).
 
     The same recipe on a cluster, with engines and trainer ranks on the nodes that have room for them (docs/cluster.md):

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from rockroll import units
 from rockroll.controller.config import RunConfig
+from rockroll.observe.config import MetricsConfig
 from rockroll.observe.metrics import Row, read_rows
 from rockroll.observe.trace import NAME as TRACE
 
@@ -37,6 +38,7 @@ def dry(config: RunConfig, steps: int) -> RunConfig:
         checkpoint=dataclasses.replace(config.checkpoint, every=0),
         records=dataclasses.replace(config.records, trace_mb=max(1, config.records.trace_mb)),
         track=(),
+        metrics=MetricsConfig(),
     )
 
 

@@ -27,7 +27,7 @@ from rockroll.controller.learner import Learner
 from rockroll.controller.parts import Parts, parts
 from rockroll.controller.records import Records
 from rockroll.controller.replay import Recorded, Replayed
-from rockroll.controller.reporting import reporting
+from rockroll.controller.reporting import reporting, tracing
 from rockroll.controller.run_dir import RunDir
 from rockroll.controller.source import Sampled, Source, Written, data_set
 from rockroll.controller.tally import Tally
@@ -80,9 +80,13 @@ async def train(config: RunConfig, run: RunDir, display: Display, ray: str = "")
         config = dataclasses.replace(config, steps=data.steps(config.steps))
         display.status.steps = config.steps
     records, tally = Records(run.path, config.records), Tally(config.rollout.max_staleness)
-    with Timeline(run.path, config.records) as timeline, reporting(config, run, display) as also:
+    with (
+        Timeline(run.path, config.records) as timeline,
+        reporting(config, run, display) as also,
+        tracing(config) as traces,
+    ):
         display.status.on_phase = timeline.phase
-        events = timeline.beside(records.beside(status_events(display.status, tally.note)))
+        events = traces.beside(timeline.beside(records.beside(status_events(display.status, tally.note))))
         async with parts(config, run, events, train=True, data=data, ray=ray) as made:
             return await made.processes.guard(_train(config, run, display, made, records, tally, timeline, also))
 

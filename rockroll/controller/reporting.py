@@ -1,7 +1,7 @@
-"""Where the rows of a run go beside its directory: trackers, and Prometheus.
+"""Where the rows and episodes of a run go beside its directory: trackers, Prometheus, OpenTelemetry.
 
-In: a RunConfig, a run directory, a display. Out: a function that takes each row and returns at once; at the end all is
-sent. Leaves each place to a file in observe/.
+In: a RunConfig, a run directory, a display. Out: what takes each row, or hears each event, and returns at once; at the
+end all is sent. Leaves each place to a file in observe/.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from contextlib import contextmanager
 
 from rockroll.controller.config import RunConfig
 from rockroll.controller.run_dir import RunDir
-from rockroll.observe import trackers
+from rockroll.controller.traces import Traces
+from rockroll.observe import otlp, trackers
 from rockroll.observe.display import Display
 from rockroll.observe.metrics import Row
 from rockroll.observe.prometheus import Exporter
@@ -20,6 +21,19 @@ from rockroll.observe.prometheus import Exporter
 def require(config: RunConfig) -> None:
     """UsageError where a tracker's package is not installed, or a tracker could not log in. Starts nothing."""
     trackers.require(config.track)
+    if config.metrics.otlp:
+        otlp.require()
+
+
+@contextmanager
+def tracing(config: RunConfig) -> Iterator[Traces]:
+    """A trace of each episode for the collector that the recipe names, if any."""
+    spans = otlp.Spans(config.metrics.otlp, config.name) if config.metrics.otlp else None
+    try:
+        yield Traces(spans)
+    finally:
+        if spans is not None:
+            spans.close()
 
 
 @contextmanager

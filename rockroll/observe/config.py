@@ -6,6 +6,7 @@ In: checked values, from recipe/. Out: a frozen MetricsConfig. Leaves the servin
 from __future__ import annotations
 
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,10 +15,16 @@ class MetricsConfig:
 
     prometheus: str = ""
     """HOST:PORT at which Prometheus finds them, as in 127.0.0.1:9100; empty: nobody listens."""
+    otlp: str = ""
+    """The address of an OpenTelemetry collector, as in http://127.0.0.1:4318, that gets a trace of each episode; empty:
+    there is none."""
 
     def __post_init__(self) -> None:
         if self.prometheus:
             self.place()
+        parts = urlsplit(self.otlp)
+        if self.otlp and not (parts.scheme in ("http", "https") and parts.hostname):
+            raise ValueError(f"metrics otlp is http(s)://HOST:PORT, as in http://127.0.0.1:4318; got {self.otlp!r}")
 
     def place(self) -> tuple[str, int]:
         """Host and port."""

@@ -131,6 +131,7 @@ def plan(config: RunConfig) -> list[Line]:
         )
     told = [name for name in config.track if name != "tensorboard"]
     told += [f"Prometheus at {config.metrics.prometheus}"] if config.metrics.prometheus else []
+    told += [f"traces to {config.metrics.otlp}"] if config.metrics.otlp else []
     if told:
         lines.append(Line(part="metrics", where="controller", what=", ".join(told)))
     return lines

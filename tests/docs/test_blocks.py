@@ -65,6 +65,7 @@ def run(page: str, folder: Path, home: Path, mode: str) -> None:
         assert done.stdout.count("held-out pass rate") >= 2
 
 
+@pytest.mark.timeout(300)  # two dozen processes one after the other: seconds, but not on a busy machine
 @pytest.mark.parametrize("page", ["README.md", "docs/how.md"])
 def test_every_block_runs_but_for_training(page: str, tmp_path: Path, node_home: Path) -> None:
     run(page, tmp_path, node_home, "parts")

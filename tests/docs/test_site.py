@@ -110,7 +110,7 @@ def test_the_search_finds_a_page_without_a_network(served: str) -> None:
         page.route("**/*", lambda route: route.continue_() if route.request.url.startswith(served) else route.abort())
         page.on("request", lambda request: asked.append(request.url))
         page.goto(served)
-        page.keyboard.press("/")
+        page.focus("[data-md-component=search-query]")
         page.keyboard.type("canary prompt")
         hit = page.wait_for_selector(".md-search-result__link[href*='troubleshooting']")
         assert hit is not None
