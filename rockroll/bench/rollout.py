@@ -1,7 +1,8 @@
-"""Whole episodes a second: the quick start's, with nothing left out.
+"""Rollouts: whole episodes a second, the quick start's with nothing left out, and how they are scheduled.
 
 In: how many. Out: figures of real sandboxes, the agent program, its HTTP calls, the relay, the engine, grading and
-recycling. Leaves training out: rollouts are what limits a run on one machine.
+recycling; beside them those of schedule.py, where everything but the scheduling is waiting. Leaves training out:
+rollouts are what limits a run on one machine.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 import psutil
 
+from rockroll.bench import schedule
 from rockroll.controller.parts import Parts, parts
 from rockroll.controller.run_dir import RunDir
 from rockroll.recipe.load import load
@@ -28,6 +30,15 @@ WARM_UP = 64
 
 
 async def run(episodes: int = 256) -> dict[str, Any]:
+    """All figures of rollouts. episodes: of the real part; 0 leaves it out."""
+    scheduled = await schedule.run()
+    if not episodes:
+        return scheduled
+    found = await real(episodes)
+    return {part: {**found[part], **scheduled[part]} for part in ("figures", "baselines")}
+
+
+async def real(episodes: int) -> dict[str, Any]:
     """episodes_per_s over `episodes` of the quick start's training tasks, after 64 to warm up.
 
     Baseline: an agent program that only starts and ends, in a fresh sandbox each (create, start, run, delete).

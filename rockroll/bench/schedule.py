@@ -1,8 +1,9 @@
 """How well sampling and training overlap: rockroll's own scheduling, with everything else made of waiting.
 
 In: nothing. Out: episodes a second of trained batches, in turns and ahead; what redundancy saves on a heavy tail; what
-the scheduler itself costs. Environments wait (one episode in twenty ten times longer), the engine answers at a fixed
-rate, a training step takes a fixed time. Leaves real episodes to rollout.py.
+the scheduler itself costs, and the controller while all wait. Environments wait (one episode in twenty ten times
+longer, the same ones in every run), the engine answers at a fixed rate, a training step takes a fixed time. Leaves real
+episodes to rollout.py, and a clock without a machine to waits.py.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import asyncio
 import os
 import random
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from rockroll.bench import waits
 from rockroll.controller.model_path import prepare
 from rockroll.engine.api import EngineInfo, GenerateRequest, Generation, Loaded
 from rockroll.errors import EngineError
@@ -32,14 +35,19 @@ STEPS, GROUPS, EPISODES = 10, 16, 8
 
 
 class Waiting:
-    """An environment that waits; the seed says how long."""
+    """An environment that waits; the seed, and which of its episodes it is, say how long: runs are compared over the
+    same ones, where drawn anew the few slow ones alone move a ratio of seconds by 4 %."""
+
+    begun: Counter[int | None] = Counter()
+    """Episodes of this run, by seed."""
 
     def __init__(self) -> None:
         self._left = TURNS
 
     async def reset(self, seed: int | None = None) -> tuple[str, dict[str, Any]]:
-        # Of its own, not of the seed: episodes of one group differ in how long they take.
-        self._wait = TURN_S * (SLOWER if random.randrange(SLOW_ONE_IN) == 0 else 1)
+        draw = random.Random(f"{seed}/{self.begun[seed]}")
+        self.begun[seed] += 1
+        self._wait = TURN_S * (SLOWER if draw.randrange(SLOW_ONE_IN) == 0 else 1)
         return "go", {}
 
     async def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
@@ -89,36 +97,49 @@ class Ran:
 
 
 async def run() -> dict[str, Any]:
+    """*_by_waits: the same runs by a clock that stands while anything computes: what the schedule comes to, on any
+    machine the same. The others have this machine's processor time in them, which all episodes of a step share."""
     tokenizer = ChatTokenizer(prepare("tiny"))
-    turns = await _train(tokenizer, max_staleness=0)
-    ahead = await _train(tokenizer, max_staleness=2)
+    ahead, turns, redundant, whole, kept = await _runs(tokenizer)
+    by_waits = await asyncio.to_thread(lambda: waits.run(_runs(tokenizer)))
     assert ahead.staleness <= 2, ahead.staleness
-    whole = await _train(tokenizer, max_staleness=0, groups=32, steps=STEPS, step_s=0.0)
-    redundant = await _train(
-        tokenizer,
-        max_staleness=0,
-        groups=32,
-        steps=STEPS,
-        step_s=0.0,
-        redundancy=RedundancyConfig(groups=4, episodes=1),
-    )
-    # Without cancelling, every episode of the 36 x 9 is waited for, or holds its sandbox as long.
-    kept = await _train(tokenizer, max_staleness=0, groups=36, episodes=9, steps=STEPS, step_s=0.0)
     return {
         "figures": {
             "async_episodes_per_s": ahead.episodes / ahead.seconds,
-            "async_speedup": (ahead.episodes / ahead.seconds) / (turns.episodes / turns.seconds),
             "async_staleness_max": float(ahead.staleness),
             "redundant_step_s": redundant.seconds / STEPS,
-            "redundant_speedup": whole.seconds / redundant.seconds,
-            "redundant_sandbox_s_saved_ratio": kept.episode_s / redundant.episode_s,
+            **_ratios(ahead, turns, redundant, whole, kept),
+            **{f"{name}_by_waits": ratio for name, ratio in _ratios(*by_waits).items()},
             "scheduler_us_per_episode_4096_in_flight": _scheduler(),
             "episode_overhead_us": await _overhead(tokenizer),
+            "controller_idle_cpu_percent": await _idle(tokenizer),
         },
         "baselines": {
             "sync_episodes_per_s": turns.episodes / turns.seconds,
             "step_s": whole.seconds / STEPS,
         },
+    }
+
+
+async def _runs(tokenizer: ChatTokenizer) -> tuple[Ran, Ran, Ran, Ran, Ran]:
+    """Ahead, in turns; 32 groups of 8 out of 36 of 9, 32 of 8 without spares, and 36 of 9 that are all waited for: what
+    is not cancelled holds its sandbox as long."""
+    return (
+        await _train(tokenizer, max_staleness=2),
+        await _train(tokenizer, max_staleness=0),
+        await _train(
+            tokenizer, max_staleness=0, groups=32, step_s=0.0, redundancy=RedundancyConfig(groups=4, episodes=1)
+        ),
+        await _train(tokenizer, max_staleness=0, groups=32, step_s=0.0),
+        await _train(tokenizer, max_staleness=0, groups=36, episodes=9, step_s=0.0),
+    )
+
+
+def _ratios(ahead: Ran, turns: Ran, redundant: Ran, whole: Ran, kept: Ran) -> dict[str, float]:
+    return {
+        "async_speedup": (ahead.episodes / ahead.seconds) / (turns.episodes / turns.seconds),
+        "redundant_speedup": whole.seconds / redundant.seconds,
+        "redundant_sandbox_s_saved_ratio": kept.episode_s / redundant.episode_s,
     }
 
 
@@ -133,7 +154,7 @@ async def _train(
     redundancy: RedundancyConfig | None = None,
 ) -> Ran:
     """So many steps, each a batch and a wait in place of a training step."""
-    random.seed(1)
+    Waiting.begun.clear()
     redundancy = redundancy or RedundancyConfig()
     at_once = (max_staleness + 1) * (groups + redundancy.groups) * (episodes + redundancy.episodes)
     config = RolloutConfig(
@@ -154,7 +175,7 @@ async def _train(
     task = TaskConfig(env=f"{__name__}:Waiting", max_turns=TURNS + 1)
     stale, trained = 0, 0
     async with Rollout(config, engine, None, task, None, tokenizer, events=note) as rollout:
-        began = time.perf_counter()
+        began = asyncio.get_running_loop().time()
         async with rollout.stream(batches=steps) as stream:
             for version in range(steps):
                 batch = await stream.take()
@@ -164,7 +185,7 @@ async def _train(
                 await asyncio.sleep(step_s)
                 engine.version = version + 1
                 stream.stepped(version + 1)
-            seconds = time.perf_counter() - began
+            seconds = asyncio.get_running_loop().time() - began
     return Ran(seconds, trained, sum(took), stale)
 
 
@@ -193,6 +214,41 @@ async def _overhead(tokenizer: ChatTokenizer, groups: int = 64) -> float:
         began = time.process_time()
         await rollout.batch(1)
         return (time.process_time() - began) / (groups * EPISODES) * 1e6
+
+
+async def _idle(tokenizer: ChatTokenizer, groups: int = 512, seconds: float = 3.0) -> float:
+    """Processor time in per cent of one core while 4,096 episodes are under way and none of them moves."""
+    Held.all_begun, Held.released = asyncio.Event(), asyncio.Event()
+    Held.left = groups * EPISODES
+    config = RolloutConfig(groups=groups, episodes=EPISODES, concurrency=Held.left, max_tokens=ANSWER_TOKENS)
+    task = TaskConfig(env=f"{__name__}:Held", max_turns=2)
+    async with Rollout(config, FixedRate(tokenizer.stop_ids[0], 0), None, task, None, tokenizer) as rollout:
+        batch = asyncio.ensure_future(rollout.batch(0))
+        await Held.all_begun.wait()
+        began = time.process_time()
+        await asyncio.sleep(seconds)
+        used = time.process_time() - began
+        Held.released.set()
+        await batch
+    return used / seconds * 100
+
+
+class Held:
+    """One turn, whose step waits until all episodes are in theirs, and then until it is let go."""
+
+    left = 0
+    all_begun: asyncio.Event
+    released: asyncio.Event
+
+    def reset(self, seed: int | None = None) -> tuple[str, dict[str, Any]]:
+        return "go", {}
+
+    async def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        Held.left -= 1
+        if not Held.left:
+            self.all_begun.set()
+        await self.released.wait()
+        return "", 0.0, True, False, {}
 
 
 class Instant:

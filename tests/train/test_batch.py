@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rockroll.bench.train_load import heavy_tailed_lengths
 from rockroll.errors import TrainError
-from rockroll.train.batch import MICRO_BATCH_PRICE, Row, collate, make_row, pack, padding_fraction, plan
+from rockroll.train.batch import MICRO_BATCH_PRICE, Row, collate, deal, make_row, pack, padding_fraction, plan
 
 Lengths = st.lists(st.integers(1, 50), min_size=1, max_size=40)
 
@@ -100,6 +100,28 @@ def test_a_heavy_tail_of_episodes_wastes_at_most_one_token_in_twenty(
 ):
     lengths = heavy_tailed_lengths(episodes, context=context, answer=answer, seed=1)
     assert padding_fraction(lengths, plan(lengths, ranks, budget)) <= 0.05
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_short_episodes_dealt_to_many_ranks_waste_no_more(ranks: int, seed: int):
+    """What a tiny model has: a context of 512, where each micro-batch's price weighs the most."""
+    lengths = heavy_tailed_lengths(128, context=512, answer=16, seed=seed)
+    assert padding_fraction(lengths, plan(lengths, ranks, 8192)) <= 0.05
+
+
+def computed(lengths: list[int], per_rank: list[list[list[int]]]) -> int:
+    """What the rank with the most computes."""
+    return max(
+        sum(len(rows) * max(lengths[i] for i in rows) + MICRO_BATCH_PRICE for rows in packs if rows)
+        for packs in per_rank
+    )
+
+
+@given(Lengths.filter(bool), st.integers(1, 8), st.integers(1, 2000))
+def test_no_rank_waits_longer_than_if_rows_were_dealt_one_by_one(lengths: list[int], ranks: int, budget: int):
+    one_by_one = [pack(lengths, hand, budget) for hand in deal(lengths, ranks)]
+    assert computed(lengths, plan(lengths, ranks, budget)) <= computed(lengths, one_by_one)
 
 
 def test_four_thousand_rows_are_planned_in_a_fraction_of_a_second():
