@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from rockroll import rpc
-from rockroll.errors import HostError, UsageError
+from rockroll.errors import HostError, ProcessDied, UsageError
 from rockroll.placement.local import Place, Processes
 from rockroll.placement.needs import Fit, Needs, Room, fit
 from rockroll.placement.on_ray import far
@@ -216,6 +216,10 @@ class Places(Processes):
         self._bundles: dict[str, tuple[PlacementGroup, int]] = {}
         self._actors: list[Any] = []
         self._places: list[far.FarPlace] = []
+        self._lost: dict[str, str] = {}
+        """What of the run was lost with a node, and how; Ray takes some seconds longer to know."""
+        self._gone: set[str] = set()
+        """Nodes that were lost."""
         self._headless = False
         self._head: asyncio.Task[None] | None = None
 
@@ -238,9 +242,11 @@ class Places(Processes):
         """HostError, in one sentence, where the cluster has no room for all of them."""
         if not needs:
             return
-        found = fit(needs, rooms())
+        found = fit(needs, [room for room in rooms() if room.node not in self._gone])
         if found.missing:
-            raise HostError(f"--ray {self._address}: {found.missing} (rockroll plan RECIPE --ray shows it all)")
+            before = "; ".join(self._lost[name] for name in needs if name in self._lost)
+            said = f"{before}, and no other has room: " if before else f"--ray {self._address}: "
+            raise HostError(f"{said}{found.missing} (rockroll plan RECIPE --ray shows it all)")
         order = list(needs)
         group = placement_group(
             [_bundle(needs[name]) for name in order],
@@ -254,6 +260,11 @@ class Places(Processes):
                 f"{RESERVED_S:g} s: others may have taken it; begin again"
             )
         self._bundles |= {name: (group, index) for index, name in enumerate(order)}
+
+    def lost(self, place: far.FarPlace, error: ProcessDied) -> None:
+        """Its node is not to be counted on any more."""
+        self._lost[place.name] = error.message.splitlines()[0].partition("; ")[0]
+        self._gone.add(place.spot.node)
 
     async def place(self, name: str, needs: Needs, attempt: int = 0) -> Place:
         if attempt or name not in self._bundles:
@@ -282,7 +293,7 @@ class Places(Processes):
         link = await rpc.connect(spot.address, self._key)
         log = self._log_dir / f"{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        place = far.FarPlace(self, name, spot, link, self._files, log, here=here)
+        place = far.FarPlace(self, name, spot, link, self._files, log, here=here, on_lost=self.lost)
         self._places.append(place)
         return place
 

@@ -67,12 +67,22 @@ class Files:
 
 class FarPlace(Place):
     def __init__(
-        self, processes: Processes, name: str, spot: Spot, link: rpc.Client, files: Files, log: Path, *, here: str
+        self,
+        processes: Processes,
+        name: str,
+        spot: Spot,
+        link: rpc.Client,
+        files: Files,
+        log: Path,
+        *,
+        here: str,
+        on_lost: Callable[[FarPlace, ProcessDied], None],
     ) -> None:
-        """here: the ipc address of a process on this very machine; "" for another one."""
+        """here: the ipc address of a process on this very machine; "" for another one. on_lost: told when its node is
+        lost, before anybody else is."""
         super().__init__(processes, name, here or f"tcp://{spot.ip}:{spot.ports[0]}")
         self.spot, self.link = spot, link
-        self._files, self._log, self._here = files, log, bool(here)
+        self._files, self._log, self._here, self.on_lost = files, log, bool(here), on_lost
         self.where = f"node {spot.ip}"
         self.machine = "here" if here else spot.node
         self.key = None if here else files.key
@@ -181,7 +191,7 @@ class FarProcess:
         await asyncio.gather(self._following, return_exceptions=True)
 
     async def _follow(self) -> None:
-        error: RockrollError
+        error: ProcessDied
         while True:
             try:
                 code = await self._followed()
@@ -196,7 +206,9 @@ class FarProcess:
                 error = self._lost(refused)
                 break
         if not self._stopping:
-            self._on_death(error if isinstance(error, ProcessDied) else ProcessDied(error.message))
+            if error.fields.get("cause") == "node_lost":
+                self._place.on_lost(self._place, error)
+            self._on_death(error)
 
     async def _followed(self) -> int:
         """Its exit code; its log is written here as it comes."""
