@@ -211,7 +211,7 @@ class Places(Processes):
         self._node = ray.get_runtime_context().get_node_id()
         self._key = self.runtime / "rpc.key"
         keys.make(self._key)
-        self._files = far.Files(ray.util.get_node_ip_address(), self._key, self.runtime / "fetched")
+        self._files = far.Files(ray.util.get_node_ip_address(), self._key, log_dir / "fetched")
         self._groups: list[PlacementGroup] = []
         self._bundles: dict[str, tuple[PlacementGroup, int]] = {}
         self._actors: list[Any] = []

@@ -65,8 +65,14 @@ async def test_other_contents_are_another_folder(source: rpc.Client, model: Path
     (model / "empty").write_text("not any more")
     second = await trees.fetch(source, str(model), tmp_path / "there")
     assert first != second and (second / "empty").read_text() == "not any more"
-    trees.keep(tmp_path / "there", {second.name})
-    assert not first.exists() and second.exists()
+
+
+async def test_of_what_is_written_again_and_again_two_stay(source: rpc.Client, model: Path, tmp_path: Path) -> None:
+    found = []
+    for number in range(4):
+        (model / "empty").write_text(str(number))
+        found.append(await trees.fetch_latest(source, str(model), tmp_path / "there"))
+    assert [each.exists() for each in found] == [False, False, True, True]
 
 
 async def test_a_file_that_changes_while_it_is_sent_is_refused(

@@ -50,6 +50,7 @@ class Files:
     """Which folders of the run are newest on which place, and how this machine gives its own away."""
 
     def __init__(self, ip: str, key: Path, scratch: Path) -> None:
+        """scratch: where what other machines have is kept here while it is read."""
         self.key, self.scratch = key, scratch
         self._server = rpc.Server(f"tcp://{ip}:0", trees.handlers(), types=trees.TYPES, key=key)
         self.newest: dict[str, FarPlace] = {}
@@ -63,6 +64,7 @@ class Files:
 
     async def close(self) -> None:
         await self._server.close()
+        shutil.rmtree(self.scratch, ignore_errors=True)
 
 
 class FarPlace(Place):
@@ -101,7 +103,7 @@ class FarPlace(Place):
         if self._here:
             if source is None:
                 return path
-            return str(await trees.fetch(source.link, source.writes(path), self._files.scratch / name))
+            return str(await trees.fetch_latest(source.link, source.writes(path), self._files.scratch / name))
         if source is None:
             asked = Fetch(self._files.address, path, name)
         else:
@@ -122,7 +124,7 @@ class FarPlace(Place):
     async def bring(self, path: str, to: Path) -> None:
         if self._here:
             return await super().bring(path, to)
-        incoming = to.with_name(to.name + ".incoming")
+        incoming = to.with_name(to.name + ".incoming.partial")
         try:
             (await trees.fetch(self.link, self.writes(path), incoming)).rename(to)
         finally:
