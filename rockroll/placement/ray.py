@@ -13,6 +13,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -56,11 +57,14 @@ def connect(address: str) -> bool:
     if ray.is_initialized():
         return False
     try:
+        if ":" in address:  # Ray itself asks for two minutes, with words of its own
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
         before = signal.getsignal(signal.SIGTERM)
         ray.init(address=address, namespace="rockroll", log_to_driver=False, logging_level=logging.ERROR)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)  # Ray's own would end this process without its clearing up
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise HostError(
             f"--ray {address}: no cluster can be joined ({_line(error)}); start one with ray start --head, on other "
             "nodes ray start --address HEAD:6379, and name auto"
@@ -304,8 +308,7 @@ class Places(Processes):
         await self._files.close()
         await super().__aexit__(*exc)
         if self._headless:
-            _leave_without_head()
-            return
+            return  # nothing more is asked of Ray: its calls would wait a minute for the head, then abort this process
         for actor in self._actors:
             ray.kill(actor)
         for group in self._groups:
@@ -321,10 +324,6 @@ async def _awaited(reference: Any) -> Any:
 def _bundle(needs: Needs) -> dict[str, float]:
     wanted = {"CPU": needs.cpus, "GPU": needs.gpus, "memory": float(needs.memory)}
     return {name: amount for name, amount in wanted.items() if amount}
-
-
-def _leave_without_head() -> None:
-    """Nothing more is asked of Ray, whose calls would wait for the head for a minute and then abort this process."""
 
 
 def _line(error: BaseException) -> str:
