@@ -80,5 +80,10 @@ def test_every_process_of_a_recipe_is_counted() -> None:
 def test_gpus_are_shared_where_there_are_too_few() -> None:
     assert [each.gpus for each in needs(recipe(), None).values()] == [0, 0, 0, 0]
     assert [each.gpus for each in needs(recipe(), None, gpus=4).values()] == [1, 1, 1, 1]
-    assert [each.gpus for each in needs(recipe(), None, gpus=1).values()] == [0.6, 0.6, 0.4, 0.4]
+    assert [each.gpus for each in needs(recipe(), None, gpus=1).values()] == [
+        0.5,
+        0.5,
+        0.5,
+        0.5,
+    ]  # the share is left open
     assert [each.gpus for each in needs(recipe(device="cpu"), None, gpus=2).values()] == [0, 0, 1, 1]
