@@ -99,7 +99,7 @@ def train(
         settings = [*(settings or []), f"replay={json.dumps(str(replay.absolute()))}"]
     config = _load(recipe, settings)
     if dry_steps is not None:
-        _dry(config, dry_steps, run_dir)
+        _dry(config, dry_steps, run_dir, ray)
         return
     planning.plan(config)  # a teacher or a data set that is not there is found before the run has a directory
     if ray:
@@ -152,7 +152,7 @@ def _sandboxes(config: RunConfig, address: str) -> None:
             os.environ[CLUSTER] = str(file)
 
 
-def _dry(config: RunConfig, steps: int, run_dir: Path | None) -> None:
+def _dry(config: RunConfig, steps: int, run_dir: Path | None, ray: str) -> None:
     """Runs dry steps, in a directory that goes afterwards where none is named, and prints what the whole run takes."""
     import dataclasses
     import shutil
@@ -174,6 +174,8 @@ def _dry(config: RunConfig, steps: int, run_dir: Path | None) -> None:
         config = dataclasses.replace(config, steps=data.steps(config.steps))
     dry = forecast.dry(config, steps)
     planning.plan(dry)
+    if ray:
+        _sandboxes(dry, ray)
     with ExitStack() as stack:
         path = run_dir or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rockroll-dry-")))
         run = stack.enter_context(RunDir(path, resume=False))
@@ -181,7 +183,7 @@ def _dry(config: RunConfig, steps: int, run_dir: Path | None) -> None:
         write_whole(run.path / "recipe.yaml", dump(dry).encode())
         display = Display(Status(f"{config.name}, {steps} dry steps", steps))
         with display:
-            run_loop(loop.train(dry, run, display))
+            run_loop(loop.train(dry, run, display, ray))
         lines = forecast.forecast(config, run.path)
         free = shutil.disk_usage(run.path).free
     table = Table("what", "each", "times", "whole run", title=f"{config.name}: {config.steps} steps would take")

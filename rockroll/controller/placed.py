@@ -70,7 +70,7 @@ class PlacedTrainer(TrainerClient):
         try:
             whole = folder.aside(target)
             for place, part in zip(writers, parts, strict=False):
-                got = Path(f"{part}.here")
+                got = Path(f"{part}.here.partial")
                 shutil.rmtree(got, ignore_errors=True)  # left by a run that was killed
                 await place.bring(part, got)
                 await asyncio.to_thread(_merge, got, whole)

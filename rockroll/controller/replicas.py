@@ -12,7 +12,6 @@ from rockroll.engine.client import EngineClient
 from rockroll.engine.config import EngineConfig
 from rockroll.engine.pool import EnginePool
 from rockroll.engine.replica import OnDeath
-from rockroll.errors import EngineError, HostError
 from rockroll.placement.local import Place, Process, Processes
 from rockroll.placement.needs import Needs
 
@@ -22,11 +21,8 @@ async def open_pool(config: EngineConfig, needs: Needs, processes: Processes) ->
     places: dict[str, Place] = {}
 
     async def start(name: str, attempt: int, on_death: OnDeath) -> tuple[str, Process]:
-        try:
-            place = await processes.place(name, needs, attempt)
-            model = await place.reads(config.model, keep=True)
-        except HostError as error:  # no room is left where it was; the pool says that, and goes on with the others
-            raise EngineError(error.message) from error
+        place = await processes.place(name, needs, attempt)
+        model = await place.reads(config.model, keep=True)
         own = dataclasses.replace(config, address=place.address, key=place.their_key, model=model)
         child = await place.start("rockroll.engine.server", own, on_death=on_death)
         places[place.address] = place

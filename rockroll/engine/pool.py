@@ -29,7 +29,7 @@ from rockroll.engine.placing import Placing
 from rockroll.engine.proving import Weights, agreed, at_fault, proved
 from rockroll.engine.replica import Connect, Life, Start, cause, is_death
 from rockroll.engine.retold import Retold
-from rockroll.errors import CanaryError, EngineError, PeerLost, RockrollError
+from rockroll.errors import CanaryError, EngineError, HostError, PeerLost, RockrollError
 
 MOST_REISSUES = 2
 """A request that was with so many and one more replicas when they died is likely to be what killed them."""
@@ -251,6 +251,9 @@ class EnginePool:
         for attempt in itertools.count():
             try:
                 error = await self._live(number, name, attempt)
+            except HostError as failed:  # it has no place any more
+                await self._give_up(number, failed)
+                return
             except Exception as failed:  # noqa: BLE001 - whatever it is, those who wait must hear of it
                 error = EngineError(f"{name} cannot be started: {type(failed).__name__}: {failed}")
             # a CanaryError is of a replacement: the weights do not arrive in a new process either
@@ -260,11 +263,19 @@ class EnginePool:
                 self._restarts += 1
                 _log.warning("%s is replaced, %d of %d: %s", name, attempt + 1, self._restarts_each, error)
                 continue
-            elif not self._placing.serving and all(slot.done() for n, slot in enumerate(self._slots) if n != number):
-                await self._end(error, told=True)
             else:
-                _log.warning("%s is gone, the run goes on without it: %s", name, error)
+                await self._give_up(number, error)
             return
+
+    async def _give_up(self, number: int, error: RockrollError) -> None:
+        """A replica that is not replaced: the run goes on with the others, if there are any."""
+        never = number in self._starting
+        if never or (
+            not self._placing.serving and all(slot.done() for n, slot in enumerate(self._slots) if n != number)
+        ):
+            await self._end(error, told=True)
+        else:
+            _log.warning("engine-%d is gone, the run goes on without it: %s", number, error)
 
     async def _live(self, number: int, name: str, attempt: int) -> RockrollError:
         """One process from its start to its death; returns of what."""

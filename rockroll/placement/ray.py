@@ -13,6 +13,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from rockroll import rpc
-from rockroll.errors import HostError, UsageError
+from rockroll.errors import HostError, ProcessDied, UsageError
 from rockroll.placement.local import Place, Processes
 from rockroll.placement.needs import Fit, Needs, Room, fit
 from rockroll.placement.on_ray import far
@@ -56,11 +57,14 @@ def connect(address: str) -> bool:
     if ray.is_initialized():
         return False
     try:
+        if ":" in address:  # Ray itself asks for two minutes, with words of its own
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
         before = signal.getsignal(signal.SIGTERM)
         ray.init(address=address, namespace="rockroll", log_to_driver=False, logging_level=logging.ERROR)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)  # Ray's own would end this process without its clearing up
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise HostError(
             f"--ray {address}: no cluster can be joined ({_line(error)}); start one with ray start --head, on other "
             "nodes ray start --address HEAD:6379, and name auto"
@@ -211,11 +215,15 @@ class Places(Processes):
         self._node = ray.get_runtime_context().get_node_id()
         self._key = self.runtime / "rpc.key"
         keys.make(self._key)
-        self._files = far.Files(ray.util.get_node_ip_address(), self._key, self.runtime / "fetched")
+        self._files = far.Files(ray.util.get_node_ip_address(), self._key, log_dir / "fetched")
         self._groups: list[PlacementGroup] = []
         self._bundles: dict[str, tuple[PlacementGroup, int]] = {}
         self._actors: list[Any] = []
         self._places: list[far.FarPlace] = []
+        self._lost: dict[str, str] = {}
+        """What of the run was lost with a node, and how; Ray takes some seconds longer to know."""
+        self._gone: set[str] = set()
+        """Nodes that were lost."""
         self._headless = False
         self._head: asyncio.Task[None] | None = None
 
@@ -238,9 +246,11 @@ class Places(Processes):
         """HostError, in one sentence, where the cluster has no room for all of them."""
         if not needs:
             return
-        found = fit(needs, rooms())
+        found = fit(needs, [room for room in rooms() if room.node not in self._gone])
         if found.missing:
-            raise HostError(f"--ray {self._address}: {found.missing} (rockroll plan RECIPE --ray shows it all)")
+            before = "; ".join(self._lost[name] for name in needs if name in self._lost)
+            said = f"{before}, and no other has room: " if before else f"--ray {self._address}: "
+            raise HostError(f"{said}{found.missing} (rockroll plan RECIPE --ray shows it all)")
         order = list(needs)
         group = placement_group(
             [_bundle(needs[name]) for name in order],
@@ -254,6 +264,11 @@ class Places(Processes):
                 f"{RESERVED_S:g} s: others may have taken it; begin again"
             )
         self._bundles |= {name: (group, index) for index, name in enumerate(order)}
+
+    def lost(self, place: far.FarPlace, error: ProcessDied) -> None:
+        """Its node is not to be counted on any more."""
+        self._lost[place.name] = error.message.splitlines()[0].partition("; ")[0]
+        self._gone.add(place.spot.node)
 
     async def place(self, name: str, needs: Needs, attempt: int = 0) -> Place:
         if attempt or name not in self._bundles:
@@ -282,7 +297,7 @@ class Places(Processes):
         link = await rpc.connect(spot.address, self._key)
         log = self._log_dir / f"{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        place = far.FarPlace(self, name, spot, link, self._files, log, here=here)
+        place = far.FarPlace(self, name, spot, link, self._files, log, here=here, on_lost=self.lost)
         self._places.append(place)
         return place
 
@@ -293,8 +308,7 @@ class Places(Processes):
         await self._files.close()
         await super().__aexit__(*exc)
         if self._headless:
-            _leave_without_head()
-            return
+            return  # nothing more is asked of Ray: its calls would wait a minute for the head, then abort this process
         for actor in self._actors:
             ray.kill(actor)
         for group in self._groups:
@@ -310,10 +324,6 @@ async def _awaited(reference: Any) -> Any:
 def _bundle(needs: Needs) -> dict[str, float]:
     wanted = {"CPU": needs.cpus, "GPU": needs.gpus, "memory": float(needs.memory)}
     return {name: amount for name, amount in wanted.items() if amount}
-
-
-def _leave_without_head() -> None:
-    """Nothing more is asked of Ray, whose calls would wait for the head for a minute and then abort this process."""
 
 
 def _line(error: BaseException) -> str:

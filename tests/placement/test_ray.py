@@ -137,11 +137,44 @@ async def test_a_death_on_another_node_is_told_with_the_end_of_its_log(nodes: No
             await asyncio.wait_for(places.guard(asyncio.Event().wait()), 10)
 
 
+def test_a_plan_says_where_each_would_go_and_starts_nothing(nodes: Nodes) -> None:
+    from rockroll.placement.ray import planned
+
+    found = planned(nodes.address, lambda gpus: {"trainer-0": Needs(cpus=2), "engine-0": Needs(cpus=1)})
+    assert not found.missing
+    assert [room.here for room in found.places.values()] == [False, True]
+
+
+def test_a_node_with_another_rockroll_python_or_torch_is_refused() -> None:
+    from rockroll.placement.on_ray.far import Spot, check_versions
+    from rockroll.placement.on_ray.host import Versions
+
+    mine = Versions("0.1.0", "3.11", "2.13.0")
+    for theirs, what in (
+        (Versions("0.2.0", "3.11", "2.13.0"), "rockroll 0.2.0 and this one 0.1.0"),
+        (Versions("0.1.0", "3.12", "2.13.0"), "python 3.12 and this one 3.11"),
+        (Versions("0.1.0", "3.11", "none"), "torch none and this one 2.13.0"),
+    ):
+        spot = Spot("id", 1, "10.0.0.9", "tcp://10.0.0.9:1", (2, 3), "/x", theirs)
+        assert f"node 10.0.0.9 has {what}; install the same" in check_versions(spot, mine)
+    assert check_versions(Spot("id", 1, "10.0.0.9", "", (2, 3), "/x", mine), mine) == ""
+
+
 async def test_a_client_port_is_refused_in_a_sentence(tmp_path: Path) -> None:
     from rockroll.placement.ray import Places
 
     with pytest.raises(UsageError, match=r"ray://h:10001: .*start rockroll on a node of the cluster"):
         Places(tmp_path / "logs", "ray://h:10001")
+
+
+async def test_an_address_where_no_cluster_is_is_one_sentence_at_once(tmp_path: Path) -> None:
+    import ray
+
+    from rockroll.placement.ray import Places
+
+    ray.shutdown()
+    with pytest.raises(HostError, match=r"127.0.0.1:1: no cluster can be joined .*ray start --head"):
+        Places(tmp_path / "logs", "127.0.0.1:1")
 
 
 async def test_a_node_that_is_killed_is_noticed_within_five_seconds(nodes: Nodes, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.placement.cluster import Host
 from tests.placement.conftest import Nodes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -37,9 +38,12 @@ def nodes(make_nodes: Callable[[], Nodes]) -> Iterator[Nodes]:
 class Training:
     """`rockroll train` on the cluster, a process of its own."""
 
-    def __init__(self, nodes: Nodes, run_dir: Path, *more: str) -> None:
+    def __init__(
+        self, nodes: Nodes | None, run_dir: Path, *more: str, recipe: str = "recipes/frozen_lake.yaml"
+    ) -> None:
         self.run_dir = run_dir
-        argv = ["train", "recipes/frozen_lake.yaml", "--run-dir", str(run_dir), *SMALL, *more, "--ray", nodes.address]
+        argv = ["train", recipe, "--run-dir", str(run_dir), *SMALL, *more]
+        argv += ["--ray", nodes.address] if nodes else []
         self.process = subprocess.Popen(
             [sys.executable, "-m", "rockroll", *argv],
             stdout=subprocess.PIPE,
@@ -141,3 +145,44 @@ def test_two_ranks_on_two_nodes_learn_as_one_trainer_and_save_one_checkpoint(nod
     here = Training(nodes, tmp_path / "run", "--resume", "--set", "steps=3", "--set", "train.ranks=1")
     said = here.said(600)
     assert here.process.returncode == 0, said
+
+
+def test_the_quick_start_runs_on_three_nodes_with_sandboxes_on_each(
+    nodes: Nodes, tmp_path: Path, sandbox_image: str
+) -> None:
+    from rockroll.placement.ray import end_sandboxes
+
+    nodes.add(1)
+    nodes.add(1)
+    recipe = Path("recipes/quickstart.yaml")
+    before = recipe.read_bytes()
+    try:
+        run = Training(nodes, tmp_path / "run", "--set", "steps=2", recipe=str(recipe))
+        said = run.said(900)
+        assert run.process.returncode == 0, said
+        assert [row["step"] for row in run.rows()] == [0, 1, 2]
+        assert recipe.read_bytes() == before
+        ran = [node.home for node in nodes.nodes if list((node.home / "node").glob("registry.sqlite"))]
+        assert len(ran) == 3, f"sandboxes were on {ran} only"
+    finally:
+        end_sandboxes(nodes.address)
+        for node in nodes.nodes:
+            Host(node.home).end()
+
+
+def test_one_node_is_as_fast_with_ray_as_without(make_nodes: Callable[[], Nodes], tmp_path: Path) -> None:
+    """Steps a second, the best of three runs each, in turns; a figure for a quiet machine."""
+    nodes = make_nodes()
+    nodes.add(4)
+    more = ["--set", "steps=12", "--set", "checkpoint.every=0", "--set", "rollout.groups=8"]
+    seconds: dict[str, list[float]] = {"ray": [], "none": []}
+    for number in range(3):
+        for name, where in (("ray", nodes), ("none", None)):
+            run = Training(where, tmp_path / f"{name}-{number}", *more)
+            said = run.said(900)
+            assert run.process.returncode == 0, said
+            seconds[name].append(sum(row["time/step_s"] for row in run.rows()[3:]))
+    nodes.close()
+    ratio = min(seconds["none"]) / min(seconds["ray"])
+    print(f"throughput with --ray: {ratio:.3f} of that without; seconds {seconds}")
+    assert ratio >= 0.97

@@ -50,6 +50,7 @@ class Files:
     """Which folders of the run are newest on which place, and how this machine gives its own away."""
 
     def __init__(self, ip: str, key: Path, scratch: Path) -> None:
+        """scratch: where what other machines have is kept here while it is read."""
         self.key, self.scratch = key, scratch
         self._server = rpc.Server(f"tcp://{ip}:0", trees.handlers(), types=trees.TYPES, key=key)
         self.newest: dict[str, FarPlace] = {}
@@ -63,16 +64,27 @@ class Files:
 
     async def close(self) -> None:
         await self._server.close()
+        shutil.rmtree(self.scratch, ignore_errors=True)
 
 
 class FarPlace(Place):
     def __init__(
-        self, processes: Processes, name: str, spot: Spot, link: rpc.Client, files: Files, log: Path, *, here: str
+        self,
+        processes: Processes,
+        name: str,
+        spot: Spot,
+        link: rpc.Client,
+        files: Files,
+        log: Path,
+        *,
+        here: str,
+        on_lost: Callable[[FarPlace, ProcessDied], None],
     ) -> None:
-        """here: the ipc address of a process on this very machine; "" for another one."""
+        """here: the ipc address of a process on this very machine; "" for another one. on_lost: told when its node is
+        lost, before anybody else is."""
         super().__init__(processes, name, here or f"tcp://{spot.ip}:{spot.ports[0]}")
         self.spot, self.link = spot, link
-        self._files, self._log, self._here = files, log, bool(here)
+        self._files, self._log, self._here, self.on_lost = files, log, bool(here), on_lost
         self.where = f"node {spot.ip}"
         self.machine = "here" if here else spot.node
         self.key = None if here else files.key
@@ -91,7 +103,7 @@ class FarPlace(Place):
         if self._here:
             if source is None:
                 return path
-            return str(await trees.fetch(source.link, source.writes(path), self._files.scratch / name))
+            return str(await trees.fetch_latest(source.link, source.writes(path), self._files.scratch / name))
         if source is None:
             asked = Fetch(self._files.address, path, name)
         else:
@@ -112,7 +124,7 @@ class FarPlace(Place):
     async def bring(self, path: str, to: Path) -> None:
         if self._here:
             return await super().bring(path, to)
-        incoming = to.with_name(to.name + ".incoming")
+        incoming = to.with_name(to.name + ".incoming.partial")
         try:
             (await trees.fetch(self.link, self.writes(path), incoming)).rename(to)
         finally:
@@ -181,7 +193,7 @@ class FarProcess:
         await asyncio.gather(self._following, return_exceptions=True)
 
     async def _follow(self) -> None:
-        error: RockrollError
+        error: ProcessDied
         while True:
             try:
                 code = await self._followed()
@@ -196,7 +208,9 @@ class FarProcess:
                 error = self._lost(refused)
                 break
         if not self._stopping:
-            self._on_death(error if isinstance(error, ProcessDied) else ProcessDied(error.message))
+            if error.fields.get("cause") == "node_lost":
+                self._place.on_lost(self._place, error)
+            self._on_death(error)
 
     async def _followed(self) -> int:
         """Its exit code; its log is written here as it comes."""

@@ -224,15 +224,7 @@ class Host:
             source = self._sources[body.source] = await rpc.connect(body.source, self.key)
         if not body.name:
             return str(await trees.fetch(source, body.path, self.models))
-        folder = self.folder / body.name
-        before = {each.name for each in folder.iterdir()} if folder.is_dir() else set()
-        got = await trees.fetch(source, body.path, folder)
-        # the one before may still be read by another process of this node
-        latest = sorted(
-            (f for f in folder.iterdir() if f.name in before and f.is_dir()), key=lambda f: f.stat().st_mtime
-        )
-        trees.keep(folder, {got.name, *(each.name for each in latest[-1:])})
-        return str(got)
+        return str(await trees.fetch_latest(source, body.path, self.folder / body.name))
 
     async def _drop(self, body: str, _peer: rpc.Peer) -> None:
         if Path(body).is_relative_to(self.folder):

@@ -4,7 +4,7 @@ In: Ray's news of nodes. Out: a cluster file for whoever asks. A node is joined 
 process is a daemon of its own then, so that no worker of Ray has to stay. Leaves what is done on a node to fabric.py.
 
     node alive ──► asked to join ──► member ──► dead: the hub notices by itself
-                        └──► cannot run sandboxes: said why, not asked again while it lives
+                        └──► cannot run sandboxes: said why; asked again when somebody wants the cluster file
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ class Keeper:
         self._hub = fabric.HubProcess(ray.util.get_node_ip_address())
         self._gcs = ray.get_runtime_context().gcs_address
         self._changed = threading.Condition()
+        self._known: dict[str, dict[str, Any]] = {}
+        """What Ray says of those alive."""
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._nodes: dict[str, str | None] = {}
         """By Ray's id, of those alive: "" a member, a sentence why it is none, None not known yet."""
         threading.Thread(target=lambda: asyncio.run(self._watch()), daemon=True).start()
@@ -44,8 +47,13 @@ class Keeper:
         return self._hub.file.read_bytes()
 
     def settled(self, timeout: float) -> dict[str, str]:
-        """Once all nodes that are alive have joined or said why not: what they said. At most `timeout` seconds."""
+        """Once all nodes that are alive have joined or said why not: what they said. At most `timeout` seconds. Those
+        that had not joined are asked again: a busy machine may have been all that was wrong."""
         with self._changed:
+            for node in [node for node, said in self._nodes.items() if said]:
+                assert self._loop is not None, "nodes are known once they are watched"
+                self._nodes[node] = None
+                asyncio.run_coroutine_threadsafe(self._join(self._known[node]), self._loop)
             self._changed.wait_for(lambda: self._nodes and None not in self._nodes.values(), timeout)
             return {node: "it has not answered yet" if said is None else said for node, said in self._nodes.items()}
 
@@ -61,6 +69,7 @@ class Keeper:
         """Follows Ray's news of nodes; after news, and first of all, looks who is there."""
         from ray._private.gcs_pubsub import GcsAioNodeInfoSubscriber
 
+        self._loop = asyncio.get_running_loop()
         news = GcsAioNodeInfoSubscriber(address=self._gcs)
         await news.subscribe()
         joining: set[asyncio.Task[None]] = set()
@@ -68,6 +77,7 @@ class Keeper:
             alive = [node for node in ray.nodes() if node["Alive"]]
             with self._changed:
                 new = [node for node in alive if node["NodeID"] not in self._nodes]
+                self._known = {node["NodeID"]: node for node in alive}
                 self._nodes = {node["NodeID"]: self._nodes.get(node["NodeID"]) for node in alive}
                 self._changed.notify_all()
             for node in new:

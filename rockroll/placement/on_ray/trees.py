@@ -123,8 +123,12 @@ async def _copy(source: rpc.Client, what: Read, file: File, target: Path) -> Non
         raise HostError(f"{what.path}/{what.name} changed while it was sent to another node; begin again")
 
 
-def keep(folder: Path, digests: set[str]) -> None:
-    """Removes all fetched folders but these."""
-    for each in folder.iterdir():
-        if each.is_dir() and each.name not in digests:
-            shutil.rmtree(each, ignore_errors=True)
+async def fetch_latest(source: rpc.Client, path: str, folder: Path) -> Path:
+    """As `fetch`, of what is written anew again and again; it stays until the second one after it has come: the one
+    before may still be read by another process of this machine."""
+    before = [each for each in folder.iterdir() if each.is_dir()] if folder.is_dir() else []
+    got = await fetch(source, path, folder)
+    kept = [each for each in before if each != got and each.suffix != ".partial" and each.exists()]
+    for each in sorted(kept, key=lambda each: each.stat().st_mtime)[:-1]:
+        shutil.rmtree(each, ignore_errors=True)
+    return got
