@@ -246,7 +246,10 @@ async def small(model: Path, folder: Path) -> tuple[asyncio.subprocess.Process, 
     config = EngineConfig(model=str(model), address=f"ipc://{folder}/engine", **SMALL)  # type: ignore[arg-type]
     process = await server(config, folder)
     client = await EngineClient.connect(config.address)
-    await client.info()
+    starting, ending = asyncio.ensure_future(client.info()), asyncio.ensure_future(process.wait())
+    await asyncio.wait([starting, ending], return_when=asyncio.FIRST_COMPLETED)
+    assert starting.done(), f"the engine ended with code {process.returncode} before it was ready"
+    ending.cancel()
     return process, client
 
 
