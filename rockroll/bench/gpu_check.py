@@ -8,9 +8,11 @@ leaves what it has, and the next one goes on behind what has passed. Leaves the 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import statistics
@@ -78,7 +80,7 @@ def parts(sizes: Sizes, out: Path, model: str, image: str, *, cpu: bool) -> list
     vllm = not cpu or (installed() is not None and model != "tiny")  # whose attention heads vLLM does not take
     kind, dtype = ("vllm", "float32" if cpu else "bfloat16") if vllm else ("transformers", "float32")
     recipe = str(ROOT / "recipes" / ("quickstart.yaml" if cpu else "smollm2_shell_gpu.yaml"))
-    train = out / "train"
+    train, doctor = out / "train", shlex.join((*rockroll, "doctor", "--json"))
     settings = [f"model={model}", f"steps={sizes.steps}", "checkpoint.every=0", *(["eval.episodes=8"] if cpu else [])]
     chosen = [word for each in settings for word in ("--set", each)]
 
@@ -91,12 +93,12 @@ def parts(sizes: Sizes, out: Path, model: str, image: str, *, cpu: bool) -> list
             title="What is installed",
             command=(sys.executable, "-c", _IMPORTS, *(p for p in PACKAGES if vllm or p != "vllm")),
             limit_s=180,
-            figures=lambda said: dict(line.split(" ", 1) for line in said.splitlines() if " " in line),
+            figures=lambda said: dict(re.findall(r"^(\w+) (\S+)$", said, re.MULTILINE)),
         ),
         Part(
             name="doctor",
-            title="Doctor",
-            command=(*rockroll, "doctor", "--json"),
+            title="Doctor" + ", whatever it says of the default image, which is not in the kit" * bool(image),
+            command=(*rockroll, "doctor", "--json") if not image else ("bash", "-c", f"{doctor} || true"),
             limit_s=120,
             figures=lambda said: {each["name"]: each["detail"] for each in json.loads(said)["checks"]},
         ),
@@ -226,11 +228,11 @@ def run(part: Part, out: Path, limit_s: float) -> dict[str, Any]:
         except subprocess.TimeoutExpired:
             outcome = f"FAILED: not done after {limit_s:.0f} s"
             process.terminate()  # rockroll ends what it started; what is left after that is killed
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(15)
-            except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            process.wait()
     figures: Figures = {}
     try:
         figures = part.figures(said.read_text(errors="replace"))
@@ -245,7 +247,11 @@ def report(found: Mapping[str, Any], wanted: Sequence[Part], out: Path) -> str:
     lines = ["# GPU check", ""]
     for part in wanted:
         one = found.get(part.name, {"outcome": "not run", "seconds": 0, "figures": {}})
-        lines += [f"## {part.title}", f"{one['outcome']}, {one['seconds']} s: `{' '.join(part.command)[:400]}`", ""]
+        lines += [
+            f"## {part.title}",
+            f"{one['outcome']}, {one['seconds']} s: `{' '.join(part.command).partition(chr(10))[0][:400]}`",
+            "",
+        ]
         lines += [f"* {name}: {value}" for name, value in one["figures"].items()]
         if one["outcome"].startswith("FAILED"):
             texts = [out / f"{part.name}.{kind}" for kind in ("out", "log")]

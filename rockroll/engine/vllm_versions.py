@@ -28,6 +28,8 @@ from rockroll.engine.api import GenerateRequest
 from rockroll.engine.config import EngineConfig
 
 OLDEST = (0, 24)
+_UUID, _LONGEST = 36, 107
+"""What vLLM calls a socket, and how long the path of one may be: it does not start where that is longer."""
 _CPU_MEMORY = 2 * 2**30
 _ALONE = 0.4
 """Of a GPU, where nobody has computed a share: an engine by itself, in a test or a benchmark."""
@@ -58,7 +60,9 @@ def environment(config: EngineConfig, cpu: bool) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
     }
     if config.address.startswith("ipc://"):  # its sockets lie with the run's, and go with them
-        names["VLLM_RPC_BASE_PATH"] = str(Path(config.address.removeprefix("ipc://")).parent)
+        place = str(Path(config.address.removeprefix("ipc://")).parent)
+        if len(place) + len("/") + _UUID <= _LONGEST:  # else where vLLM itself puts them
+            names["VLLM_RPC_BASE_PATH"] = place
     if cpu:
         # bound threads are pinned to cores, which the trainer and the sandboxes use, too
         names |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(config.threads)}

@@ -22,8 +22,8 @@ from rockroll.engine.fused import Bits
 
 if multiprocessing.parent_process() is not None:
     child.end_with_parent()
-# at each delivery it warns of every layer that had nothing to load, as tied heads and rotary embeddings; what has to be
-# there is proved below
+# at each delivery it warns of every layer that had nothing to load: rotary embeddings, and tied heads, which are looked
+# after below
 logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
 
 
@@ -49,6 +49,7 @@ class WorkerExtension:
                 yield name, tensor
 
         self.reload_weights(weights_iterator=tensors())
+        _pack_tied_heads(model, set(given))
         held = {
             name: Bits(parameter.numel(), bit_sum(parameter))
             for name, parameter in model.named_parameters()
@@ -56,6 +57,14 @@ class WorkerExtension:
         }
         found, wrong = fused.compare(given, held, getattr(model, "packed_modules_mapping", None) or {})
         return {"read": read, "held": found, "wrong": wrong or ""}
+
+
+def _pack_tied_heads(model: Any, loaded: set[str]) -> None:
+    """A CPU's vLLM computes logits with a packed copy of the head, made when the head is loaded. A head that is tied to
+    the embedding never is: its copy stayed that of the first weights, and log-probs drifted from the trainer's."""
+    for name, layer in model.named_modules():
+        if hasattr(layer, "cpu_linear") and hasattr(layer, "tie_weights") and f"{name}.weight" not in loaded:
+            layer.quant_method.process_weights_after_loading(layer)
 
 
 def _tensors(folder: Path, device: str) -> Iterator[tuple[str, Tensor]]:

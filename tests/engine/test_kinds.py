@@ -56,6 +56,12 @@ def test_each_device_gets_its_arguments() -> None:
     assert vllm_versions.environment(config, cpu=False).get("CUDA_VISIBLE_DEVICES") in ("1", None)
 
 
+def test_vllms_sockets_lie_with_the_runs_where_their_names_are_not_too_long() -> None:
+    short, long = (EngineConfig(kind="vllm", address=f"ipc:///run/{'x' * n}/engine") for n in (65, 66))
+    assert vllm_versions.environment(short, cpu=True)["VLLM_RPC_BASE_PATH"] == f"/run/{'x' * 65}"
+    assert "VLLM_RPC_BASE_PATH" not in vllm_versions.environment(long, cpu=True)
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [({"gpu_share": 0.0}, "gpu_share"), ({"gpu_share": 1.5}, "gpu_share"), ({"memory": "lots"}, "a size is digits")],

@@ -15,6 +15,8 @@ from pathlib import Path
 import msgspec
 import pytest
 import pytest_asyncio
+import torch
+from transformers import LlamaForCausalLM
 
 from rockroll.bench import sync
 from rockroll.controller.model_path import prepare
@@ -100,6 +102,21 @@ async def test_a_delivery_is_proved_by_what_the_file_says_and_by_what_the_engine
     assert 0 < loaded.held <= loaded.tensors
     again = await engine.load(str(models / "first"), 8)
     assert again.digest == digest_file(models / "first" / "model.safetensors")
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_after_a_delivery_log_probs_are_those_of_the_new_weights_the_tied_head_included(
+    engine: EngineClient, models: Path
+) -> None:
+    """Another implementation computes them: an engine that forgot a part of the weights agrees with itself."""
+    version = (await engine.info()).version
+    for number, name in enumerate(("other", "first", "other", "first"), start=1):
+        await engine.load(str(models / name), version + number)
+        model = LlamaForCausalLM.from_pretrained(models / name, dtype=torch.float32)
+        with torch.no_grad():
+            logits = model(torch.tensor([PROMPT])).logits[0, :-1].log_softmax(-1)
+        expected = logits.gather(1, torch.tensor(PROMPT[1:])[:, None])[:, 0].tolist()
+        assert await engine.logprobs(PROMPT) == pytest.approx(expected, abs=TOLERANCE)
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -229,7 +246,10 @@ async def small(model: Path, folder: Path) -> tuple[asyncio.subprocess.Process, 
     config = EngineConfig(model=str(model), address=f"ipc://{folder}/engine", **SMALL)  # type: ignore[arg-type]
     process = await server(config, folder)
     client = await EngineClient.connect(config.address)
-    await client.info()
+    starting, ending = asyncio.ensure_future(client.info()), asyncio.ensure_future(process.wait())
+    await asyncio.wait([starting, ending], return_when=asyncio.FIRST_COMPLETED)
+    assert starting.done(), f"the engine ended with code {process.returncode} before it was ready"
+    ending.cancel()
     return process, client
 
 
