@@ -88,7 +88,7 @@ async def episode(tokenizer: ChatTokenizer, policy: Policy, agent: AgentConfig, 
     task = TaskConfig(env="rockroll:terminal", options={"only": ["lost-commit"], "time": 4}, max_turns=8)
     (box,) = boxes(config(agent, task.env, **sandbox)).values()
     address = f"ipc://{home.runtime_dir() / 'relay-test'}"
-    rollout = RolloutConfig(concurrency=1, max_tokens=512, episode_timeout=800)
+    rollout = RolloutConfig(concurrency=1, max_tokens=512, episode_timeout=800, stall_timeout=700)
     engine = ScriptedEngine(tokenizer, policy, context_length=200_000)
     async with Rollout(rollout, engine, OnDemand(box), task, agent, tokenizer, address=address) as run:
         (one,) = await run.evaluate([0], temperature=0.0)
