@@ -14,14 +14,16 @@ from typing import Any
 from rockroll.errors import EnvError
 from rockroll.sandbox.client import Sandbox
 from rockroll.sandbox.config import SandboxConfig
+from rockroll.sandbox.where import Cluster, hub
 from rockroll.sandbox.wire import DEFAULT_SESSION
 
 
 class OnDemand:
-    """config: what a box is, but for what its lease says."""
+    """config: what a box is, but for what its lease says. cluster: as a Sandbox takes it."""
 
-    def __init__(self, config: SandboxConfig | None = None) -> None:
+    def __init__(self, config: SandboxConfig | None = None, *, cluster: Cluster | None = None) -> None:
         self.config = dataclasses.replace(config or SandboxConfig(), name=None)
+        self._hub = hub(cluster)
 
     @contextlib.asynccontextmanager
     async def lease(self, changes: Mapping[str, Any] | None = None) -> AsyncIterator[Sandbox]:
@@ -35,6 +37,6 @@ class OnDemand:
         except (TypeError, ValueError) as error:
             raise EnvError(f"the box that a task asks for cannot be: {error}") from None
         # A lease must not go on, unknowing, in a box whose processes died with its node.
-        async with Sandbox(config, outlives_node=False, base_url="") as sandbox:
+        async with Sandbox(config, outlives_node=False, base_url="", cluster=self._hub or "") as sandbox:
             await sandbox.create_session(DEFAULT_SESSION)
             yield sandbox
