@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,15 +33,20 @@ LOGS_SECONDS = 10.0
 
 
 async def route(
-    sandbox: Sandbox, upstream: str | None, token: str, budget: Mapping[str, float] | None = None
+    sandbox: Sandbox,
+    upstream: str | None,
+    token: str,
+    budget: Mapping[str, float] | None = None,
+    tools: Mapping[str, str] | None = None,
 ) -> str | None:
     """From now on the model calls of this sandbox go to the relay at `upstream`, under this token; None: they are
     refused.
 
-    budget: what they may use up together (docs/model-service.md). Returns why calls of the route before were refused
+    budget: what they may use up together (docs/model-service.md). tools: MCP servers' URLs by name, which the box may
+    ask at its endpoint's /mcp/NAME. Returns why calls of the route before were refused
     for want of its budget, as a sentence; None where none was.
     """
-    body = {"id": sandbox.id, "upstream": upstream, "token": token, "budget": budget or {}}
+    body = {"id": sandbox.id, "upstream": upstream, "token": token, "budget": budget or {}, "tools": tools or {}}
     return await sandbox.ask("model.route", body)
 
 
@@ -51,7 +56,7 @@ class CommandAgent:
     def __init__(self, config: AgentConfig) -> None:
         self.config = config
         known = config.known
-        self._line = known.line if known else config.command
+        self._line = _servers(config.mcp) + (known.line if known else config.command)
         self._logs = (*(known.logs if known else ()), *config.logs)
         sources = {**(known.files if known else {}), **config.files}
         self._files = {path: _read(source) for path, source in sources.items()}
@@ -84,6 +89,19 @@ class CommandAgent:
         code = line.format(" ".join(map(_pattern, self._logs)), LOGS_KEPT)
         observation = await sandbox.execute(["bash", "-c", code], timeout=LOGS_SECONDS, max_output=LOGS_KEPT)
         return observation.stdout.decode(errors="replace").strip()
+
+
+def _servers(names: Collection[str]) -> str:
+    """Exports that say where the MCP servers are in the box, one by one and as the JSON that agents take."""
+    at = '"${{OPENAI_BASE_URL%/v1}}/mcp/{}"'
+    lines = [f"export ROCKROLL_MCP_{name.upper().replace('-', '_')}={at.format(name)}\n" for name in names]
+    if lines:
+        each = ", ".join(
+            f'\\"{name}\\": {{\\"type\\": \\"http\\", \\"url\\": \\"${{OPENAI_BASE_URL%/v1}}/mcp/{name}\\"}}'
+            for name in names
+        )
+        lines.append(f'export ROCKROLL_MCP="{{\\"mcpServers\\": {{{each}}}}}"\n')
+    return "".join(lines)
 
 
 def _pattern(text: str) -> str:

@@ -5,9 +5,13 @@ In: the recipe's `agent` section. Out: a checked AgentConfig. Leaves starting it
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field
 
 from rockroll.agent.presets import Preset, preset
+
+NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+"""Of an MCP server."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +61,9 @@ class AgentConfig:
     logs: tuple[str, ...] = ()
     """Files of the box whose ends stand in the episode's record, beside what the agent printed: patterns for the shell,
     as in "~/.codex/sessions/*.jsonl". A preset knows its own."""
+    mcp: dict[str, str] = field(default_factory=dict)
+    """MCP servers of this host that the agent may use, by name: their http(s) URLs. In the box they are at
+    $ROCKROLL_MCP_NAME, and all of them as JSON in $ROCKROLL_MCP; the box still has no network."""
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     """What its model calls may use up; beside it `task.max_turns` and `rollout.max_tokens` hold."""
 
@@ -71,6 +78,11 @@ class AgentConfig:
             raise ValueError("agent command is a Bash command line; got an empty one")
         if self.timeout <= 0:
             raise ValueError(f"agent timeout is a number of seconds above 0; got {self.timeout}")
+        for name, url in self.mcp.items():
+            if not NAME.fullmatch(name) or not url.startswith(("http://", "https://")):
+                raise ValueError(
+                    f"agent mcp is NAME: http://…, a name of small letters, digits, - and _; got {name}: {url}"
+                )
         for path in self.files:
             if not path.startswith("/"):
                 raise ValueError(f"agent files are named by their absolute path in the sandbox; got {path!r}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 from rockroll.agent.config import AgentConfig
 from rockroll.agent.install import folder, image_name
@@ -29,6 +30,11 @@ def boxes(config: RunConfig) -> dict[str, SandboxConfig]:
         for task in config.tasks
         if works_in_sandbox(task.env)
     }
+
+
+def own_boxes(config: RunConfig, tasks: Sequence[str]) -> bool:
+    """Whether the episodes of those tasks, which are alike in this, start a box each: none is kept ready for them."""
+    return brings_boxes(next(task.env for task in config.domains if task.label == tasks[0]))
 
 
 def installed(config: RunConfig) -> list[tuple[Preset, bool]]:
@@ -56,12 +62,13 @@ def _with(agent: AgentConfig | None, box: SandboxConfig, env: str) -> SandboxCon
 
 
 def pool_sizes(config: RunConfig) -> list[tuple[SandboxConfig, list[str], int]]:
-    """(what a box is, the tasks that work in such boxes, how many): tasks whose boxes are alike share them, and each
-    kind has its tasks' share of `rollout.concurrency`, rounded up."""
+    """(what a box is, the tasks that work in such boxes, how many at most): tasks whose boxes are alike share them.
+    Each kind has its tasks' share of `rollout.concurrency`, rounded up."""
     part = shares(config.domains)
     kinds: list[tuple[SandboxConfig, list[str]]] = []
     for name, box in boxes(config).items():
-        alike = next((tasks for each, tasks in kinds if each == box), None)
+        own = own_boxes(config, [name])
+        alike = next((tasks for each, tasks in kinds if each == box and own_boxes(config, tasks) == own), None)
         if alike is None:
             kinds.append((box, [name]))
         else:

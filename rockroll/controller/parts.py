@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rockroll.agent.install import build_image, install
-from rockroll.controller.boxes import installed, pool_sizes
+from rockroll.controller.boxes import installed, own_boxes, pool_sizes
 from rockroll.controller.config import RunConfig
 from rockroll.controller.model_path import prepare
 from rockroll.controller.needs import needs
@@ -35,7 +35,6 @@ from rockroll.rollout.journal import Journal
 from rockroll.rollout.ledger import Ledger
 from rockroll.rollout.runner import Rollout
 from rockroll.rollout.sample import Event
-from rockroll.rollout.tasks import brings_boxes
 from rockroll.rollout.tokenizer import ChatTokenizer
 from rockroll.rpc.trunk import address_through
 from rockroll.sandbox import node_client, where
@@ -238,12 +237,11 @@ async def _boxes(config: RunConfig, processes: Processes) -> AsyncIterator[dict[
     try:
         async with AsyncExitStack() as stack:
             pools: dict[str, Boxes] = {}
-            environments = {task.label: task.env for task in config.domains}
             for box, tasks, size in sizes:
-                warm = [task for task in tasks if not brings_boxes(environments[task])]
-                if warm:
-                    pools |= dict.fromkeys(warm, await stack.enter_async_context(Pool(box, size)))
-                pools |= {task: OnDemand(box) for task in tasks if task not in warm}
+                own = own_boxes(config, tasks)
+                pools |= dict.fromkeys(
+                    tasks, OnDemand(box) if own else await stack.enter_async_context(Pool(box, size))
+                )
             yield pools
     finally:
         node.on_lost = None

@@ -86,6 +86,8 @@ class Box:
         self.place = ""
         """Names the upstream among all that the gateway has."""
         self.token = ""
+        self.tools: dict[str, str] = {}
+        """URLs of the MCP servers that it may ask, by name."""
         self.spent = Spent(Budget(), 0.0)
         self._refused, self.over = 0, None
         """Calls refused for want of budget under this route, and why the first was."""

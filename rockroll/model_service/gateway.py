@@ -14,7 +14,7 @@ import logging
 import secrets
 import socket
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from urllib.parse import unquote
 
@@ -32,6 +32,8 @@ from rockroll.model_service.source import Server, Source
 from rockroll.model_service.upstream import Upstream
 
 NO_BUDGET = Budget()
+TOOLS_AT = "/mcp/"
+"""Below this path are the MCP servers of a route."""
 OF_A_SANDBOX = Limits()
 
 _log = logging.getLogger(__name__)
@@ -54,6 +56,8 @@ class Gateway:
         self._boxes: dict[str, Box] = {}
         self._upstreams: dict[str, Source] = {}
         self._closing: set[asyncio.Task[None]] = set()
+        self._tools: dict[str, RemoteServer] = {}
+        """MCP servers, by URL: as many as recipes name."""
         self._since = int(time.time())
 
     async def attach(self, sandbox_id: str, sock: socket.socket, limits: Limits = OF_A_SANDBOX) -> None:
@@ -69,7 +73,7 @@ class Gateway:
         box.endpoint = Endpoint(sock, answer, connections=limits.connections, bodies=limits.bodies)
         if old is not None:
             box.upstream, box.place, box.token = old.upstream, old.place, old.token
-            box.spent, box.over = old.spent, old.over
+            box.spent, box.over, box.tools = old.spent, old.over, old.tools
             self._end(old)
 
     def shut(self, sandbox_id: str) -> None:
@@ -100,6 +104,7 @@ class Gateway:
         *,
         key: str = "",
         speaks: Collection[str] = (),
+        tools: Mapping[str, str] | None = None,
     ) -> str | None:
         """From now on the sandbox's calls go to the relay at `upstream`, under `token`, or to the server at that
         http(s) URL, with `key` (the sandbox never sees it); None: they are refused. speaks: as service.py has it.
@@ -107,12 +112,15 @@ class Gateway:
         A change ends what came before it: calls under way are cancelled up to the relay's handler, and connections
         made earlier are closed, so that no byte written before the change is taken for a call after it.
         budget: what all calls under this route may use up together. The same route again changes nothing of it.
+        tools: MCP servers that the sandbox may ask at /mcp/NAME while it is routed, by name: their http(s) URLs.
         Returns why calls under the route before were refused for want of its budget; None where none was.
         """
         box = self._attached(sandbox_id)
         over, place = box.over, _place(upstream, key, speaks)
-        if (box.place, box.token) == (place, token) and (box.upstream is None) == (upstream is None):
+        same = (box.place, box.token, box.tools) == (place, token, dict(tools or {}))
+        if same and (box.upstream is None) == (upstream is None):
             return over
+        servers = {url: self._tools.get(url) or RemoteServer(url) for url in (tools or {}).values()}
         source = None
         if upstream is not None:
             if upstream.startswith("http") and not (budget.prompt_tokens is budget.completion_tokens is None):
@@ -124,6 +132,8 @@ class Gateway:
                 source = self._upstreams[place] = _source(upstream, key, speaks)
         box.route(source, token, budget)
         box.place = place
+        box.tools = dict(tools or {})
+        self._tools |= servers
         self._close_unused()
         return over
 
@@ -141,7 +151,7 @@ class Gateway:
     async def close(self) -> None:
         """Detaches every sandbox and ends every connection to a relay."""
         await asyncio.gather(*(self.detach(each) for each in list(self._boxes)))
-        await asyncio.gather(*self._closing)
+        await asyncio.gather(*self._closing, *(server.close() for server in self._tools.values()))
 
     def _attached(self, sandbox_id: str) -> Box:
         if (box := self._boxes.get(sandbox_id)) is None:
@@ -171,6 +181,8 @@ class Gateway:
         if isinstance(request.protocol, Connection):
             request.protocol.asked()
         try:
+            if path.startswith(TOOLS_AT):
+                return await self._tool(box, request, path.removeprefix(TOOLS_AT))
             if box.upstream is not None and (server := box.upstream.server(path)) is not None:
                 return await self._forward(box, request, server)
             if (dialect := DIALECTS.get(path)) is not None:
@@ -218,6 +230,28 @@ class Gateway:
                     return await pass_through(request, answer)
         except ConnectionError:
             return _nobody()
+
+    async def _tool(self, box: Box, request: web.BaseRequest, name: str) -> web.StreamResponse:
+        """A request to an MCP server, and its answer as it is: no call of the model, and none of its budget."""
+        if (url := box.tools.get(name)) is None:
+            raise ModelServiceError(
+                f"no MCP server is called {name[:64]!r} here; there are: {', '.join(sorted(box.tools)) or 'none'}",
+                status=404,
+                type="invalid_request_error",
+                code="unknown_server",
+            )
+        with box.reading():
+            body = await box.endpoint.read_body(request)
+        self._routed(box, request)
+        try:
+            async with self._tools[url].ask(request.method, "", request.headers, body) as answer:
+                return await pass_through(request, answer)
+        except ConnectionError:
+            return _nobody()
+        except ModelServiceError as error:
+            # where the server is on the host is no business of the program in the sandbox
+            _log.error("model service: MCP server %s of sandbox %s: %s", name, box.id, error)
+            raise ModelServiceError(f"the MCP server {name} cannot be reached", status=502) from None
 
     async def _complete(self, box: Box, request: web.BaseRequest, dialect: Dialect) -> web.StreamResponse:
         with box.reading():

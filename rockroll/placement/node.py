@@ -55,6 +55,8 @@ class Route(wire.Struct, frozen=True, kw_only=True):
     """The server's; never shown in the box."""
     speaks: list[str] = []
     """Dialects that the server speaks beside chat and completions."""
+    tools: dict[str, str] = {}
+    """MCP servers that the box may ask at /mcp/NAME: URLs, by name; never shown in the box."""
     budget: Budget = NO_BUDGET
     """What all calls under this route may use up together; the relay is told when one is refused for it."""
 
@@ -132,7 +134,13 @@ class Node:
 
     async def _route(self, body: Route, _peer: rpc.Peer) -> str | None:
         return self._gateway.route(
-            self._host.resolve(body.id), body.upstream, body.token, body.budget, key=body.key, speaks=body.speaks
+            self._host.resolve(body.id),
+            body.upstream,
+            body.token,
+            body.budget,
+            key=body.key,
+            speaks=body.speaks,
+            tools=body.tools,
         )
 
     def _client_gone(self, peer: rpc.Peer) -> None:

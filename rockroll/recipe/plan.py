@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rockroll import units
+from rockroll.agent.install import folder
 from rockroll.controller import reporting
-from rockroll.controller.boxes import boxes, pool_sizes
+from rockroll.controller.boxes import boxes, installed, own_boxes, pool_sizes
 from rockroll.controller.config import RunConfig
 from rockroll.controller.model_path import Model, find
 from rockroll.controller.one_gpu import computed
@@ -87,16 +88,20 @@ def plan(config: RunConfig) -> list[Line]:
         lines.append(
             Line(part="critic", where=lines[-1].where, what=_trainer(critic, itself, config) + "; it learns values")
         )
+    for preset, _ in installed(config) if config.samples else ():
+        there = "installed" if (folder(preset) / "installed").exists() else "will be installed"
+        what = f"{preset.name}: {', '.join((*preset.python, *preset.npm))}; {there}"
+        lines.append(Line(part="agent", where="this machine", what=what))
     for box, tasks, size in pool_sizes(config) if config.samples else ():
         whose = f", for {', '.join(tasks)}" if config.tasks else ""
+        kind_of_box = (
+            f"{size} at most, each of its task's own image and limits"
+            if own_boxes(config, tasks)
+            else f"{size} of {box.image_name}, {box.cpus:g} cpus, "
+            f"{units.show_size(box.memory_bytes)} each ({units.show_size(size * box.memory_bytes)} at most)"
+        )
         lines.append(
-            Line(
-                part="sandboxes",
-                where="this machine",
-                what=f"{size} of {box.image_name}, {box.cpus:g} cpus, "
-                f"{units.show_size(box.memory_bytes)} each ({units.show_size(size * box.memory_bytes)} at most), "
-                f"network {box.network_text}{whose}",
-            )
+            Line(part="sandboxes", where="this machine", what=f"{kind_of_box}, network {box.network_text}{whose}")
         )
     if data is not None and config.data is not None:
         lines.append(

@@ -220,7 +220,8 @@ class Attempt:
     async def _work(self, task: AgentTask, sandbox: Sandbox, situation: Situation) -> Ending:
         self._watch.hold("ours")
         try:
-            await route(sandbox, self._upstream, self.dialogue.id, task.agent.config.budget.bounds())
+            config = task.agent.config
+            await route(sandbox, self._upstream, self.dialogue.id, config.budget.bounds(), config.mcp)
             await task.agent.put(sandbox, {situation.path(name): data for name, data in situation.files.items()})
             self._watch.hold("agent")
             observation = await self._run_agent(task, sandbox, situation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -52,8 +53,20 @@ def test_its_files_are_read_when_it_is_made(tmp_path: Path) -> None:
         ({"command": " "}, "got an empty one"),
         ({"command": "x", "timeout": 0}, "above 0; got 0"),
         ({"command": "x", "files": {"a.py": "b"}}, "absolute path in the sandbox; got 'a.py'"),
+        ({"command": "x", "mcp": {"My": "http://x"}}, "agent mcp is NAME: http://"),
+        ({"command": "x", "mcp": {"my": "python3 x"}}, "got my: python3 x"),
     ],
 )
 def test_wrong_configurations_say_the_rule(wrong: dict[str, object], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         AgentConfig(**wrong)  # type: ignore[arg-type]
+
+
+def test_mcp_servers_are_named_by_the_box_s_own_endpoint(tmp_path: Path) -> None:
+    config = AgentConfig(
+        command='echo "$ROCKROLL_MCP_MY_WORDS"; echo "$ROCKROLL_MCP"', mcp={"my-words": "http://host:1"}
+    )
+    environment = {"OPENAI_BASE_URL": "http://127.0.0.1:41414/v1"}
+    one, every, _ = bash(script(CommandAgent(config)._line, str(tmp_path), environment)).stdout.decode().splitlines()
+    assert one == "http://127.0.0.1:41414/mcp/my-words"
+    assert json.loads(every) == {"mcpServers": {"my-words": {"type": "http", "url": one}}}

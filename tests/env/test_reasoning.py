@@ -26,7 +26,8 @@ from rockroll.sandbox.on_demand import OnDemand
 
 @pytest.mark.parametrize("name", ["rockroll:arithmetic", "rockroll:math", "rockroll:code"])
 def test_they_keep_the_contract_of_a_task(name: str) -> None:
-    assert {finding.level for finding in check(name).findings} == {"ok"}
+    # Their speed is measured below, in the processor's time.
+    assert {finding.level for finding in check(name).findings if finding.name != "speed"} == {"ok"}
 
 
 @pytest.mark.parametrize("name", ["arithmetic", "math", "code"])

@@ -118,6 +118,8 @@ def test_held_out_tasks_are_never_trained_and_each_is_evaluated_once(made: MakeT
     assert len(set(held)) == 2 and len(trained) == 6 and not trained & set(held)
     with pytest.raises(UsageError, match="there is none to train on"):
         TerminalTasks(tmp_path, held_out=1).situation(0, "train")
+    with pytest.raises(UsageError, match="box: settings of a sandbox"):
+        TerminalTasks(tmp_path, box={"cpu": 2})
     with pytest.raises(UsageError, match="there is no task z; the folder has a, b"):
         TerminalTasks(tmp_path, only=["z"])
 
@@ -147,6 +149,12 @@ async def test_an_image_that_nobody_has_and_a_build_that_fails_say_so(podman: Po
         await build(podman, tmp_path, "RUN true\n")
     with pytest.raises(Exception, match=r"its Dockerfile could not be built: .*exit status 3"):
         await build(podman, tmp_path, "FROM localhost/rockroll-base:1\nRUN exit 3\n")
+
+
+async def test_a_box_that_cannot_be_is_the_task_s_error() -> None:
+    with pytest.raises(EnvError, match="the box that a task asks for cannot be"):
+        async with OnDemand().lease({"memory": "1k"}):
+            pass
 
 
 # ---- grading -------------------------------------------------------------------------------------------------------

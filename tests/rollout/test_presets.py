@@ -85,10 +85,10 @@ def test_the_command_line_refuses_what_there_is_not(capsys: pytest.CaptureFixtur
 
 async def episode(tokenizer: ChatTokenizer, policy: Policy, agent: AgentConfig, **sandbox: str) -> Episode:
     """lost-commit, whose last commit SOLVE brings back."""
-    task = TaskConfig(env="rockroll:terminal", options={"only": ["lost-commit"]}, max_turns=8)
+    task = TaskConfig(env="rockroll:terminal", options={"only": ["lost-commit"], "time": 4}, max_turns=8)
     (box,) = boxes(config(agent, task.env, **sandbox)).values()
     address = f"ipc://{home.runtime_dir() / 'relay-test'}"
-    rollout = RolloutConfig(concurrency=1, max_tokens=512)
+    rollout = RolloutConfig(concurrency=1, max_tokens=512, episode_timeout=800, stall_timeout=700)
     engine = ScriptedEngine(tokenizer, policy, context_length=200_000)
     async with Rollout(rollout, engine, OnDemand(box), task, agent, tokenizer, address=address) as run:
         (one,) = await run.evaluate([0], temperature=0.0)
@@ -132,6 +132,6 @@ async def test_a_real_agent_does_a_terminal_task_in_a_box_without_a_network(node
         return f"<tool_call>\n{json.dumps({'name': tool, 'arguments': said})}\n</tool_call>"
 
     await install(preset(name))
-    one = await episode(tokenizer, policy, AgentConfig(preset=name, timeout=400), memory="1g")
+    one = await episode(tokenizer, policy, AgentConfig(preset=name), memory="1g")
     assert (one.outcome, one.reward) == ("ok", 1.0), f"{one.detail}\n{one.log}"
     assert one.log.count("== ") >= 1 and "reset --hard" in one.log, "its own record stands in the episode's"

@@ -19,6 +19,7 @@ from rockroll.env.api import Situation, Split
 from rockroll.env.terminal.grade import AGENT_LOGS, SAID, Verdict, graded, script, tested
 from rockroll.env.terminal.layout import TerminalTask, find_tasks, read
 from rockroll.errors import EnvError, FileError, RockrollError, UsageError
+from rockroll.sandbox.config import SandboxConfig
 
 if TYPE_CHECKING:
     from rockroll.sandbox.client import Sandbox
@@ -54,6 +55,10 @@ class TerminalTasks:
             raise ValueError(f"held_out is a share, 0 to 1; got {held_out}")
         if not 0 < time < math.inf:
             raise ValueError(f"time is a factor above 0; got {time}")
+        try:
+            replace(SandboxConfig(), **dict(box or {}))
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"box: settings of a sandbox, as in {{cpus: 4}}; {error}") from None
         self.tasks = [read(each) for each in find_tasks(BUNDLED if path is None else Path(path).expanduser())]
         if only:
             known = [task.name for task in self.tasks]
