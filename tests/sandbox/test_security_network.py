@@ -67,6 +67,8 @@ async def test_no_name_is_resolved(shared: Lab) -> None:
     resolvers = await shared.execute("sh", "-c", "grep -h ^nameserver /etc/resolv.conf")
     reach = "socket.getaddrinfo('example.com', 80)"
     assert "rror" in await python(shared, reach), resolvers
+    ours = {line for line in Path("/etc/resolv.conf").read_text().splitlines() if line.startswith("nameserver")}
+    assert not ours & set(resolvers.stdout.decode().splitlines())
 
 
 RAW = """

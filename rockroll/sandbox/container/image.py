@@ -38,7 +38,9 @@ FINISH = (
     "rm -rf /usr/lib/python3*/sitecustomize.py /etc/python3*/sitecustomize.py "
     "/var/lib/apt/lists/* /var/cache/apt/*.bin /var/log/*.log /usr/share/man/* /usr/share/locale/* /usr/share/info/*"
 )
-RECIPE = hashlib.sha256(repr((PACKAGES, ENVIRONMENT, FINISH)).encode()).hexdigest()[:12]
+# mmdebstrap leaves this host's own there: a sealed box would ask a name server that it cannot reach, and show it.
+FORGET = ': > "$1/etc/resolv.conf"; echo sandbox > "$1/etc/hostname"'
+RECIPE = hashlib.sha256(repr((PACKAGES, ENVIRONMENT, FINISH, FORGET)).encode()).hexdigest()[:12]
 
 
 class Image(msgspec.Struct, frozen=True):
@@ -177,6 +179,7 @@ async def _mmdebstrap(target: Path, say: Callable[[str], None]) -> None:
         "--dpkgopt=path-exclude=/usr/share/doc/*",
         "--dpkgopt=path-include=/usr/share/doc/*/copyright",
         f"--customize-hook=chroot \"$1\" sh -c '{FINISH}'",
+        f"--customize-hook={FORGET}",
     ]
     if family == "ubuntu":
         options.append("--components=main,universe")
