@@ -41,18 +41,40 @@ class EvalConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CanaryConfig:
-    """One fixed prompt, whose log-probs trainer and engine must agree on after every delivery of weights."""
+    """Fixed prompts, on whose log-probs trainer and engines must agree after every delivery of weights."""
 
     max_abs_dlogp: float = 0.01
-    """The run stops above this difference. float32 on one machine stays below 1e-4, bfloat16 below 0.2."""
-    prompt: str = "The quick brown fox jumps over the lazy dog; pack my box with five dozen liquor jugs."
-    """Any text: it is tokenized by the model's own tokenizer."""
+    """The run stops where one token is further apart. float32 on one machine stays below 1e-4, bfloat16 below 0.2. The
+    mean is held to three times what it was at the first delivery, whatever this is."""
+    prompts: list[str] = field(
+        default_factory=lambda: [
+            "The quick brown fox jumps over the lazy dog; pack my box with five dozen liquor jugs, then take the early "
+            "train home and tell nobody what was in it until the spring.",
+            "To list the files of a folder with their sizes, the largest first, type ls -lS and press enter; to see "
+            "the hidden ones as well, add the letter a to the options before you do.",
+            "def mean(values):\n    total = 0.0\n    for value in values:\n        total += value\n    return total / "
+            "len(values) if values else float('nan')\n\nprint(mean([1, 2, 3]))\n",
+            "Water boils at 100 degrees Celsius at sea level. On a mountain of 3,000 metres the air is thinner, and it "
+            "boils at about 90 degrees, so that rice takes longer to cook there.",
+            "She asked whether the letter had come. It had not, he said, and it would not: the bridge at the mill had "
+            "been down since Tuesday, and the post went the other way round.",
+            '{"name": "box", "size": [3, 4, 5], "open": false, "tags": ["small", "blue"], "owner": {"id": 17, "mail": '
+            '"a@example.org"}, "price": 12.5, "sold": null, "left": 40}',
+            "If a train leaves at 9:40 and travels 210 kilometres at 84 kilometres an hour, it needs two and a half "
+            "hours and arrives at 12:10. Check: 84 times 2.5 is 210. The answer is 12:10.",
+            "Dear all, the meeting on Thursday begins at three and not at two. Please bring the numbers of the last "
+            "quarter, and one question each that you cannot answer from them. Thank you, Mara",
+        ]
+    )
+    """Any texts: they are tokenized by the model's own tokenizer, and the first 33 tokens of each count."""
 
     def __post_init__(self) -> None:
         if self.max_abs_dlogp <= 0:
             raise ValueError(f"canary max_abs_dlogp is above 0; got {self.max_abs_dlogp}")
-        if len(self.prompt.strip()) < 2:
-            raise ValueError("canary prompt needs at least two characters: a log-prob needs a token before it")
+        if not self.prompts or any(len(prompt.strip()) < 2 for prompt in self.prompts):
+            raise ValueError(
+                "canary prompts are one or more texts of at least two characters: a log-prob needs a token before it"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

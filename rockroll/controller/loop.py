@@ -22,7 +22,7 @@ from pathlib import Path
 
 from rockroll.controller import domains, statistics
 from rockroll.controller.config import RunConfig
-from rockroll.controller.delivery import canary, deliver
+from rockroll.controller.delivery import deliver
 from rockroll.controller.learner import Learner
 from rockroll.controller.parts import Parts, parts
 from rockroll.controller.records import Records
@@ -136,7 +136,7 @@ async def _train(
         await learner.step(batch)
         first_step = step
     status.enter("delivering weights")
-    synced = await _sync(config, made)
+    synced = await _sync(made)
     version = status.version = int(synced["version"])
     timeline.delivered(version)
     if not metrics.rows:
@@ -162,7 +162,7 @@ async def _train(
                 with timed("sync"):
                     if config.deterministic:
                         await source.quiet()  # or it would depend on the clock which tokens the new weights sample
-                    row |= await _sync(config, made)
+                    row |= await _sync(made)
                 timeline.delivered(report.version)
                 status.version = report.version
             version = report.version
@@ -227,14 +227,15 @@ def _source(config: RunConfig, made: Parts, run: RunDir, first_step: int, tally:
     return Sampled(stream, made.ledger, batch, row)
 
 
-async def _sync(config: RunConfig, made: Parts) -> Row:
+async def _sync(made: Parts) -> Row:
     """The trainer's weights in the engine, proved: the entries of a row. Without an engine, their version alone."""
     assert made.trainer is not None
     if made.engine is None:
         return {"version": (await made.trainer.info()).version}
     version = await deliver(made.trainer, made.engine, made.weights)
-    drift = await canary(made.trainer, made.engine, made.canary_ids, config.canary)
-    return {"version": version, "canary/max_abs_dlogp": drift, **made.engine.counts()}
+    drift = await made.canary.check(made.trainer, made.engine)
+    apart = {"canary/max_abs_dlogp": drift.max, "canary/mean_abs_dlogp": drift.mean}
+    return {"version": version, **apart, **made.engine.counts()}
 
 
 async def evaluate(config: RunConfig, run: RunDir, display: Display) -> Evaluation:

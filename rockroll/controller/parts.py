@@ -16,6 +16,7 @@ from pathlib import Path
 
 from rockroll.agent.install import build_image, install
 from rockroll.controller.boxes import installed, own_boxes, pool_sizes
+from rockroll.controller.canary import Canary
 from rockroll.controller.config import RunConfig
 from rockroll.controller.model_path import prepare
 from rockroll.controller.needs import needs
@@ -66,7 +67,7 @@ class Parts:
     """The data set, where one is learnt from."""
     ledger: Ledger | None
     """Where episodes are sampled to be learnt from: what was begun since the checkpoint."""
-    canary_ids: list[int]
+    canary: Canary
     weights: Path
     """Through this folder the trainer's weights go to the engine."""
 
@@ -138,7 +139,8 @@ async def parts(
         pools = await stack.enter_async_context(_boxes(config, processes))
         context = await processes.guard(_ready(engine, trainer, critic))
         deck = Deck(data, tokenizer, context=context) if data else None
-        canary_ids = tokenizer.encode(config.canary.prompt)
+        prompts = [tokenizer.encode(prompt) for prompt in config.canary.prompts]
+        canary = Canary(prompts, config.canary, run.path / "canary.json")
         if engine is None:
             yield Parts(
                 processes=processes,
@@ -148,7 +150,7 @@ async def parts(
                 rollout=None,
                 deck=deck,
                 ledger=None,
-                canary_ids=canary_ids,
+                canary=canary,
                 weights=weights,
             )
             return
@@ -179,7 +181,7 @@ async def parts(
             rollout=rollout,
             deck=deck,
             ledger=ledger,
-            canary_ids=canary_ids,
+            canary=canary,
             weights=weights,
         )
 

@@ -20,6 +20,7 @@ import msgspec
 
 from rockroll.append import unwritable
 from rockroll.controller import collect, loop
+from rockroll.controller.canary import Canary
 from rockroll.controller.config import CheckpointConfig, EvalConfig, RecordsConfig, RunConfig
 from rockroll.controller.parts import Parts
 from rockroll.controller.run_dir import RunDir
@@ -177,7 +178,8 @@ class Run:
     async def parts(
         self, config: RunConfig, run: RunDir, on_event: Any, *, train: bool, data: None = None, ray: str = ""
     ) -> AsyncIterator[Parts]:
-        made: Any = dict(processes=Guarded(), trainer=self.trainer, critic=None, deck=None, canary_ids=[1, 2, 3])
+        canary = Canary([[1, 2, 3]], config.canary, run.path / "canary.json")
+        made: Any = dict(processes=Guarded(), trainer=self.trainer, critic=None, deck=None, canary=canary)
         made |= {"weights": run.weights}
         if not config.samples:
             yield Parts(**made, engine=None, rollout=None, ledger=None)
