@@ -37,6 +37,7 @@ from rockroll.errors import ProcessDied
 from rockroll.model_service.relay import OnDelta, Relay
 from rockroll.model_service.wire import ChatReply, ChatRequest
 from rockroll.placement.local import Processes
+from rockroll.placement.needs import Needs
 from rockroll.rollout.dialogue import Dialogue, Sampling
 from rockroll.rollout.journal import Journal
 from rockroll.rollout.tokenizer import ChatTokenizer
@@ -134,7 +135,7 @@ async def _path(config: EngineConfig, sandboxes: int, tokens: int) -> AsyncItera
         # where runs lie: what a flush costs is their disk's
         kept = stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-", dir=home.made(home.runs_dir())))
         processes = await stack.enter_async_context(Processes(logs))
-        pool = await open_pool(config, logs, processes)
+        pool = await open_pool(config, Needs(), processes)
         stack.push_async_callback(pool.close)
         await processes.guard(pool.info())
         noting = _Noting(pool)

@@ -23,6 +23,7 @@ from rockroll.engine.conformance import PROMISES, Promise, Subject
 from rockroll.engine.pool import EnginePool
 from rockroll.errors import CanaryError, EngineError
 from rockroll.placement.local import Processes
+from rockroll.placement.needs import Needs
 
 PROMPT = [5, 9, 33, 61, 7, 7, 80, 12, 44, 3, 91, 18, 26, 70, 55, 4, 39, 62, 10, 81, 23, 47]
 
@@ -33,7 +34,7 @@ async def started(models: Path, folder: Path, replicas: int = 2) -> AsyncIterato
     logs = folder / "logs"
     logs.mkdir(parents=True)
     async with Processes(logs) as processes:
-        pool = await open_pool(config, logs, processes)
+        pool = await open_pool(config, Needs(), processes)
         try:
             await processes.guard(pool.info())
             yield pool

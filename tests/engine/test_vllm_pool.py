@@ -26,6 +26,7 @@ from rockroll.engine.config import EngineConfig
 from rockroll.engine.pool import EnginePool
 from rockroll.errors import CanaryError, EngineError
 from rockroll.placement.local import Processes
+from rockroll.placement.needs import Needs
 
 from .conftest import llama
 from .test_conformance import PROMPT
@@ -55,7 +56,7 @@ async def pool(models: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncI
         patched.setenv("ROCKROLL_HOME", str(home))
         config = EngineConfig(model=str(models / "first"), **(SMALL | {"memory": "1m"}))  # type: ignore[arg-type]
         async with Processes(logs) as processes:
-            made = await open_pool(config, logs, processes)
+            made = await open_pool(config, Needs(), processes)
             try:
                 await processes.guard(made.info())
                 yield made
