@@ -184,6 +184,8 @@ class Sandbox:
     config = property(lambda self: self._wrapped.config)
     owner = property(lambda self: self._wrapped.owner)
 
+    ask = _blocking(AsyncSandbox.ask)
+    start_when_there_is_room = _blocking(AsyncSandbox.start_when_there_is_room)
     arun = _blocking(AsyncSandbox.arun)
     execute = _blocking(AsyncSandbox.execute)
     commands = _blocking(AsyncSandbox.commands)

@@ -229,7 +229,7 @@ class Hub:
         )
 
     async def _nodes(self, _body: Empty, _peer: rpc.Peer) -> list[wire.NodeView]:
-        return [self._view(node) for node in self._scheduler.nodes.values()]
+        return [self._view(node) for _, node in sorted(self._scheduler.nodes.items())]
 
     async def _watch(self, body: Empty, peer: rpc.Peer) -> AsyncIterator[list[wire.NodeView]]:
         while True:

@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+from torch.distributed import destroy_process_group
+
 from rockroll.train.config import TrainConfig
 from rockroll.train.lora_config import LoraConfig
 from rockroll.train.trainer import RankTrainer
@@ -38,3 +40,4 @@ if __name__ == "__main__":
     before = resident("VmRSS")
     trainer.export(str(folder / "out"))
     print(resident("VmHWM") - before)
+    destroy_process_group()  # gloo's threads end here: one that is left at the end of the process aborts it

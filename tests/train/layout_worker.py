@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import msgspec
+from torch.distributed import destroy_process_group
 
 from rockroll.train.api import TrainBatch
 from rockroll.train.config import TrainConfig
@@ -56,3 +57,4 @@ if __name__ == "__main__":
     found = work(given, rank)
     if rank == 0:
         Path(sys.argv[1]).with_suffix(".found").write_bytes(msgspec.json.encode(found))
+    destroy_process_group()  # gloo's threads end here: one that is left at the end of the process aborts it
