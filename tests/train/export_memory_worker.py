@@ -3,8 +3,7 @@
 import sys
 from pathlib import Path
 
-from torch.distributed import destroy_process_group
-
+from rockroll import child
 from rockroll.train.config import TrainConfig
 from rockroll.train.lora_config import LoraConfig
 from rockroll.train.trainer import RankTrainer
@@ -40,4 +39,4 @@ if __name__ == "__main__":
     before = resident("VmRSS")
     trainer.export(str(folder / "out"))
     print(resident("VmHWM") - before)
-    destroy_process_group()  # gloo's threads end here: one that is left at the end of the process aborts it
+    child.leave(0)  # as a rank of a run does: gloo's threads abort a process that ends in order, now and then
