@@ -295,7 +295,7 @@ async def test_a_byte_at_a_time_is_not_a_frame_each(tmp_path: Path, monkeypatch:
     _finished(journal)
     assert journal.end is not None and journal.end.truncated_bytes == 7
     again = Journal.load(tmp_path / "j")
-    assert again.observation().stdout[:20] == b"01234567890123456789"
+    assert (await again.observation()).stdout[:20] == b"01234567890123456789"
     assert (again.size, again.end) == (300_013, journal.end)
 
 
@@ -307,11 +307,31 @@ async def test_a_full_disk_costs_the_record_and_not_the_command(tmp_path: Path) 
     assert log.size == 0
     log.close(remove=True)
     journal = Journal(tmp_path / "j", asked())
-    os.dup2(os.open("/dev/full", os.O_RDWR), journal._fd)
+    os.dup2(os.open("/dev/full", os.O_RDWR), journal._file.fd())
     journal.write(1, b"x" * 100)
     _finished(journal)
     assert journal.end is not None and (journal.size, journal.end.truncated_bytes) == (0, 100)
     journal.close(remove=True)
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def test_records_that_are_kept_hold_no_descriptor_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """256 are kept for each box: a hundred boxes of them are more than a process may hold open."""
+    monkeypatch.setattr("rockroll.sandbox.linux.kept.KEPT", 4)
+    before = open_files()
+    journals = [Journal(tmp_path / str(n), asked(str(n))) for n in range(100)]
+    for n, journal in enumerate(journals):
+        journal.write(1, b"%d" % n)
+        _finished(journal)
+    assert open_files() <= before + 4
+    for n, journal in enumerate(journals):
+        assert (await journal.observation()).stdout == b"%d" % n
+        assert [part.data async for part in journal.follow(0)] == [b"%d" % n]
+        journal.close(remove=True)
+    assert open_files() <= before
 
 
 async def test_input_for_a_program_that_has_ended_but_whose_child_holds_the_pipe_is_refused(shared: Lab) -> None:

@@ -176,7 +176,7 @@ class Commands:
             raise command.error
         if not output and command.journal.end is not None:
             return command.journal.end
-        return await asyncio.to_thread(command.journal.observation)
+        return await command.journal.observation()
 
     async def output(self, command_id: str, offset: int, follow: bool) -> AsyncIterator[Part]:
         """What it printed from `offset` on, in order of arrival; with follow, as it comes, to its end."""
@@ -216,7 +216,7 @@ class Commands:
         if command.task is not None:
             command.task.cancel()
         await command.done.wait()
-        return await asyncio.to_thread(command.journal.observation)
+        return await command.journal.observation()
 
     async def clear(self) -> None:
         """Ends all and forgets them: the box's next user must not see them."""

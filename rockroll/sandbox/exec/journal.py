@@ -10,18 +10,20 @@ commands.py.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import os
 import struct
 from bisect import bisect_right
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
 from rockroll.sandbox.linux.followers import Followers
+from rockroll.sandbox.linux.kept import KeptFile
 from rockroll.sandbox.wire import Observation
 
 _HEAD = struct.Struct(">cI")
@@ -64,7 +66,7 @@ class Journal:
         self.path, self.asked = path, asked
         self.end: Observation | None = None
         self.size = 0
-        self._fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
+        self._file = KeptFile(path, flags)
         self._position = 0
         self._offsets: list[int] = []
         self._places: list[tuple[int, int, int]] = []  # position in the file, stream, length
@@ -86,12 +88,12 @@ class Journal:
             elif kind == b"E":
                 journal.end = msgspec.msgpack.decode(body, type=Observation)
             journal._position = position + len(body)
-        os.ftruncate(journal._fd, journal._position)
+        os.ftruncate(journal._file.fd(), journal._position)
         return journal
 
     def write(self, stream: int, data: bytes) -> None:
         """Appends output; stream is 1 or 2. What cannot be kept is counted, in the end's truncated_bytes."""
-        if self._fd < 0 or self.end is not None:
+        if self._file.closed or self.end is not None:
             return
         try:
             if not self._extend(stream, data):
@@ -111,8 +113,8 @@ class Journal:
         position, last, length = self._places[-1]
         if last != stream or length + len(data) > PART:
             return False
-        _write_all(self._fd, data, self._position)
-        _write_all(self._fd, _HEAD.pack(b"%d" % stream, length + len(data)), position - _HEAD.size)
+        _write_all(self._file.fd(), data, self._position)
+        _write_all(self._file.fd(), _HEAD.pack(b"%d" % stream, length + len(data)), position - _HEAD.size)
         self._places[-1] = position, stream, length + len(data)
         self._position += len(data)
         self.size += len(data)
@@ -120,31 +122,32 @@ class Journal:
 
     def finish(self, end: Observation) -> None:
         """How it ended; the bytes in `end` are not kept again."""
-        if self._fd >= 0 and self.end is None:
+        if not self._file.closed and self.end is None:
             truncated = end.truncated_bytes + self._lost
             self.end = msgspec.structs.replace(end, stdout=b"", stderr=b"", truncated_bytes=truncated)
             with contextlib.suppress(OSError):  # a full disk: this node knows it, the next one will say "lost"
                 self._append(b"E", msgspec.msgpack.encode(self.end))
             self._followers.wake()
 
-    def observation(self) -> Observation:
-        """The end with its bytes. Only after `finish`."""
+    async def observation(self) -> Observation:
+        """The end with its bytes. Only after `finish`. Read in a thread, by a descriptor of its own: the box may be
+        deleted meanwhile."""
         assert self.end is not None
-        parts: dict[int, list[bytes]] = {1: [], 2: []}
-        offset = 0
-        while part := self.read(offset):
-            parts[part.stream].append(part.data)
-            offset += len(part.data)
-        return msgspec.structs.replace(self.end, stdout=b"".join(parts[1]), stderr=b"".join(parts[2]))
+        if not self.size or self._file.closed:
+            return self.end
+        fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        places = tuple(self._places)
+        parts = await asyncio.to_thread(_read_all, fd, places)
+        return msgspec.structs.replace(self.end, stdout=parts[1], stderr=parts[2])
 
     def read(self, offset: int) -> Part | None:
         """The next piece from offset on, at most PART bytes; None where there is none yet."""
-        if self._fd < 0 or not 0 <= offset < self.size:
+        if self._file.closed or not 0 <= offset < self.size:
             return None
         number = bisect_right(self._offsets, offset) - 1
         position, stream, length = self._places[number]
         skip = offset - self._offsets[number]
-        return Part(offset, stream, os.pread(self._fd, min(PART, length - skip), position + skip))
+        return Part(offset, stream, os.pread(self._file.fd(), min(PART, length - skip), position + skip))
 
     async def follow(self, offset: int) -> AsyncIterator[Part]:
         """Every piece from offset on, until the command has ended or the journal is closed."""
@@ -152,22 +155,20 @@ class Journal:
             while part := self.read(offset):
                 yield part
                 offset += len(part.data)
-            if self.end is not None or self._fd < 0:
+            if self.end is not None or self._file.closed:
                 return
             await self._followers.wait()
 
     def close(self, *, remove: bool) -> None:
         """Ends every follower."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._file.close()
         if remove:
             self.path.unlink(missing_ok=True)
         self._followers.wake()
 
     def _append(self, kind: bytes, body: bytes) -> int:
         """Where the body begins in the file. One write: a crash leaves whole frames, or one torn at the end."""
-        _write_all(self._fd, _HEAD.pack(kind, len(body)) + body, self._position)
+        _write_all(self._file.fd(), _HEAD.pack(kind, len(body)) + body, self._position)
         place = self._position + _HEAD.size
         self._position = place + len(body)
         return place
@@ -182,6 +183,15 @@ def _write_all(fd: int, data: bytes, position: int) -> None:
     """Raises OSError where not all of it was written; what stands after the last whole frame is written over."""
     if os.pwrite(fd, data, position) < len(data):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _read_all(fd: int, places: Iterable[tuple[int, int, int]]) -> dict[int, bytes]:
+    """By stream, all that it printed; closes `fd`."""
+    parts: dict[int, list[bytes]] = {1: [], 2: []}
+    with open(fd, "rb", buffering=0) as file:
+        for position, stream, length in places:
+            parts[stream].append(os.pread(file.fileno(), length, position))
+    return {stream: b"".join(found) for stream, found in parts.items()}
 
 
 def _frames(raw: bytes) -> list[tuple[bytes, int, bytes]]:
