@@ -162,6 +162,20 @@ async def test_starts_that_wait_their_turn_hold_no_descriptors(host: SandboxHost
     assert 0 < groups <= STARTS_AT_ONCE * FILES_A_START
 
 
+async def test_shells_that_wait_their_turn_hold_no_pipes(host: SandboxHost, lab: Lab) -> None:
+    """Two thousand that do are more than a process may have, whatever else each holds."""
+    await lab.execute("true")
+    helper = host._spawner._process
+    assert helper is not None
+    helper.send(signal.SIGSTOP)
+    opening = [asyncio.create_task(lab.new_session(f"s{n}")) for n in range(2 * STARTS_AT_ONCE)]
+    await asyncio.sleep(0.5)
+    nulls = sum(os.path.realpath(f"/proc/self/fd/{fd}") == "/dev/null" for fd in range(4096))
+    helper.send(signal.SIGCONT)
+    assert len(set(await asyncio.gather(*opening))) == len(opening)
+    assert STARTS_AT_ONCE <= nulls < STARTS_AT_ONCE + 8  # some are the tests' own
+
+
 async def test_a_box_that_dies_meanwhile_is_lost(lab: Lab) -> None:
     os.kill(lab.box.init, signal.SIGKILL)
     for _ in range(20):

@@ -27,7 +27,7 @@ import msgspec
 
 from rockroll.errors import SandboxError, SandboxLost
 from rockroll.sandbox.container.cgroup import MARK, Scope
-from rockroll.sandbox.container.spawner import EnterFailed, Inside, Spawner
+from rockroll.sandbox.container.spawner import STARTS_AT_ONCE, EnterFailed, Inside, Spawner
 from rockroll.sandbox.fs import files
 from rockroll.sandbox.linux import reaper
 from rockroll.sandbox.linux.process import Process
@@ -75,11 +75,14 @@ class OciExec:
         self._spawner: Spawner | None = None
         self._inside: Inside | None = None
         self._starting: set[asyncio.Future[Process]] = set()
+        self.starts = asyncio.Semaphore(STARTS_AT_ONCE)
+        """Held around `spawn`, by shells from before their pipes are opened: two thousand that wait their turn with
+        pipes in hand are more than a process may have. The whole node's, after `look`."""
 
     async def look(self, spawner: Spawner, init: int) -> None:
         """Finds out whether processes can be started without the runtime."""
         self._init = init
-        self._spawner = spawner
+        self._spawner, self.starts = spawner, spawner.starts
         self._inside = await Inside.look(spawner, init, self._process, self._seccomp)
 
     def null(self, flags: int = os.O_RDWR) -> int:
@@ -99,8 +102,8 @@ class OciExec:
     ) -> Process:
         """Starts argv in the scope; returns when it runs. Cancelled, it ends what it may have started.
 
-        env: over the container's own. Raises NotStarted where the program or the folder is missing, SandboxLost where
-        the container is gone.
+        The caller holds one of `starts`. env: over the container's own. Raises NotStarted where the program or the
+        folder is missing, SandboxLost where the container is gone.
         """
         full = {**self.environment, **(env or {}), **({MARK: scope.mark} if scope.mark else {})}
         work = self._spawn(list(argv), scope, (stdin, stdout, stderr), full, cwd or self.cwd)

@@ -79,6 +79,7 @@ class Spawner:
         self._sending = asyncio.Lock()
         """An event loop tells one waiter that a socket takes more, not several."""
         self.starts = asyncio.Semaphore(STARTS_AT_ONCE)
+        """Held by who starts a process, from before its pipes are opened until it runs."""
         self.programs: dict[bytes, list[str]] = {}
 
     def _running(self) -> socket.socket:
@@ -208,13 +209,13 @@ class Inside:
         streams: tuple[int, int, int],
         group: tuple[str, Path] | None,
     ) -> int:
-        """The host's pid of the new process, which execs argv or has failed: then EnterFailed. SandboxLost.
+        """The host's pid of the new process, which execs argv or has failed: then EnterFailed. SandboxLost. The caller
+        holds one of `spawner.starts`.
 
         group: (controller, cgroup) to be in, in place of the container's own one.
         """
         order = {**self.fixed, "argv": list(argv), "env": dict(env), "cwd": cwd}
-        async with contextlib.AsyncExitStack() as stack:
-            await stack.enter_async_context(spawner.starts)
+        with contextlib.ExitStack() as stack:
             try:
                 fds = [*streams, os.pidfd_open(self.init)]
                 stack.callback(os.close, fds[3])

@@ -111,15 +111,16 @@ async def execute(home: Home, scope: Scope, body: Execute, tether: Tether | None
             tether.send = partial(_send, scope)  # before the start: its first output may be seen before that returns
         stdin = _piped(tether.feed, home.uid) if tether and tether.feed else _stdin(body.stdin, home)
         try:
-            process = await home.execer.spawn(
-                body.argv,
-                scope,
-                stdin=stdin,
-                stdout=pipes[0].writing,
-                stderr=pipes[1].writing,
-                env=body.env,
-                cwd=body.cwd,
-            )
+            async with home.execer.starts:
+                process = await home.execer.spawn(
+                    body.argv,
+                    scope,
+                    stdin=stdin,
+                    stdout=pipes[0].writing,
+                    stderr=pipes[1].writing,
+                    env=body.env,
+                    cwd=body.cwd,
+                )
         except NotStarted as error:
             if outcome := home.doomed():  # its file system goes before its processes
                 over = True

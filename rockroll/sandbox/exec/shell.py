@@ -255,22 +255,8 @@ class Shell:
         self, execer: OciExec, scope: Scope, *, env: Mapping[str, str], cwd: str | None, state: bytes = b""
     ) -> None:
         """Starts bash, with the state of an earlier shell if there is one. Raises SessionError; close() it then."""
-        stdin, typing = os.pipe2(os.O_CLOEXEC)
-        self._typing = self._keep_open(typing)
-        os.set_blocking(typing, False)
-        try:
-            null = execer.null()
-        except BaseException:
-            os.close(stdin)
-            raise
-        try:
-            argv = ["bash", "--noprofile", "--norc", "--noediting", "-i"]
-            self._process = await execer.spawn(argv, scope, stdin=stdin, stdout=null, stderr=null, env=env, cwd=cwd)
-        except NotStarted as error:
-            raise SessionError(f"no shell can be opened: {error.message}") from None
-        finally:
-            os.close(stdin)
-            os.close(null)
+        async with execer.starts:
+            self._process = await self._spawn(execer, scope, env, cwd)
         self._process.ended.add_done_callback(self._on_death)
         self._make_file("prelude", _PRELUDE + replay(state))
         silent = self.begin(b". " + os.fsencode(f"{self._place.inside}/prelude") + b" 2>/dev/null", _nowhere, _nowhere)
@@ -281,6 +267,24 @@ class Shell:
             raise SessionError(f"bash did not answer within {OPEN_TIMEOUT_S:g} s of its start") from None
         if verdict.died:
             raise SessionError(f"bash ended at its start with {verdict.code}; is the image's bash whole?")
+
+    async def _spawn(self, execer: OciExec, scope: Scope, env: Mapping[str, str], cwd: str | None) -> Process:
+        stdin, typing = os.pipe2(os.O_CLOEXEC)
+        self._typing = self._keep_open(typing)
+        os.set_blocking(typing, False)
+        try:
+            null = execer.null()
+        except BaseException:
+            os.close(stdin)
+            raise
+        try:
+            argv = ["bash", "--noprofile", "--norc", "--noediting", "-i"]
+            return await execer.spawn(argv, scope, stdin=stdin, stdout=null, stderr=null, env=env, cwd=cwd)
+        except NotStarted as error:
+            raise SessionError(f"no shell can be opened: {error.message}") from None
+        finally:
+            os.close(stdin)
+            os.close(null)
 
     def begin(self, command: bytes, out: Sink, err: Sink, feed: Feed | None = None) -> asyncio.Future[Verdict]:
         """Gives the shell a command. The future is this object's `verdict`: await it shielded, or not cancelled.
