@@ -560,6 +560,7 @@ BODIES: dict[str, type[Struct]] = {
     "sandbox.list": List,
     "sandbox.get": Ref,
     "sandbox.claim": Ref,
+    "sandbox.abandon": Ref,
     "sandbox.restore": Restore,
     "sandbox.stop": Ref,
     "sandbox.start": Ref,

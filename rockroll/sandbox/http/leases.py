@@ -10,6 +10,7 @@ connection to it of its own, and a `connection` box goes when the connection tha
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 from collections.abc import AsyncGenerator
@@ -17,7 +18,7 @@ from collections.abc import AsyncGenerator
 import msgspec
 
 from rockroll import rpc
-from rockroll.errors import RockrollError, SandboxNotFound, UsageError
+from rockroll.errors import PeerLost, RockrollError, SandboxNotFound, UsageError
 from rockroll.sandbox import wire
 from rockroll.sandbox.cluster.client import HubNode
 from rockroll.sandbox.http.node_link import NodeLink
@@ -56,13 +57,25 @@ class Lease:
             return self._client
 
     async def end(self) -> None:
+        """Its sandboxes go, one by one: a connection that is merely closed tells nothing to a node that has just died,
+        and the next one would keep them for as long as this server lives."""
         try:
-            if self._boxes:
-                await self._connected()
+            while self._boxes:
+                client = await self._connected()
+                try:
+                    await asyncio.gather(*(self._abandon(client, id) for id in list(self._boxes)))
+                except PeerLost:
+                    if client.closed is None:  # a hub that has lost a node: its warden ends what is there
+                        raise
         except RockrollError as error:
             _log.error("the sandboxes of a lease that ended stay until this server ends: %s", error)
         finally:
             await self._client.close()
+
+    async def _abandon(self, client: rpc.Client | HubNode, id: str) -> None:
+        with contextlib.suppress(SandboxNotFound):
+            await client.call("sandbox.abandon", wire.Ref(id=id))
+        self._boxes.discard(id)
 
 
 class Leases:

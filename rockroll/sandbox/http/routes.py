@@ -325,6 +325,7 @@ ROUTES = [
 ]  # fmt: skip
 LOCAL_ONLY = {
     "sandbox.claim": "the server claims what its leases own",
+    "sandbox.abandon": "the server tells the end of its leases",
     "sandbox.terminal": "a terminal is handed over on the sandbox's own host: run `rockroll debug` there",
     "model.route": "models are routed on the sandbox's own host",
 }

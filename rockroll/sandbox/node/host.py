@@ -104,6 +104,7 @@ class SandboxHost:
             "sandbox.list": self._list,
             "sandbox.get": self._get,
             "sandbox.claim": self._claim,
+            "sandbox.abandon": self._abandon,
             "sandbox.restore": self._restore,
             "sandbox.stop": self._stop,
             "sandbox.start": self._start,
@@ -260,6 +261,11 @@ class SandboxHost:
     async def _claim(self, body: wire.Ref, peer: rpc.Peer) -> wire.SandboxInfo:
         box = self._box(body.id)
         self._ends.claim(box, peer)
+        return box.info()
+
+    async def _abandon(self, body: wire.Ref, _peer: rpc.Peer) -> wire.SandboxInfo:
+        box = self._box(body.id)
+        await asyncio.shield(self._ends.remove(box, "owner_gone"))
         return box.info()
 
     async def _restore(self, body: wire.Restore, _peer: rpc.Peer) -> wire.Restored:
