@@ -202,9 +202,9 @@ class Terminal(Struct, frozen=True):
     """A shell on a terminal of its own."""
 
     id: str
-    console: str
+    console: str = ""
     """A unix socket of the caller's, on this host: the terminal's master is sent there (SCM_RIGHTS), and held by nobody
-    else, so that the shell is hung up when the caller dies."""
+    else, so that the shell is hung up when the caller dies. "" in terminal.open, where the node keeps it."""
     session: str | None = None
     """Begin with this session's state."""
     term: str = "xterm"
@@ -216,6 +216,22 @@ class TerminalEnd(Struct, frozen=True):
     exit_code: int
     note: str = ""
     """Why, where it did not end by itself."""
+
+
+class TerminalInput(Struct, frozen=True):
+    """A part of terminal.open: what was typed, and the window's size where that has changed."""
+
+    data: bytes = b""
+    rows: int = 0
+    columns: int = 0
+
+
+class TerminalOutput(Struct, frozen=True):
+    """An item of terminal.open; the first one, empty, says that the shell is there."""
+
+    data: bytes = b""
+    end: TerminalEnd | None = None
+    """Of the last one."""
 
 
 class Recycled(Struct, frozen=True):
@@ -575,6 +591,7 @@ BODIES: dict[str, type[Struct]] = {
     "sandbox.env": Ref,
     "sandbox.set_env": SetEnv,
     "sandbox.terminal": Terminal,
+    "terminal.open": Terminal,
     "sandbox.network": Ref,
     "port.connect": Connect,
     "session.create": SessionSpec,

@@ -83,7 +83,7 @@ OF_ALL: dict[str, Callable[[Each, str, Any], Awaitable[Any]]] = {
 OF_ONE = ("snapshot.delete",)
 """Asked of every node; one of them has what it names."""
 
-LOCAL_ONLY = {"sandbox.terminal": "a terminal is handed over inside one host; there, run: rockroll debug ID"}
+LOCAL_ONLY = {"sandbox.terminal": "a descriptor is handed over inside one host; between hosts it is terminal.open"}
 
 
 def id_of(method: str, body: Any) -> str:

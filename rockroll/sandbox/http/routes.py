@@ -326,6 +326,7 @@ ROUTES = [
 LOCAL_ONLY = {
     "sandbox.claim": "the server claims what its leases own",
     "sandbox.terminal": "a terminal is handed over on the sandbox's own host: run `rockroll debug` there",
+    "terminal.open": "a terminal goes to another host through a cluster's hub: run `rockroll debug --cluster FILE`",
     "model.route": "models are routed on the sandbox's own host",
 }
 """Methods that no route carries, and what to say of them."""
