@@ -137,6 +137,31 @@ class SnapshotInfo(Struct, frozen=True):
     first_id: int
     """The host's id of the box's root: on disk, all owners are counted from it."""
     size_bytes: int = 0
+    nodes: list[str] = []
+    """Of a cluster, those that have it."""
+
+
+class Bring(Struct, frozen=True):
+    """A snapshot that this node is to have."""
+
+    name: str
+    nodes: list[str]
+    """Of the cluster, that have it."""
+
+
+class ImageRef(Struct, frozen=True):
+    name: str
+
+
+class Parcel(Struct, frozen=True):
+    """An item of snapshot.read and image.read: at first what it is, then its bytes, at last their BLAKE2b."""
+
+    snapshot: SnapshotInfo | None = None
+    tree: str = ""
+    """Digest of the files as they lie there (container/parcel.py)."""
+    image_id: str = ""
+    data: bytes = b""
+    digest: str = ""
 
 
 class Fork(Struct, frozen=True):
@@ -586,6 +611,9 @@ BODIES: dict[str, type[Struct]] = {
     "sandbox.fork": Fork,
     "snapshot.list": Empty,
     "snapshot.delete": SnapshotRef,
+    "snapshot.read": SnapshotRef,
+    "snapshot.bring": Bring,
+    "image.read": ImageRef,
     "sandbox.processes": Ref,
     "sandbox.signal": Signal,
     "sandbox.env": Ref,
