@@ -1,8 +1,8 @@
 """This process's terminal, joined to a terminal elsewhere.
 
-In: two descriptors of a terminal, and whoever sends a pty's master over a socket. Out: bytes both ways and the
-window's size, until the other side has ended; the terminal is as it was, whatever happened. Leaves what runs there to
-the caller.
+In: two descriptors of a terminal, and whoever sends a pty's master over a socket, or its bytes in a stream. Out: bytes
+both ways and the window's size, until the other side has ended; the terminal is as it was, whatever happened. Leaves
+what runs there to the caller.
 
     guard: the process the user started ──fork──► the one that does the work
            waits, passes signals on, and puts the terminal back at the end, also after the worker's SIGKILL
@@ -22,16 +22,19 @@ import sys
 import tempfile
 import termios
 import tty
-from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 
 from rockroll import home
 from rockroll.errors import SandboxError
+from rockroll.sandbox.linux import door
+from rockroll.sandbox.wire import TerminalEnd, TerminalInput, TerminalOutput
 
 T = TypeVar("T")
 PR_SET_PDEATHSIG = 1
 READ = 1 << 16
+KEYS = 16
+"""Pieces of what was typed that wait for a slow connection; more waits in the terminal."""
 HANGUP_S = 2.0
 DRAIN_S = 1.0
 """The shell has ended: what it printed last is in the terminal already, unless a job of its own still prints."""
@@ -61,62 +64,101 @@ async def show(start: Callable[[str, int, int], Awaitable[T]], stdin: int, stdou
     loop = asyncio.get_running_loop()
     with (
         tempfile.TemporaryDirectory(dir=home.runtime_dir(), prefix=f"tty-{os.getpid()}-") as folder,
-        _listening(folder) as (path, door),
+        door.listening(folder) as (path, listening),
     ):
         loop.add_signal_handler(signal.SIGHUP, os.kill, os.getpid(), signal.SIGTERM)  # which cli/loop.py ends well
         shell = asyncio.ensure_future(start(path, *_size(stdout)))
         try:
-            master = await _first(_receive(door), shell)
+            master = await door.master(listening, shell)
             if master is None:
                 return shell.result()  # mostly an error: no shell could be opened
             with _raw(stdin):
-                await _join(master, stdin, stdout, shell)
-            await asyncio.wait([shell], timeout=HANGUP_S)
-            if not shell.done():
-                raise SandboxError("the terminal is closed and the shell did not end with it; it is killed")
-            return shell.result()
+                await _join(master, stdin, stdout, shell, lambda: _resize(master, stdout))
+            return await _ended(shell)
         finally:
             shell.cancel()
             await asyncio.gather(shell, return_exceptions=True)
             loop.remove_signal_handler(signal.SIGHUP)
 
 
-async def _first(work: Awaitable[int], other: asyncio.Future[Any]) -> int | None:
-    """The result of `work`, or None where `other` is done before."""
-    wanted = asyncio.ensure_future(work)
-    try:
-        await asyncio.wait([wanted, other], return_when=asyncio.FIRST_COMPLETED)
-        return wanted.result() if wanted.done() else None
-    finally:
-        wanted.cancel()
-
-
-@contextlib.contextmanager
-def _listening(folder: str) -> Iterator[tuple[str, socket.socket]]:
-    path = str(Path(folder, "s"))
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as door:
-        door.bind(path)
-        door.listen(1)
-        door.setblocking(False)
-        yield path, door
-
-
-async def _receive(door: socket.socket) -> int:
+async def show_far(
+    start: Callable[[int, int, AsyncIterator[TerminalInput]], AsyncGenerator[TerminalOutput, None]],
+    stdin: int,
+    stdout: int,
+) -> TerminalEnd:
+    """As show, with a pty on another host. start: given rows, columns and what is typed; it yields what is shown."""
     loop = asyncio.get_running_loop()
-    sender, _ = await loop.sock_accept(door)
-    with sender:
-        readable: asyncio.Future[None] = loop.create_future()
-        loop.add_reader(sender, lambda: readable.done() or readable.set_result(None))
-        try:
-            await readable
-        finally:
-            loop.remove_reader(sender)
-        _, fds, _, _ = socket.recv_fds(sender, 4096, 1)
-    if not fds:
-        raise SandboxError("the container runtime sent no terminal; `rockroll doctor` says what this host lacks")
-    os.set_blocking(fds[0], False)
-    os.set_inheritable(fds[0], False)
-    return fds[0]
+    said: asyncio.Queue[TerminalInput | None] = asyncio.Queue(KEYS)
+
+    async def keys() -> AsyncIterator[TerminalInput]:
+        while (each := await said.get()) is not None:
+            yield each
+
+    def resized() -> None:
+        with contextlib.suppress(OSError, asyncio.QueueFull):  # a window's size may be missed; the next one tells it
+            rows, columns = _size(stdout)
+            said.put_nowait(TerminalInput(rows=rows, columns=columns))
+
+    loop.add_signal_handler(signal.SIGHUP, os.kill, os.getpid(), signal.SIGTERM)
+    opened: asyncio.Future[None] = loop.create_future()
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    shell = asyncio.ensure_future(_carry(start(*_size(stdout), keys()), theirs, said, opened))
+    try:
+        await asyncio.wait([opened, shell], return_when=asyncio.FIRST_COMPLETED)
+        if shell.done():
+            return shell.result()
+        with _raw(stdin):
+            await _join(ours.detach(), stdin, stdout, shell, resized)
+        return await _ended(shell)
+    finally:
+        shell.cancel()
+        await asyncio.gather(shell, return_exceptions=True)
+        ours.close()
+        theirs.close()
+        loop.remove_signal_handler(signal.SIGHUP)
+
+
+async def _ended(shell: asyncio.Future[T]) -> T:
+    """What it came to, now that nobody looks at it any more."""
+    await asyncio.wait([shell], timeout=HANGUP_S)
+    if not shell.done():
+        raise SandboxError("the terminal is closed and the shell did not end with it; it is killed")
+    return shell.result()
+
+
+async def _carry(
+    shown: AsyncGenerator[TerminalOutput, None],
+    sock: socket.socket,
+    said: asyncio.Queue[TerminalInput | None],
+    opened: asyncio.Future[None],
+) -> TerminalEnd:
+    """Between a socket and a call, until the shell at the call's other end has ended. What it printed is in the socket
+    by then."""
+    reader, writer = await asyncio.open_unix_connection(sock=sock)
+    writer.transport.set_write_buffer_limits(high=0)  # so that `drain` waits for all of it
+
+    async def typed() -> None:
+        while data := await reader.read(READ):
+            await said.put(TerminalInput(data=data))
+        await said.put(None)
+
+    typing = asyncio.ensure_future(typed())
+    try:
+        async with contextlib.aclosing(shown):
+            async for each in shown:
+                if each.end is not None:
+                    return each.end
+                if not opened.done():
+                    opened.set_result(None)
+                with contextlib.suppress(ConnectionError):  # the terminal is closed; the end is still to come
+                    writer.write(each.data)
+                    await writer.drain()
+        raise SandboxError("the shell's connection ended before the shell did")
+    finally:
+        typing.cancel()
+        await asyncio.gather(typing, return_exceptions=True)
+        writer.transport.abort()
 
 
 class _Flow:
@@ -170,18 +212,15 @@ class _Flow:
                 del self._waiting[: os.write(self._target, self._waiting or os.read(self._source, READ))]
 
 
-async def _join(master: int, stdin: int, stdout: int, shell: asyncio.Future[Any]) -> None:
-    """Until the shell has ended, the other side hangs up or this one has nothing more to say."""
+async def _join(master: int, stdin: int, stdout: int, shell: asyncio.Future[Any], resize: Callable[[], None]) -> None:
+    """Until the shell has ended, the other side hangs up or this one has nothing more to say. resize: the window has
+    another size; once at first."""
     loop = asyncio.get_running_loop()
     over: asyncio.Future[None] = loop.create_future()
 
     def end(_: object = None) -> None:
         if not over.done():
             over.set_result(None)
-
-    def resize() -> None:
-        with contextlib.suppress(OSError):
-            fcntl.ioctl(master, termios.TIOCSWINSZ, fcntl.ioctl(stdout, termios.TIOCGWINSZ, bytes(8)))
 
     shell.add_done_callback(end)
     loop.add_signal_handler(signal.SIGWINCH, resize)
@@ -200,6 +239,11 @@ async def _join(master: int, stdin: int, stdout: int, shell: asyncio.Future[Any]
         if shell.done():
             shown.drain(DRAIN_S)
         os.close(master)  # a shell that still runs is hung up
+
+
+def _resize(master: int, stdout: int) -> None:
+    with contextlib.suppress(OSError):
+        fcntl.ioctl(master, termios.TIOCSWINSZ, fcntl.ioctl(stdout, termios.TIOCGWINSZ, bytes(8)))
 
 
 class _Settings:

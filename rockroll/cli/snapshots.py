@@ -14,6 +14,7 @@ from rockroll.cli.loop import run
 from rockroll.cli.node import attached, connected
 from rockroll.cli.show import age, print_json, print_table, public, public_snapshot
 from rockroll.cli.text import safe
+from rockroll.errors import UsageError
 
 if TYPE_CHECKING:
     from rockroll.sandbox.wire import SandboxInfo, SnapshotInfo
@@ -48,21 +49,36 @@ def snapshots(
     remove: Annotated[
         list[str] | None, typer.Option("--rm", metavar="NAME", help="Remove this one; may be given again.")
     ] = None,
+    copy: Annotated[str | None, typer.Option(metavar="NAME", help="Copy this one to another node.")] = None,
+    to: Annotated[str | None, typer.Option(metavar="NODE", help="Of `rockroll cluster ls`; goes with --copy.")] = None,
     as_json: Json = False,
 ) -> None:
-    """List the snapshots of this user, or remove some.
+    """List the snapshots of this user or cluster, remove some, or copy one to another node.
+
+    In a cluster a snapshot is copied by itself where a sandbox of it is placed; --copy does so ahead.
 
     Examples:
 
       rockroll sandbox snapshots
 
       rockroll sandbox snapshots --rm ready
+
+      rockroll sandbox --cluster cluster.json snapshots --copy ready --to worker-7
     """
+    if (copy is None) != (to is None) or (copy and remove):
+        raise UsageError("say --copy NAME with --to NODE, or --rm NAME, or neither")
+    if copy is not None:
+        from rockroll.sandbox import where
+
+        if where.hub() is None:
+            raise UsageError("--copy goes from node to node of a cluster: which? --cluster FILE or --ray ADDRESS")
 
     async def work() -> list[SnapshotInfo]:
         from rockroll.sandbox.client import delete_snapshot, snapshots
 
         async with connected():
+            if copy is not None and to is not None:
+                return [await _copied(copy, to)]
             if remove:
                 return [await delete_snapshot(name) for name in dict.fromkeys(remove)]
             return await snapshots()
@@ -70,14 +86,32 @@ def snapshots(
     infos = run(work())
     if as_json:
         print_json([public_snapshot(info) for info in infos])
+    elif copy is not None:
+        for info in infos:
+            print(safe(f"{info.name}: {', '.join(info.nodes)}"))
     elif remove:
         for info in infos:
             print(safe(info.name))
     else:
         from rockroll.units import show_size
 
+        header = ["NAME", "SIZE", "IMAGE", "AGE"]
         rows = [[info.name, show_size(info.size_bytes), info.image, age(info.created)] for info in infos]
-        print_table(["NAME", "SIZE", "IMAGE", "AGE"], rows)
+        if any(info.nodes for info in infos):
+            header.append("NODES")
+            rows = [[*row, ", ".join(info.nodes)] for row, info in zip(rows, infos, strict=True)]
+        print_table(header, rows)
+
+
+async def _copied(name: str, to: str) -> SnapshotInfo:
+    from rockroll.sandbox import where
+    from rockroll.sandbox.cluster import snapshots
+    from rockroll.sandbox.cluster.client import HubNode
+    from rockroll.sandbox.node_client import connect_to
+
+    client = await connect_to(where.hub())
+    assert isinstance(client, HubNode)
+    return await snapshots.copy(client, name, to)
 
 
 def fork(

@@ -27,6 +27,7 @@ import uvloop
 
 from rockroll import logs, rpc
 from rockroll.errors import HostError, RockrollError, SandboxNotFound, UsageError
+from rockroll.placement.hub_images import HubImages
 from rockroll.release import VERSION
 from rockroll.rpc.keys import public_of
 from rockroll.rpc.line import Line
@@ -49,6 +50,7 @@ class Hub:
         self._key = file.with_name(file.name + ".key")
         self._switch = Switch(_address(address, file), self._key, on_line=self._line, on_cut=self._cut)
         self._scheduler = Scheduler(policy, overcommit)
+        self._images = HubImages(self._scheduler)
         self._presence = Presence()
         self._members: dict[bytes, str] = {}
         """Trunk → node."""
@@ -73,6 +75,7 @@ class Hub:
                 "cluster.where": self._where,
                 "cluster.drain": self._drain,
                 "cluster.bye": self._bye,
+                **self._images.handlers(),
             },
             types=wire.BODIES,
         )
@@ -152,6 +155,7 @@ class Hub:
         self._leave(trunk)
 
     def _notify(self) -> None:
+        self._images.look()
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -208,8 +212,11 @@ class Hub:
             self._scheduler.gone(id)
         for row in body.put:
             self._scheduler.put(name, row)
+        if body.images is not None:
+            self._scheduler.nodes[name].images = set(body.images)
         self._scheduler.say(name, body.load)
         self._scheduler.dispatch()
+        self._images.look()
 
     # -- of clients
 

@@ -31,6 +31,7 @@ from rockroll.sandbox.cluster.file import ClusterFile
 from rockroll.sandbox.cluster.wire import Join, Report, Told
 from rockroll.sandbox.node.summary import Summary
 from rockroll.sandbox.node_client import connect_node
+from rockroll.sandbox.where import Hub
 from rockroll.sandbox.wire import Empty, Struct
 
 AGAIN_S = 1.0
@@ -82,6 +83,11 @@ class Member:
     @property
     def joined(self) -> bool:
         return self._wanted is not None
+
+    @property
+    def hub(self) -> Hub | None:
+        """Of the cluster that this node is in."""
+        return None if self._wanted is None else Hub(self._wanted.hub, self._wanted.server_key)
 
     def handlers(self) -> dict[str, Callable[..., Any]]:
         """For this host's own clients."""
@@ -210,19 +216,30 @@ class Member:
             dirty, self._dirty = self._dirty, set()
             rows = {id: self._summary.row(id) for id in dirty}
             load = self._summary.load()
-            if not rows and load == said:
+            images = await self._new_images()
+            if not rows and load == said and images is None:
                 continue
             said = load
             body = Report(
                 put=[row for row in rows.values() if row is not None],
                 gone=[id for id, row in rows.items() if row is None],
                 load=load,
+                images=images,
             )
             try:
                 await hub.call("node.report", body)
             except RockrollError as error:
                 hub.fail(PeerLost(f"the hub took no report: {error}"))  # it is joined anew, and told everything
                 return
+
+    async def _new_images(self) -> list[str] | None:
+        if not self._summary.images_changed():
+            return None
+        try:
+            return await self._summary.images()
+        except RockrollError as error:
+            _log.warning("which images there are could not be told to the hub: %s", error)
+            return None
 
     # -- remote clients
 

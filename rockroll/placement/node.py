@@ -78,6 +78,7 @@ class Node:
             on_endpoint_gone=self._gateway.shut,
             on_removed=self._removed,
             env=lambda _: box_environment(ENDPOINT_PORT),
+            hub=lambda: self._member.hub,
         )
         handlers: dict[str, rpc.Handler] = {**self._host.handlers(), "model.route": self._route}
         self._server = rpc.Server(

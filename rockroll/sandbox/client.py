@@ -203,18 +203,20 @@ class Sandbox(Files):
         Files only: no processes, no sessions, nothing of /dev/shm and mounts. A running box is held still meanwhile.
         UsageError where a snapshot has that name.
         """
-        return await self._call("sandbox.snapshot", wire.Snapshot(id=self.id, name=name), SnapshotInfo)
+        return await self._call_all("sandbox.snapshot", wire.Snapshot(id=self.id, name=name), SnapshotInfo)
 
     async def fork(self, *, name: str | None = None, owner: Owner | None = None) -> Self:
         """Another box of the same config that begins with a copy of this one's files, as `snapshot` sees them; neither
-        sees what the other writes later. Use it with `async with`, or `delete` it.
+        sees what the other writes later. Use it with `async with`, or `delete` it. In a cluster it is on this one's
+        node, or on another where that has no room.
 
         owner: as this one's where None.
         """
         other = type(self)(dataclasses.replace(self.config, name=name, snapshot=None), owner=owner or self.owner)
         body = wire.Fork(id=self.id, name=name, owner=other.owner)
-        other._info = await self._call("sandbox.fork", body, SandboxInfo)
+        other._info = await self._call_all("sandbox.fork", body, SandboxInfo)
         other._node, other._place = self._node, self._place
+        await other._narrow()
         return other
 
     async def refresh(self) -> SandboxInfo:
@@ -442,6 +444,16 @@ class Sandbox(Files):
             return await node.call(method, body, type=type, parts=parts)
         except PeerLost as error:
             raise SandboxLost(f"the node died while {method} was under way: {error}", cause="node_lost") from error
+
+    async def _call_all(self, method: str, body: Any, type: type[T]) -> T:
+        """As _call, of the whole cluster where the box is in one: more than its node has a part in it."""
+        node = await self._connected()
+        if isinstance(self._place, where.Hub):
+            node = await connect_to(self._place)
+        try:
+            return await node.call(method, body, type=type)
+        except PeerLost as error:
+            raise SandboxLost(f"a node died while {method} was under way: {error}", cause="node_lost") from error
 
 
 async def list_sandboxes(

@@ -137,6 +137,31 @@ class SnapshotInfo(Struct, frozen=True):
     first_id: int
     """The host's id of the box's root: on disk, all owners are counted from it."""
     size_bytes: int = 0
+    nodes: list[str] = []
+    """Of a cluster, those that have it."""
+
+
+class Bring(Struct, frozen=True):
+    """A snapshot that this node is to have."""
+
+    name: str
+    nodes: list[str]
+    """Of the cluster, that have it."""
+
+
+class ImageRef(Struct, frozen=True):
+    name: str
+
+
+class Parcel(Struct, frozen=True):
+    """An item of snapshot.read and image.read: at first what it is, then its bytes, at last their BLAKE2b."""
+
+    snapshot: SnapshotInfo | None = None
+    tree: str = ""
+    """Digest of the files as they lie there (container/parcel.py)."""
+    image_id: str = ""
+    data: bytes = b""
+    digest: str = ""
 
 
 class Fork(Struct, frozen=True):
@@ -202,9 +227,9 @@ class Terminal(Struct, frozen=True):
     """A shell on a terminal of its own."""
 
     id: str
-    console: str
+    console: str = ""
     """A unix socket of the caller's, on this host: the terminal's master is sent there (SCM_RIGHTS), and held by nobody
-    else, so that the shell is hung up when the caller dies."""
+    else, so that the shell is hung up when the caller dies. "" in terminal.open, where the node keeps it."""
     session: str | None = None
     """Begin with this session's state."""
     term: str = "xterm"
@@ -216,6 +241,22 @@ class TerminalEnd(Struct, frozen=True):
     exit_code: int
     note: str = ""
     """Why, where it did not end by itself."""
+
+
+class TerminalInput(Struct, frozen=True):
+    """A part of terminal.open: what was typed, and the window's size where that has changed."""
+
+    data: bytes = b""
+    rows: int = 0
+    columns: int = 0
+
+
+class TerminalOutput(Struct, frozen=True):
+    """An item of terminal.open; the first one, empty, says that the shell is there."""
+
+    data: bytes = b""
+    end: TerminalEnd | None = None
+    """Of the last one."""
 
 
 class Recycled(Struct, frozen=True):
@@ -571,11 +612,15 @@ BODIES: dict[str, type[Struct]] = {
     "sandbox.fork": Fork,
     "snapshot.list": Empty,
     "snapshot.delete": SnapshotRef,
+    "snapshot.read": SnapshotRef,
+    "snapshot.bring": Bring,
+    "image.read": ImageRef,
     "sandbox.processes": Ref,
     "sandbox.signal": Signal,
     "sandbox.env": Ref,
     "sandbox.set_env": SetEnv,
     "sandbox.terminal": Terminal,
+    "terminal.open": Terminal,
     "sandbox.network": Ref,
     "port.connect": Connect,
     "session.create": SessionSpec,

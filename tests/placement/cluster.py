@@ -19,8 +19,9 @@ from pathlib import Path
 class Host:
     """One machine's worth: a home, and how a program is run there (`prefix`: in which network namespace)."""
 
-    def __init__(self, path: Path, prefix: Sequence[str] = ()) -> None:
-        self.path, self.prefix = path, list(prefix)
+    def __init__(self, path: Path, prefix: Sequence[str] = (), *, own_store: bool = False) -> None:
+        """own_store: its images are not those of the other hosts."""
+        self.path, self.prefix, self.own_store = path, list(prefix), own_store
         path.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -28,7 +29,15 @@ class Host:
         env = {**os.environ, "ROCKROLL_HOME": str(self.path)}
         for name in ("ROCKROLL_CLUSTER", "ROCKROLL_NODE_NAME", "ROCKROLL_BASE_URL"):
             env.pop(name, None)
+        if self.own_store:
+            env["CONTAINERS_STORAGE_CONF"] = str(self._storage())
         return env
+
+    def _storage(self) -> Path:
+        conf = self.path / "storage.conf"
+        places = f'graphroot = "{self.path}/store"\nrunroot = "{self.path}/run-store"\n'
+        conf.write_text(f'[storage]\ndriver = "overlay"\n{places}')
+        return conf
 
     def run(self, *argv: str, **env: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -71,6 +80,11 @@ asyncio.run(join(Path({str(file)!r}), {name!r}))"
         code = "from rockroll import home; print(home.runtime_dir())"
         place = self.run(sys.executable, "-c", code).stdout.strip()
         shutil.rmtree(place, ignore_errors=True)
+        if self.own_store and (self.path / "store").exists():
+            mounted = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+            for point in reversed([each for each in mounted if each.startswith(f"{self.path}/")]):
+                subprocess.run(["umount", point], check=True)
+            shutil.rmtree(self.path / "store")
 
 
 def end(pid: int, number: signal.Signals | None = signal.SIGTERM) -> None:
@@ -110,19 +124,23 @@ class Hub:
 
 
 @contextlib.contextmanager
-def cluster(folder: Path, names: Sequence[str]) -> Iterator[tuple[Hub, dict[str, Host]]]:
-    """A hub and nodes of these names, all on this machine's loopback."""
+def cluster(
+    folder: Path, names: Sequence[str], own_stores: Sequence[str] = ()
+) -> Iterator[tuple[Hub, dict[str, Host]]]:
+    """A hub and nodes of these names, all on this machine's loopback. own_stores: those with images of their own."""
     hub = Hub(folder / "cluster.json")
     hub.start()
-    hosts = {name: Host(folder / name) for name in names}
+    hosts = {name: Host(folder / name, own_store=name in own_stores) for name in names}
     try:
         with ThreadPoolExecutor() as side_by_side:
             list(side_by_side.map(lambda name: hosts[name].join(hub.file, name), names))
         yield hub, hosts
     finally:
-        with ThreadPoolExecutor() as side_by_side:
-            list(side_by_side.map(Host.end, hosts.values()))
-        hub.stop()
+        try:
+            with ThreadPoolExecutor() as side_by_side:
+                list(side_by_side.map(Host.end, hosts.values()))
+        finally:
+            hub.stop()
 
 
 def until(what: Callable[[], bool], seconds: float = 20.0) -> float:

@@ -26,8 +26,8 @@ from rockroll.errors import (
 )
 from rockroll.rpc.trunk import HUB, Trunk
 from rockroll.sandbox import wire
-from rockroll.sandbox.cluster import merge
-from rockroll.sandbox.cluster.wire import Drain, NodeView, Placed, Settle, Want, Where
+from rockroll.sandbox.cluster import merge, snapshots
+from rockroll.sandbox.cluster.wire import Drain, ImageSource, ImageWant, NodeView, Placed, Settle, Want, Where
 from rockroll.sandbox.config import SandboxConfig, config_of, kind
 
 AGAIN_S = 0.5
@@ -76,6 +76,14 @@ class HubNode:
     async def drain(self, node: str, on: bool = True) -> None:
         """Nothing more is placed there (or again); what is there stays."""
         await self._ask("cluster.drain", Drain(node=node, on=on))
+
+    def image_source(self, want: ImageWant) -> AsyncGenerator[ImageSource, None]:
+        """For a node that lacks an image: from whom to copy it, when that one is free. It is held open meanwhile."""
+        return self._hub.stream("image.source", want, type=ImageSource)
+
+    async def image_got(self, want: ImageWant) -> None:
+        """That node has it now, and may give it to others."""
+        await self._ask("image.got", want)
 
     # -- the hub and the nodes
 
@@ -205,8 +213,10 @@ class HubNode:
         async with asyncio.timeout(timeout):
             if method == "sandbox.create":
                 return await self.create(body)
+            if method in snapshots.OF_CLUSTER:
+                return await snapshots.OF_CLUSTER[method](self, body)
             if method in merge.OF_ALL:
-                return await merge.OF_ALL[method](self._each, method, body)
+                return await merge.OF_ALL[method](self.each, method, body)
             if method in merge.OF_ONE:
                 return await self._of_one(method, body, type)
             client = await self.holding(merge.id_of(method, body))
@@ -233,7 +243,7 @@ class HubNode:
             said = error
         # The hub hears of a box a moment after its maker does; and how one ended, its node alone knows.
         body = wire.Ref(id=id)
-        found = await self._each("sandbox.get", body, wire.SandboxInfo, keep=(SandboxNotFound, PeerLost))
+        found = await self.each("sandbox.get", body, wire.SandboxInfo, keep=(SandboxNotFound, PeerLost))
         for name, answer in found.items():
             if isinstance(answer, wire.SandboxInfo):
                 return await self.at(name)
@@ -241,22 +251,31 @@ class HubNode:
                 said = answer
         raise said
 
-    async def create(self, body: wire.Create, *, wait: bool = False) -> wire.SandboxInfo:
-        """Makes a box on the node that the hub picks; where that one's host has no room after all, on another.
+    async def create(self, body: wire.Create, *, wait: bool = False, elsewhere: str | None = None) -> wire.SandboxInfo:
+        """Makes a box on the node that the hub picks; where that one's host has no room after all, on another. A
+        snapshot's files are copied to it, where no node that has them has room.
 
-        wait: until a node has room. NoRoom, and what the node raised."""
+        wait: until a node has room. elsewhere: on any node but this. NoRoom, and what the node raised."""
         config = config_of(body.config)
-        only = None if config.snapshot is None else await self._holders(config.snapshot)
-        without: list[str] = []
+        files = None if config.snapshot is None else (await snapshots.find(self, config.snapshot)).nodes
+        only = files
+        without = [elsewhere] if elsewhere is not None else []
         refused: HostError | None = None
         while True:
-            want = _want(config, self._owner(config, body.owner), without, only, wait and not without)
+            may_wait = wait and only is None and refused is None
+            want = _want(config, self._owner(config, body.owner), without, only, may_wait)
             try:
                 at = await self._ask("cluster.place", want, Placed)
             except HostError as error:
+                if only is not None:
+                    only = None
+                    continue
                 raise refused or error from None
             try:
                 client = await self._placed(at)
+                if files is not None and at.node not in files:
+                    bring = wire.Bring(name=config.snapshot or "", nodes=files)
+                    await client.call("snapshot.bring", bring, type=wire.SnapshotInfo)
                 return await client.call("sandbox.create", body, type=wire.SandboxInfo)
             except HostError as error:
                 refused = error
@@ -267,14 +286,7 @@ class HubNode:
     def _owner(self, config: SandboxConfig, owner: str) -> str:
         return config.labels.get("owner") or ("detached" if owner == "detached" else f"client {self._trunk.name.hex()}")
 
-    async def _holders(self, snapshot: str) -> list[str]:
-        found = await self._each("snapshot.list", wire.Empty(), list[wire.SnapshotInfo])
-        names = [name for name, infos in found.items() if any(info.name == snapshot for info in infos)]
-        if not names:
-            raise SnapshotNotFound(f"no node of the cluster has a snapshot {snapshot!r}; `rockroll sandbox snapshots`")
-        return names
-
-    async def _each(
+    async def each(
         self, method: str, body: Any, type: Any, *, keep: tuple[type[Exception], ...] = (PeerLost,)
     ) -> dict[str, Any]:
         """Every node's answer. An error of `keep` is one; a node that is lost meanwhile is left out otherwise."""
@@ -294,7 +306,7 @@ class HubNode:
 
     async def _of_one(self, method: str, body: Any, type: Any) -> Any:
         """A method that names something which one of the nodes has."""
-        answers = await self._each(method, body, type, keep=(SnapshotNotFound, UsageError, PeerLost))
+        answers = await self.each(method, body, type, keep=(SnapshotNotFound, UsageError, PeerLost))
         done = [answer for answer in answers.values() if not isinstance(answer, Exception)]
         if done:
             return done[0]

@@ -23,11 +23,6 @@ async def _listed(each: Each, method: str, body: Any) -> list[wire.SandboxInfo]:
     return [info for infos in found.values() for info in infos]
 
 
-async def _snapshots(each: Each, method: str, body: Any) -> list[wire.SnapshotInfo]:
-    found = await each(method, body, list[wire.SnapshotInfo])
-    return sorted((info for infos in found.values() for info in infos), key=lambda info: info.created)
-
-
 async def _info(each: Each, method: str, body: Any) -> wire.NodeInfo:
     found: dict[str, wire.NodeInfo] = await each(method, body, wire.NodeInfo)
     return wire.NodeInfo(
@@ -71,7 +66,6 @@ def _sum(infos: list[wire.PoolInfo]) -> wire.PoolInfo:
 
 OF_ALL: dict[str, Callable[[Each, str, Any], Awaitable[Any]]] = {
     "sandbox.list": _listed,
-    "snapshot.list": _snapshots,
     "node.info": _info,
     "pool.list": _pools,
     "pool.set": _pool,
@@ -83,7 +77,7 @@ OF_ALL: dict[str, Callable[[Each, str, Any], Awaitable[Any]]] = {
 OF_ONE = ("snapshot.delete",)
 """Asked of every node; one of them has what it names."""
 
-LOCAL_ONLY = {"sandbox.terminal": "a terminal is handed over inside one host; there, run: rockroll debug ID"}
+LOCAL_ONLY = {"sandbox.terminal": "a descriptor is handed over inside one host; between hosts it is terminal.open"}
 
 
 def id_of(method: str, body: Any) -> str:

@@ -21,6 +21,7 @@ from typing import Literal
 
 from rockroll import units
 from rockroll.errors import NoRoom, UsageError
+from rockroll.sandbox.cluster.sources import names_of
 from rockroll.sandbox.cluster.wire import BoxRow, Load, NodeState, Want
 
 Policy = Literal["spread", "pack"]
@@ -87,6 +88,8 @@ class Scheduler:
         self.ratio = ratio
         self.nodes: dict[str, Node] = {}
         self._boxes: dict[str, tuple[str, BoxRow]] = {}
+        self._named: dict[str, dict[str, None]] = {}
+        """Name → ids of boxes: nodes keep names apart, a cluster need not."""
         self._tickets: dict[int, tuple[str, Want]] = {}
         self._numbers = itertools.count(1)
         self._owners: dict[str, tuple[float, float, float]] = {}
@@ -124,6 +127,7 @@ class Scheduler:
         """A box that this node holds, as it is now."""
         self.gone(row.id)
         self._boxes[row.id] = name, row
+        self._named.setdefault(row.name, {})[row.id] = None
         node = self.nodes[name]
         node.boxes += 1
         node.images.add(row.image)
@@ -134,6 +138,10 @@ class Scheduler:
         if (known := self._boxes.pop(id, None)) is None:
             return
         name, row = known
+        named = self._named[row.name]
+        del named[id]
+        if not named:
+            del self._named[row.name]
         node = self.nodes.get(name)
         if node is not None:
             node.boxes -= 1
@@ -154,7 +162,7 @@ class Scheduler:
         """The node of a box: by id, by name, or by a beginning of its id that no other has."""
         if (known := self._boxes.get(id)) is not None:
             return known[0]
-        named = [at for at, row in self._boxes.values() if row.name == id]
+        named = [self._boxes[full][0] for full in self._named.get(id, ())]
         found = named or [at for full, (at, _) in self._boxes.items() if id and full.startswith(id)]
         return found[0] if len(found) == 1 else None
 
@@ -223,7 +231,7 @@ class Scheduler:
         return max(mine[each] / most[each] for each in range(3))
 
     def _best(self, want: Want) -> Node | None:
-        more = want.cpus, float(want.memory), float(want.pids)
+        more, called = (want.cpus, float(want.memory), float(want.pids)), names_of(want.image)
         sign = 1.0 if self.policy == "spread" else -1.0
         best: Node | None = None
         least: tuple[bool, bool, bool, float, str] | None = None
@@ -232,7 +240,7 @@ class Scheduler:
                 continue
             key = (
                 node.warm.get(want.kind, 0) <= 0,
-                want.image not in node.images,
+                node.images.isdisjoint(called),
                 node.load.busy + node.tickets >= node.load.limit and self.policy == "spread",
                 sign * node.share(more),
                 node.name,

@@ -6,6 +6,8 @@ to sandbox/wire.py.
     node   ──► node.join (stream)   Join → Told…: who is gone, whether to drain; open for as long as it is a member
            ──► node.report          Report: boxes that came, changed or went, and how it is; pushed at each change
            ──► node.leave           its boxes stay, and are the cluster's no more
+           ──► image.source (stream) ImageWant → ImageSource, when one is free; open while the image is on its way
+           ──► image.got            ImageWant: it is there. These two over a connection that the node has as a client
     client ──► cluster.watch        Empty → list[NodeView]: at once, then at every change of a node's state
            ──► cluster.place        Want → Placed; cluster.settle: Settle, once the box is there or is not
            ──► cluster.where        Where → Placed: which node holds a box
@@ -75,6 +77,8 @@ class Report(Struct, frozen=True):
     put: list[BoxRow]
     gone: list[str]
     load: Load
+    images: list[str] | None = None
+    """Names and ids of those that there are; None: as they were."""
 
 
 class NodeView(Struct, frozen=True):
@@ -118,6 +122,21 @@ class Placed(Struct, frozen=True):
     ticket: int = 0
 
 
+class ImageWant(Struct, frozen=True):
+    """An image that a node lacks."""
+
+    node: str
+    image: str
+    """A name, or an id."""
+    without: list[str] = []
+    """Nodes that could not give it."""
+
+
+class ImageSource(Struct, frozen=True):
+    node: str | None
+    """None: no node has it, or can give it; the node that asked is the one to get it elsewhere."""
+
+
 class Settle(Struct, frozen=True):
     ticket: int
 
@@ -141,5 +160,7 @@ BODIES: dict[str, type[Struct]] = {
     "cluster.settle": Settle,
     "cluster.where": Where,
     "cluster.drain": Drain,
+    "image.source": ImageWant,
+    "image.got": ImageWant,
     "cluster.bye": Empty,
 }

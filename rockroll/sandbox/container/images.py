@@ -19,6 +19,7 @@ class Images:
         self._podman = podman
         self._file = store / "overlay-images" / "images.json"
         self._stamp: tuple[int, int] | None = None
+        self._told: tuple[int, int] | None = None
         self._known: dict[str, str] = {}
 
     async def current(self, name: str) -> str:
@@ -33,6 +34,11 @@ class Images:
                 return found
             self._known[name] = found
         return self._known[name]
+
+    def changed(self) -> bool:
+        """Whether the store has changed since this was asked; True at first, False where it does not show."""
+        before, self._told = self._told, self._look()
+        return before != self._told
 
     def _look(self) -> tuple[int, int] | None:
         """None where this store has no such file."""

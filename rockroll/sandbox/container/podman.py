@@ -14,7 +14,7 @@ import os
 import signal
 import socket
 import tempfile
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote
@@ -30,6 +30,9 @@ from rockroll.sandbox.linux.process import birth
 HOME_LABEL = "rockroll.home"
 API = "http://podman/v4.0.0/libpod"
 CALL_TIMEOUT_S = 120.0  # a loaded host starts 7 boxes a second with 1,000 alive; longer than this is a hang
+NO_LIMIT = aiohttp.ClientTimeout(total=None, sock_read=600.0)
+"""For an image's bytes: of any number, each of them within ten minutes."""
+PIECE = 256 << 10
 PREDECESSOR_S = 5.0
 """A service whose node was killed has this long to finish what it was asked: a create takes up to 1 s."""
 STEADY_S = 1.0
@@ -319,6 +322,27 @@ class Podman:
                         raise ImageMissing(f"{name} could not be pulled: {said['error']}")
         except TimeoutError:
             raise ImageMissing(f"{name} could not be pulled: no answer within {timeout_s:g} s") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._unreachable(error) from error
+
+    async def image_save(self, name: str, format: str) -> AsyncGenerator[bytes, None]:
+        """An image as an archive, piece by piece; by its id it carries no name. Raises ImageMissing."""
+        url = f"{API}/images/{_q(name)}/get"
+        try:
+            async with self._http.get(url, params={"format": format}, timeout=NO_LIMIT) as response:
+                await self._raise_for(response, "GET /images/NAME/get", name)
+                async for data in response.content.iter_chunked(PIECE):
+                    yield data
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._unreachable(error) from error
+
+    async def image_load(self, archive: AsyncIterator[bytes]) -> None:
+        """What image_save has made, into the local store; nothing of it where `archive` raises."""
+        url, headers = f"{API}/images/load", {"Content-Type": "application/x-tar"}
+        try:
+            async with self._http.post(url, data=archive, timeout=NO_LIMIT, headers=headers) as response:
+                await self._raise_for(response, "POST /images/load", "")
+                await response.read()
         except (aiohttp.ClientError, OSError) as error:
             raise self._unreachable(error) from error
 

@@ -327,6 +327,10 @@ LOCAL_ONLY = {
     "sandbox.claim": "the server claims what its leases own",
     "sandbox.abandon": "the server tells the end of its leases",
     "sandbox.terminal": "a terminal is handed over on the sandbox's own host: run `rockroll debug` there",
+    "terminal.open": "a terminal goes to another host through a cluster's hub: run `rockroll debug --cluster FILE`",
+    "snapshot.read": "files go from node to node through a cluster's hub",
+    "snapshot.bring": "files go from node to node through a cluster's hub",
+    "image.read": "images go from node to node through a cluster's hub",
     "model.route": "models are routed on the sandbox's own host",
 }
 """Methods that no route carries, and what to say of them."""

@@ -13,7 +13,7 @@ from typing import Any
 from rockroll import rpc
 from rockroll.sandbox import wire
 from rockroll.sandbox.boxes.box import Box
-from rockroll.sandbox.exec import processes
+from rockroll.sandbox.exec import far_terminal, processes
 from rockroll.sandbox.linux.signals import number_of
 
 
@@ -31,6 +31,7 @@ class BoxMethods:
             "sandbox.env": self._get_env,
             "sandbox.set_env": self._set_env,
             "sandbox.terminal": self._terminal,
+            "terminal.open": self._open_terminal,
             "session.create": self._create_session,
             "session.close": self._close_session,
             "session.list": self._list_sessions,
@@ -64,6 +65,12 @@ class BoxMethods:
 
     async def _terminal(self, body: wire.Terminal, _peer: rpc.Peer) -> wire.TerminalEnd:
         return await self._box(body.id).terminal(body)
+
+    async def _open_terminal(
+        self, body: wire.Terminal, _peer: rpc.Peer, parts: rpc.Parts
+    ) -> AsyncIterator[wire.TerminalOutput]:
+        async for each in far_terminal.carry(body, parts.of(wire.TerminalInput), self._box(body.id).terminal):
+            yield each
 
     # -- sessions and programs
 

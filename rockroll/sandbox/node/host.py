@@ -44,6 +44,7 @@ from rockroll.sandbox.node import node_config
 from rockroll.sandbox.node.admission import Admission
 from rockroll.sandbox.node.aimd import Aimd
 from rockroll.sandbox.node.box_methods import BoxMethods
+from rockroll.sandbox.node.bring import Bring
 from rockroll.sandbox.node.ends import Ends
 from rockroll.sandbox.node.file_methods import FileMethods
 from rockroll.sandbox.node.maker import Maker
@@ -51,6 +52,7 @@ from rockroll.sandbox.node.network_methods import NetworkMethods
 from rockroll.sandbox.node.pool_methods import PoolMethods
 from rockroll.sandbox.node.summary import Summary
 from rockroll.sandbox.node.takeover import take_over
+from rockroll.sandbox.where import Hub
 
 COUNTED = ("session.run", "execute")
 """The box counts these itself, as it does those that no call is behind."""
@@ -63,7 +65,7 @@ class SandboxHost:
     endpoint_port, on_endpoint: a socket listening on 127.0.0.1:port inside each box, handed over with the box's id
     before the box's first command and again after each restart. on_endpoint_gone: the box has ended, and may
     come back. on_removed: it will not. env: variables for a box that is being made, by its id. resolve: what addresses
-    the hosts have that a box may reach; the host's own resolver where None.
+    the hosts have that a box may reach; the host's own resolver where None. hub: of the cluster that this node is in.
     """
 
     def __init__(
@@ -75,11 +77,13 @@ class SandboxHost:
         on_removed: Callable[[str], None] | None = None,
         env: Callable[[str], Mapping[str, str]] | None = None,
         resolve: Resolve | None = None,
+        hub: Callable[[], Hub | None] = lambda: None,
     ) -> None:
         self._endpoint = Endpoint(endpoint_port, on_endpoint, on_endpoint_gone)
         self._on_removed = on_removed or (lambda _: None)
         self._env = env or (lambda _: {})
         self._resolve = resolve
+        self._hub = hub
         self._service = PodmanService(record=home.node_dir() / "podman.pid", revive=True)
         self._podman: Podman
         self._admission: Admission
@@ -87,7 +91,7 @@ class SandboxHost:
         self._snapshots: Snapshots
         self._ends: Ends
         self._maker: Maker
-        self._admission: Admission
+        self._bring: Bring
         self._rootless = False
         self._boxes: dict[str, Box] = {}
         self._reaper = Reaper()
@@ -114,6 +118,9 @@ class SandboxHost:
             "sandbox.fork": self._fork,
             "snapshot.list": self._list_snapshots,
             "snapshot.delete": self._delete_snapshot,
+            "snapshot.read": lambda body, peer: self._bring.give_snapshot(body, peer),
+            "snapshot.bring": lambda body, peer: self._bring.bring_snapshot(body, peer),
+            "image.read": lambda body, peer: self._bring.give_image(body, peer),
             "node.info": self._info,
             "node.metrics": self._metrics,
             **self._pools.handlers(),
@@ -150,6 +157,7 @@ class SandboxHost:
         self._admission = admission = Admission(
             Aimd(len(os.sched_getaffinity(0)), least=wanted.least, most=wanted.most)
         )
+        self._bring = Bring(self._podman, self._snapshots, self._hub)
         self._ends = Ends(self._boxes, self._registry, admission, self._on_removed, lambda: self._maker.warm.room())
         self._maker = Maker(
             self._boxes,
@@ -165,6 +173,7 @@ class SandboxHost:
             self._resolve,
             Path(detected.store),
             detected.rootless,
+            self._bring,
         )
         await take_over(self._boxes, self._registry, self._podman, self._maker, self._ends, admission)
         await self._snapshots.sweep()
@@ -181,7 +190,7 @@ class SandboxHost:
     async def close(self) -> None:
         """Connection boxes are deleted, detached ones left running for the next node. Raises where a box could not be
         removed: then there is something left for a next node to do."""
-        pools = await asyncio.gather(self._maker.warm.close(), return_exceptions=True)
+        pools = await asyncio.gather(self._maker.warm.close(), self._bring.close(), return_exceptions=True)
         await self._ends.close()
         boxes = list(self._boxes.values())
         done = await asyncio.gather(

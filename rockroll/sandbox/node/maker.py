@@ -35,6 +35,7 @@ from rockroll.sandbox.net.endpoint import Endpoint
 from rockroll.sandbox.net.resolve import Resolve
 from rockroll.sandbox.node import pools_file
 from rockroll.sandbox.node.admission import Admission
+from rockroll.sandbox.node.bring import Bring
 from rockroll.sandbox.node.ends import Ends
 from rockroll.sandbox.node.permit import Permit, Ticket, reader
 from rockroll.sandbox.node.quotas import owner_of
@@ -46,7 +47,7 @@ ID_LABEL = "rockroll.id"
 
 class Maker:
     """boxes: by id, each in it from the moment its making begins. env: variables for a new box, by its id. store:
-    Podman's folder. rootless: whether that is an ordinary user's."""
+    Podman's folder. rootless: whether that is an ordinary user's. bring: what other nodes have."""
 
     def __init__(
         self,
@@ -63,11 +64,12 @@ class Maker:
         resolve: Resolve | None,
         store: Path,
         rootless: bool,
+        bring: Bring,
     ) -> None:
         self._boxes, self._registry, self._ends, self._admission = boxes, registry, ends, admission
         self._podman, self._runtime, self._spawner = podman, runtime, spawner
         self._snapshots, self._endpoint, self._env, self._resolve = snapshots, endpoint, env, resolve
-        self._images = Images(podman, store)
+        self._images, self._bring = Images(podman, store), bring
         self.warm: Warm[Box] = Warm(self._make_warm, ends.remove, self._is_fresh, pools_file.save)
         read = reader(store, rootless=rootless)
         self.permit = Permit(boxes, self.warm, read, lambda config: self.warm.follow(config.pools))
@@ -118,10 +120,13 @@ class Maker:
     async def _image_under(self, snapshot: SnapshotInfo, config: SandboxConfig) -> str:
         """The id of the image that a box with this config and these files stands on. UsageError, ImageMissing."""
         if not await self._podman.image_exists(snapshot.image_id):
-            raise ImageMissing(
-                f"snapshot {snapshot.name!r} stands on {snapshot.image} ({snapshot.image_id[:12]}), which is no longer"
-                " in the local store; bring that very image back, or remove the snapshot"
-            )
+            try:
+                await self._bring.image(snapshot.image_id)
+            except ImageMissing:
+                raise ImageMissing(
+                    f"snapshot {snapshot.name!r} stands on {snapshot.image} ({snapshot.image_id[:12]}), which is no"
+                    " longer in the local store; bring that very image back, or remove the snapshot"
+                ) from None
         if config.image and (await self._podman.image_inspect(config.image))["Id"] != snapshot.image_id:
             raise UsageError(
                 f"image: snapshot {snapshot.name!r} stands on {snapshot.image} ({snapshot.image_id[:12]}), not on"
@@ -139,6 +144,8 @@ class Maker:
         self, config: SandboxConfig, owner: Owner, peer: rpc.Peer, image: str = "", fill: Fill | None = None
     ) -> Box:
         """image, fill: an image in place of the config's, and what copies the first files."""
+        if not image:
+            await self._current_image(config.image_name)
         ticket = await self._permit_for(config, owner, peer)
         try:
             row = self._row(secrets.token_hex(6), config, owner, peer)
@@ -187,7 +194,7 @@ class Maker:
         box = self._put_together(row)
         self._registry.put(row)
         try:
-            image = await self._images.current(config.image_name)
+            image = await self._current_image(config.image_name)
             async with self._admission.turn("", "background"), box.life.being_made():
                 await self._bring_up(box, row, image, None)
             await box.sessions.open_ahead(DEFAULT_SESSION)
@@ -196,6 +203,18 @@ class Maker:
             raise
         box.image = image
         return box
+
+    async def _current_image(self, name: str) -> str:
+        """The id of an image, which is in the local store: from another node of the cluster where it was not.
+        ImageMissing."""
+        try:
+            return await self._images.current(name)
+        except ImageMissing:
+            await self._bring.image(name)
+        return await self._images.current(name)
+
+    def images_changed(self) -> bool:
+        return self._images.changed()
 
     async def _is_fresh(self, box: Box) -> bool:
         """It runs, and its image is what its image's name means now."""

@@ -66,8 +66,14 @@ class Summary:
         )
 
     async def images(self) -> list[str]:
-        """Names of the images in the local store."""
-        return [name for image in await self._podman.images() for name in image.get("RepoTags") or []]
+        """Names and ids of the images in the local store."""
+        found = await self._podman.images()
+        names = [name for image in found for name in image.get("RepoTags") or []]
+        return names + [str(image["Id"]).removeprefix("sha256:") for image in found]
+
+    def images_changed(self) -> bool:
+        """Whether an image has come, gone or been renamed since this was asked."""
+        return self._maker.images_changed()
 
 
 def digest(kind: bytes) -> str:
