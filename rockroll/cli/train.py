@@ -147,7 +147,9 @@ def _sandboxes(config: RunConfig, address: str) -> None:
     from rockroll.sandbox.where import CLUSTER
 
     if config.samples and pool_sizes(config) and CLUSTER not in os.environ:
-        file = sandboxes_of_run(address)
+        file, missing = sandboxes_of_run(address)
+        if missing:
+            typer.echo(f"rockroll: {missing}", err=True)
         if file is not None:
             os.environ[CLUSTER] = str(file)
 
@@ -204,6 +206,7 @@ def rollout(
         Path | None, typer.Option(help="Where they are kept. Default: $ROCKROLL_HOME/runs/NAME-rollout-TIME.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue in --run-dir after the last whole batch.")] = False,
+    ray: Ray = "",
 ) -> None:
     """Sample batches without a trainer, and record them as a training run does.
 
@@ -214,6 +217,10 @@ def rollout(
       rockroll view /tmp/sampled
 
       rockroll train recipes/quickstart.yaml --set steps=4 --replay /tmp/sampled
+
+    On a cluster, with engines and sandboxes on its nodes (docs/cluster.md):
+
+      rockroll rollout recipes/quickstart.yaml --steps 4 --ray auto
     """
     from rockroll.append import write_whole
     from rockroll.cli.loop import run as run_loop
@@ -225,6 +232,8 @@ def rollout(
     if resume and run_dir is None:
         raise UsageError("--resume continues the batches in --run-dir; name that directory")
     config = _load(recipe, [*(settings or []), *([f"steps={steps}"] if steps else [])])
+    if ray:
+        _sandboxes(config, ray)
     with RunDir(run_dir or default_path(f"{config.name}-rollout"), resume=resume) as run:
         _log_to(run.path / "rockroll.log", config)
         if resume:
@@ -234,10 +243,11 @@ def rollout(
         try:
             with display:
                 display.line(f"run directory: {run.path}")
-                episodes = run_loop(collect(config, run, display))
+                episodes = run_loop(collect(config, run, display, ray))
         except (KeyboardInterrupt, RockrollError) as error:
             if not isinstance(error, UsageError):
                 again = f"rockroll rollout {run.path / 'recipe.yaml'} --run-dir {run.path} --resume"
+                again += f" --ray {ray}" if ray else ""
                 display.line(f"stopped; continue with: {again}")
             raise
     rows = [("recorded", f"{episodes} episodes"), ("run directory", str(run.path))]
@@ -318,8 +328,17 @@ def evaluate(
     ] = None,
     episodes: Annotated[int | None, typer.Option(help="How many held-out tasks. Default: the recipe's.")] = None,
     as_json: AsJson = False,
+    ray: Ray = "",
 ) -> None:
-    """The pass rate of a model on the recipe's held-out tasks, with its 95 % interval."""
+    """The pass rate of a model on the recipe's held-out tasks, with its 95 % interval.
+
+    Examples, the second with engines and sandboxes on the nodes of a cluster (docs/cluster.md):
+
+      rockroll eval recipes/quickstart.yaml --model /tmp/first --json
+
+      rockroll eval recipes/quickstart.yaml --model /tmp/first --ray auto
+    """
+    import dataclasses
     import tempfile
 
     from rich.console import Console
@@ -335,10 +354,12 @@ def evaluate(
     config = _load(recipe, [*(settings or []), *more])
     if config.eval.episodes == 0:
         raise UsageError("eval.episodes is 0: there is nothing to evaluate; try --episodes 256")
+    if ray:
+        _sandboxes(dataclasses.replace(config, replay=""), ray)
     with tempfile.TemporaryDirectory(prefix="rockroll-eval-") as folder, RunDir(Path(folder), resume=False) as run:
         display = Display(Status(f"{config.name}, evaluation", 0), Console(stderr=True))
         with display:
-            result = run_loop(loop.evaluate(config, run, display))
+            result = run_loop(loop.evaluate(config, run, display, ray))
     if as_json:
         said = {"pass_rate": result.pass_rate, "ci95": list(result.ci95), "episodes": result.episodes}
         tasks = {

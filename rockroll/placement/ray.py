@@ -28,6 +28,7 @@ from rockroll.placement.needs import Fit, Needs, Room, fit
 from rockroll.placement.on_ray import far
 from rockroll.placement.on_ray.examine import NodeReport, examine
 from rockroll.placement.on_ray.host import Host, versions
+from rockroll.placement.on_ray.why import why
 from rockroll.rpc import keys
 
 try:
@@ -66,7 +67,7 @@ def connect(address: str) -> bool:
             signal.signal(signal.SIGTERM, before)  # Ray's own would end this process without its clearing up
     except (OSError, RuntimeError, ValueError) as error:
         raise HostError(
-            f"--ray {address}: no cluster can be joined ({_line(error)}); start one with ray start --head, on other "
+            f"--ray {address}: no cluster can be joined ({why(error)}); start one with ray start --head, on other "
             "nodes ray start --address HEAD:6379, and name auto"
         ) from None
     # what Ray has to say of nodes and workers that died is for the log: on the screen it is one sentence, of ours
@@ -125,10 +126,23 @@ def examined(address: str) -> list[NodeReport]:
         return [_examined(room, answer) for room, answer in asked.items()]
 
 
-def sandboxes_of_run(address: str) -> Path | None:
-    """As `cluster_file`, for a run; None where this machine is the whole cluster: its own node needs no hub."""
+def sandboxes_of_run(address: str) -> tuple[Path | None, str]:
+    """As `cluster_file`, for a run, and what is to be said of nodes that have no sandboxes, "" for nothing.
+
+    No file where this machine is the whole cluster: its own node needs no hub."""
     with joined(address):
-        return None if all(room.here for room in rooms()) else cluster_file(address)
+        if all(room.here for room in rooms()):
+            return None, ""
+        from rockroll.placement.on_ray import keeper
+
+        found = keeper.sandboxes()
+    if not found.without:
+        return found.file, ""
+    on = found.nodes - len(found.without)
+    return found.file, (
+        f"sandboxes are on {on} of {found.nodes} nodes; none on {'; none on '.join(found.without)}; it is asked again "
+        "while the run goes on, and rockroll doctor --ray looks at each"
+    )
 
 
 def cluster_file(address: str) -> Path:
@@ -140,7 +154,7 @@ def cluster_file(address: str) -> Path:
     with joined(address):
         from rockroll.placement.on_ray import keeper
 
-        return keeper.cluster_file()
+        return keeper.sandboxes().file
 
 
 def end_sandboxes(address: str) -> None:
@@ -155,7 +169,7 @@ def _examined(room: Room, answer: Any) -> NodeReport:
     try:
         return ray.get(answer, timeout=EXAMINED_S)
     except (RayError, TimeoutError) as error:
-        what = f"rockroll does not run there: {_line(error)}; install the same as here"
+        what = f"rockroll does not run there: {why(error)}; install the same as here"
         return NodeReport(node=room.name, host="", has=str(room), wrong=[what], ok=False)
 
 
@@ -289,7 +303,7 @@ class Places(Processes):
             spot: far.Spot = await asyncio.wait_for(_awaited(actor.spot.remote()), STARTED_S)
         except (RayError, TimeoutError) as error:
             raise HostError(
-                f"{name} has no process on Ray: {_line(error)}; rockroll doctor --ray looks at each node"
+                f"{name} has no process on Ray: {why(error)}; rockroll doctor --ray looks at each node"
             ) from error
         if wrong := far.check_versions(spot, versions()):
             raise HostError(wrong)
@@ -324,8 +338,3 @@ async def _awaited(reference: Any) -> Any:
 def _bundle(needs: Needs) -> dict[str, float]:
     wanted = {"CPU": needs.cpus, "GPU": needs.gpus, "memory": float(needs.memory)}
     return {name: amount for name, amount in wanted.items() if amount}
-
-
-def _line(error: BaseException) -> str:
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__

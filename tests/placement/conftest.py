@@ -29,10 +29,12 @@ class Nodes:
     def address(self) -> str:
         return self.cluster.address
 
-    def add(self, cpus: float, **more: Any) -> Any:
+    def add(self, cpus: float, before: Callable[[Path], Any] = lambda home: None, **more: Any) -> Any:
+        """before: told of the node's home before anything runs there."""
         home = self.folder / f"node-{len(self.nodes)}"
         home.mkdir(mode=0o700)
-        before = os.environ.get("ROCKROLL_HOME", "")
+        before(home)
+        kept = os.environ.get("ROCKROLL_HOME", "")
         os.environ["ROCKROLL_HOME"] = str(home)  # raylets and their workers inherit it
         try:
             node = self.cluster.add_node(
@@ -42,7 +44,7 @@ class Nodes:
                 **more,
             )
         finally:
-            os.environ["ROCKROLL_HOME"] = before
+            os.environ["ROCKROLL_HOME"] = kept
         node.home = home
         self.nodes.append(node)
         return node
