@@ -1,7 +1,8 @@
 """The sandboxes of a Ray cluster: one actor on the head that keeps the hub, and sees to it that every node joins.
 
 In: Ray's news of nodes. Out: a cluster file for whoever asks. A node is joined by a task that is placed on it; its node
-process is a daemon of its own then, so that no worker of Ray has to stay. Leaves what is done on a node to fabric.py.
+process is a daemon of its own then, so that no worker of Ray has to stay. Leaves what is done on a node to fabric.py,
+growing and shrinking to scaling.py.
 
     node alive ──► asked to join ──► member ──► dead: the hub notices by itself
                       ▲   └──► cannot run sandboxes: said why ──┐
@@ -23,9 +24,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rockroll.errors import HostError
 from rockroll.placement.on_ray import fabric
+from rockroll.placement.on_ray.demand import Waits
+from rockroll.placement.on_ray.scaling import Member, Scaling
 from rockroll.placement.on_ray.why import why
 
 NAME, NAMESPACE = "rockroll-sandboxes", "rockroll"
+_HEAD = "node:__internal_head__"
 JOINED_S = 180.0
 """A node process needs some seconds to start, and on a machine with forty things to do at once, a minute."""
 AGAIN_S, AGAIN_MOST_S = 20.0, 600.0
@@ -59,6 +63,8 @@ class Keeper:
         """By Ray's id, of those alive: "" a member, a sentence why it is none, None not known yet."""
         self._again: dict[str, asyncio.Event] = {}
         """Of nodes that could not join: told to be asked once more, now."""
+        self._members: dict[str, Member] = {}
+        self._scaling = Scaling(self._hub.file)
         threading.Thread(target=lambda: asyncio.run(self._watch()), daemon=True).start()
 
     def file(self) -> bytes:
@@ -75,6 +81,11 @@ class Keeper:
             self._changed.wait_for(lambda: self._nodes and None not in self._nodes.values(), timeout)
             return {node: "it has not answered yet" if said is None else said for node, said in self._nodes.items()}
 
+    def want(self, who: str, waits: Waits) -> None:
+        """What somebody waits for (scaling.py)."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._scaling.want, who, waits)
+
     def end(self) -> None:
         """Every node leaves; then there is no hub."""
         asked = [
@@ -90,7 +101,7 @@ class Keeper:
         self._loop = asyncio.get_running_loop()
         news = GcsAioNodeInfoSubscriber(address=self._gcs)
         await news.subscribe()
-        joining: set[asyncio.Task[None]] = set()
+        joining: set[asyncio.Task[None]] = {asyncio.ensure_future(self._scaling.run(self._members))}
         while True:
             alive = [node for node in ray.nodes() if node["Alive"]]
             with self._changed:
@@ -98,6 +109,8 @@ class Keeper:
                 self._known = {node["NodeID"]: node for node in alive}
                 self._nodes = {node["NodeID"]: self._nodes.get(node["NodeID"]) for node in alive}
                 self._changed.notify_all()
+            self._members.clear()
+            self._members.update({node["NodeID"]: _member(node) for node in alive})
             for node in new:
                 task = asyncio.ensure_future(self._join(node))
                 joining.add(task)
@@ -123,7 +136,7 @@ class Keeper:
 
     async def _asked(self, node: dict[str, Any]) -> str:
         """Why it does not join; "": it has."""
-        name = f"{node['NodeManagerHostname']}-{node['NodeID'][:8]}"
+        name = _member(node).name
         work = _JOIN.options(scheduling_strategy=_on(node["NodeID"])).remote(self.file(), name)
         try:
             await asyncio.wait_for(_answer(work), JOINED_S)
@@ -133,6 +146,17 @@ class Keeper:
             said = f"{name} ({node['NodeManagerAddress']}): {late if isinstance(error, TimeoutError) else why(error)}"
             _log.warning("no sandboxes on %s", said)
             return said
+
+
+def _member(node: dict[str, Any]) -> Member:
+    has = node["Resources"]
+    return Member(
+        name=f"{node['NodeManagerHostname']}-{node['NodeID'][:8]}",
+        cpus=has.get("CPU", 0.0),
+        memory=has.get("memory", 0.0),
+        gpus=has.get("GPU", 0.0),
+        head=_HEAD in has,
+    )
 
 
 async def _answer(reference: Any) -> Any:
@@ -153,7 +177,7 @@ def sandboxes() -> Sandboxes:
 
     Called in the cluster. HostError where no node can run sandboxes.
     """
-    head = next((n["NodeID"] for n in ray.nodes() if n["Alive"] and "node:__internal_head__" in n["Resources"]), None)
+    head = next((n["NodeID"] for n in ray.nodes() if n["Alive"] and _HEAD in n["Resources"]), None)
     if head is None:
         raise HostError("Ray's head node is gone; start it again: ray start --head")
     keeper = _KEEPER.options(
@@ -178,6 +202,12 @@ def sandboxes() -> Sandboxes:
         )
     name = ray.get_runtime_context().gcs_address.replace(":", "-").replace("[", "").replace("]", "")
     return Sandboxes(fabric.write(file, fabric.folder() / f"ray-{name}.json"), len(said), without)
+
+
+def want(who: str, waits: Waits) -> None:
+    """Tells what somebody waits for, where sandboxes have a keeper; again within WANTED_S as long as that holds."""
+    with contextlib.suppress(ValueError):
+        ray.get_actor(NAME, NAMESPACE).want.remote(who, waits)
 
 
 def end() -> None:
