@@ -319,8 +319,9 @@ class Pool:
         *,
         session: str | None = DEFAULT_SESSION,
         cluster: Cluster | None = None,
+        waits: bool = False,
     ) -> None:
-        self._wrapped = AsyncPool(config, size, session=session, cluster=cluster)
+        self._wrapped = AsyncPool(config, size, session=session, cluster=cluster, waits=waits)
 
     warm = property(lambda self: self._wrapped.warm)
     size = property(lambda self: self._wrapped.size)

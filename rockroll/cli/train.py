@@ -34,6 +34,15 @@ Ray = Annotated[
         help="On the nodes of a Ray cluster: auto for the one this machine is in, or HEAD:PORT.",
     ),
 ]
+NodesWithin = Annotated[
+    str,
+    typer.Option(
+        "--nodes-within",
+        metavar="DURATION",
+        envvar="ROCKROLL_NODES_WITHIN",
+        help="With --ray: wait so long, as in 10m, for nodes that an autoscaler is to bring. Default: not at all.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -56,6 +65,7 @@ def train(
         typer.Option(min=1, help="Run so many steps that change no weight, and say what the whole run would take."),
     ] = None,
     ray: Ray = "",
+    nodes_within: NodesWithin = "",
 ) -> None:
     """Train a model by the recipe.
 
@@ -82,6 +92,9 @@ def train(
 
     The same recipe on a cluster, with engines and trainer ranks on the nodes that have room for them (docs/cluster.md):
     rockroll train recipes/quickstart.yaml --ray auto
+
+    Where Ray's autoscaler brings nodes when they are asked for, give it the time:
+    rockroll train recipes/quickstart.yaml --ray auto --nodes-within 10m
     """
     from rockroll.append import write_whole
     from rockroll.cli.loop import run as run_loop
@@ -99,11 +112,11 @@ def train(
         settings = [*(settings or []), f"replay={json.dumps(str(replay.absolute()))}"]
     config = _load(recipe, settings)
     if dry_steps is not None:
-        _dry(config, dry_steps, run_dir, ray)
+        _dry(config, dry_steps, run_dir, ray, nodes_within)
         return
     planning.plan(config)  # a teacher or a data set that is not there is found before the run has a directory
     if ray:
-        _sandboxes(config, ray)
+        _sandboxes(config, ray, nodes_within)
     with RunDir(run_dir or default_path(config.name), resume=resume) as run:
         _log_to(run.path / "rockroll.log", config)
         changed = _changes(run, config) if resume else []
@@ -140,19 +153,25 @@ def train(
     summary(rows, f"rockroll · {config.name}")(display.console)
 
 
-def _sandboxes(config: RunConfig, address: str) -> None:
-    """The run's sandboxes will be on the nodes of the cluster; what was set by hand stays."""
+def _sandboxes(config: RunConfig, address: str, within: str) -> None:
+    """The run's sandboxes will be on the nodes of the cluster; what was set by hand stays.
+
+    within: as --nodes-within."""
     from rockroll.controller.boxes import pool_sizes
-    from rockroll.placement.ray import sandboxes_of_run
+    from rockroll.placement.ray import NODES_WITHIN, nodes_within, sandboxes_of_run
     from rockroll.sandbox.where import CLUSTER
 
+    os.environ[NODES_WITHIN] = within
+    nodes_within()  # what is no time is told of before anything else
     if config.samples and pool_sizes(config) and CLUSTER not in os.environ:
-        file = sandboxes_of_run(address)
+        file, missing = sandboxes_of_run(address)
+        if missing:
+            typer.echo(f"rockroll: {missing}", err=True)
         if file is not None:
             os.environ[CLUSTER] = str(file)
 
 
-def _dry(config: RunConfig, steps: int, run_dir: Path | None, ray: str) -> None:
+def _dry(config: RunConfig, steps: int, run_dir: Path | None, ray: str, nodes_within: str) -> None:
     """Runs dry steps, in a directory that goes afterwards where none is named, and prints what the whole run takes."""
     import dataclasses
     import shutil
@@ -175,7 +194,7 @@ def _dry(config: RunConfig, steps: int, run_dir: Path | None, ray: str) -> None:
     dry = forecast.dry(config, steps)
     planning.plan(dry)
     if ray:
-        _sandboxes(dry, ray)
+        _sandboxes(dry, ray, nodes_within)
     with ExitStack() as stack:
         path = run_dir or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rockroll-dry-")))
         run = stack.enter_context(RunDir(path, resume=False))
@@ -204,6 +223,8 @@ def rollout(
         Path | None, typer.Option(help="Where they are kept. Default: $ROCKROLL_HOME/runs/NAME-rollout-TIME.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue in --run-dir after the last whole batch.")] = False,
+    ray: Ray = "",
+    nodes_within: NodesWithin = "",
 ) -> None:
     """Sample batches without a trainer, and record them as a training run does.
 
@@ -214,6 +235,10 @@ def rollout(
       rockroll view /tmp/sampled
 
       rockroll train recipes/quickstart.yaml --set steps=4 --replay /tmp/sampled
+
+    On a cluster, with engines and sandboxes on its nodes (docs/cluster.md):
+
+      rockroll rollout recipes/quickstart.yaml --steps 4 --ray auto
     """
     from rockroll.append import write_whole
     from rockroll.cli.loop import run as run_loop
@@ -225,6 +250,8 @@ def rollout(
     if resume and run_dir is None:
         raise UsageError("--resume continues the batches in --run-dir; name that directory")
     config = _load(recipe, [*(settings or []), *([f"steps={steps}"] if steps else [])])
+    if ray:
+        _sandboxes(config, ray, nodes_within)
     with RunDir(run_dir or default_path(f"{config.name}-rollout"), resume=resume) as run:
         _log_to(run.path / "rockroll.log", config)
         if resume:
@@ -234,10 +261,11 @@ def rollout(
         try:
             with display:
                 display.line(f"run directory: {run.path}")
-                episodes = run_loop(collect(config, run, display))
+                episodes = run_loop(collect(config, run, display, ray))
         except (KeyboardInterrupt, RockrollError) as error:
             if not isinstance(error, UsageError):
                 again = f"rockroll rollout {run.path / 'recipe.yaml'} --run-dir {run.path} --resume"
+                again += f" --ray {ray}" if ray else ""
                 display.line(f"stopped; continue with: {again}")
             raise
     rows = [("recorded", f"{episodes} episodes"), ("run directory", str(run.path))]
@@ -318,8 +346,18 @@ def evaluate(
     ] = None,
     episodes: Annotated[int | None, typer.Option(help="How many held-out tasks. Default: the recipe's.")] = None,
     as_json: AsJson = False,
+    ray: Ray = "",
+    nodes_within: NodesWithin = "",
 ) -> None:
-    """The pass rate of a model on the recipe's held-out tasks, with its 95 % interval."""
+    """The pass rate of a model on the recipe's held-out tasks, with its 95 % interval.
+
+    Examples, the second with engines and sandboxes on the nodes of a cluster (docs/cluster.md):
+
+      rockroll eval recipes/quickstart.yaml --model /tmp/first --json
+
+      rockroll eval recipes/quickstart.yaml --model /tmp/first --ray auto
+    """
+    import dataclasses
     import tempfile
 
     from rich.console import Console
@@ -335,10 +373,12 @@ def evaluate(
     config = _load(recipe, [*(settings or []), *more])
     if config.eval.episodes == 0:
         raise UsageError("eval.episodes is 0: there is nothing to evaluate; try --episodes 256")
+    if ray:
+        _sandboxes(dataclasses.replace(config, replay=""), ray, nodes_within)
     with tempfile.TemporaryDirectory(prefix="rockroll-eval-") as folder, RunDir(Path(folder), resume=False) as run:
         display = Display(Status(f"{config.name}, evaluation", 0), Console(stderr=True))
         with display:
-            result = run_loop(loop.evaluate(config, run, display))
+            result = run_loop(loop.evaluate(config, run, display, ray))
     if as_json:
         said = {"pass_rate": result.pass_rate, "ci95": list(result.ci95), "episodes": result.episodes}
         tasks = {

@@ -28,8 +28,9 @@ from rockroll.rollout.ledger import Ledger
 from rockroll.train.algorithm import DATA_OBJECTIVES
 
 
-async def collect(config: RunConfig, run: RunDir, display: Display) -> int:
-    """Records `config.steps` batches; the episodes that this call recorded."""
+async def collect(config: RunConfig, run: RunDir, display: Display, ray: str = "") -> int:
+    """Records `config.steps` batches; the episodes that this call recorded. ray: a cluster's address, "" for this
+    machine."""
     if config.train.objective in DATA_OBJECTIVES or config.replay:
         other = "records (replay)" if config.replay else f"a data set (train.objective {config.train.objective})"
         raise UsageError(
@@ -40,7 +41,7 @@ async def collect(config: RunConfig, run: RunDir, display: Display) -> int:
     with Timeline(run.path, config.records) as timeline:
         display.status.on_phase = timeline.phase
         events = timeline.beside(records.beside(status_events(display.status, tally.note)))
-        async with parts(config, run, events, train=False) as made:
+        async with parts(config, run, events, train=False, ray=ray) as made:
             return await made.processes.guard(_collect(config, run, display, made, records, tally))
 
 

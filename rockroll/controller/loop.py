@@ -238,8 +238,9 @@ async def _sync(made: Parts) -> Row:
     return {"version": version, **apart, **made.engine.counts()}
 
 
-async def evaluate(config: RunConfig, run: RunDir, display: Display) -> Evaluation:
-    """The pass rate of `config.model` on held-out tasks; starts no trainer."""
+async def evaluate(config: RunConfig, run: RunDir, display: Display, ray: str = "") -> Evaluation:
+    """The pass rate of `config.model` on held-out tasks; starts no trainer. ray: a cluster's address, "" for this
+    machine."""
     if not config.domains:
         raise UsageError(
             "this recipe has no task to be evaluated on, as in task: {env: rockroll:shell}; the loss on held-out "
@@ -247,7 +248,7 @@ async def evaluate(config: RunConfig, run: RunDir, display: Display) -> Evaluati
         )
     config = dataclasses.replace(config, replay="")  # that recipe's model is evaluated as any
     records = Records(run.path, config.records)
-    async with parts(config, run, records.beside(status_events(display.status)), train=False) as made:
+    async with parts(config, run, records.beside(status_events(display.status)), train=False, ray=ray) as made:
         return await made.processes.guard(_evaluate(config, made, display.status, records, 0))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -39,6 +40,7 @@ from rockroll.rollout.sample import Event
 from rockroll.rollout.tokenizer import ChatTokenizer
 from rockroll.rpc.trunk import address_through
 from rockroll.sandbox import node_client, where
+from rockroll.sandbox.config import SandboxConfig
 from rockroll.sandbox.container.podman import PodmanService
 from rockroll.sandbox.on_demand import OnDemand
 from rockroll.sandbox.pool import Pool
@@ -240,16 +242,22 @@ async def _boxes(config: RunConfig, processes: Processes) -> AsyncIterator[dict[
         async with AsyncExitStack() as stack:
             pools: dict[str, Boxes] = {}
             for box, tasks, size in sizes:
-                own = own_boxes(config, tasks)
-                pools |= dict.fromkeys(
-                    tasks, OnDemand(box) if own else await stack.enter_async_context(Pool(box, size))
-                )
+                if own_boxes(config, tasks):
+                    pools |= dict.fromkeys(tasks, OnDemand(box))
+                    continue
+                pool = await stack.enter_async_context(Pool(box, size, waits=processes.grows))
+                pool.on_short = functools.partial(_short, processes, tasks[0], box)
+                pools |= dict.fromkeys(tasks, pool)
             yield pools
     finally:
         node.on_lost = None
         if lost:
             await node_client.connect_here()  # a new node removes what the dead one left
         await node_client.close_node()
+
+
+def _short(processes: Processes, task: str, box: SandboxConfig, count: int) -> None:
+    processes.short_of(task, count, box.cpus, box.memory_bytes)
 
 
 async def open_processes(logs: Path, ray: str) -> Processes:

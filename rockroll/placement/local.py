@@ -138,6 +138,9 @@ class Processes:
     gpus = 0.0
     """How many there are to be shared out; here, nobody asks for any."""
 
+    grows = False
+    """Whether machines may come that are not there yet."""
+
     def __init__(self, log_dir: Path) -> None:
         self._log_dir = log_dir
         self._children: list[Child] = []
@@ -159,6 +162,10 @@ class Processes:
 
     async def reserve(self, needs: Mapping[str, Needs]) -> None:
         """Room for these processes, by name, all of it or none. This machine takes whatever comes."""
+
+    def short_of(self, what: str, boxes: int, cpus: float, memory: int) -> None:
+        """So many sandboxes of a kind are waited for, which no node has room for; here nothing is to be done. memory:
+        bytes, of each."""
 
     async def place(self, name: str, needs: Needs, attempt: int = 0) -> Place:
         """Where a process is to run: what was reserved for it, or, where that is gone with its machine, another place.

@@ -16,18 +16,20 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from rockroll import rpc
+from rockroll import rpc, units
 from rockroll.errors import HostError, ProcessDied, UsageError
 from rockroll.placement.local import Place, Processes
 from rockroll.placement.needs import Fit, Needs, Room, fit
 from rockroll.placement.on_ray import far
+from rockroll.placement.on_ray.demand import Waits
 from rockroll.placement.on_ray.examine import NodeReport, examine
 from rockroll.placement.on_ray.host import Host, versions
+from rockroll.placement.on_ray.why import why
 from rockroll.rpc import keys
 
 try:
@@ -44,6 +46,11 @@ RESERVED_S = 30.0
 STARTED_S = 60.0
 """An actor's process takes seconds to start on a busy node."""
 EXAMINED_S = 60.0
+REGROUP_S = 60.0
+"""An engine that waits for room while no other is there gives up after this: by then a lost one would be back."""
+NODES_WITHIN = "ROCKROLL_NODES_WITHIN"
+"""Seconds in which nodes may come that a run needs and the cluster does not have yet; unset: none."""
+_NODE_ID = "ray.io/node-id"
 _log = logging.getLogger(__name__)
 
 
@@ -66,7 +73,7 @@ def connect(address: str) -> bool:
             signal.signal(signal.SIGTERM, before)  # Ray's own would end this process without its clearing up
     except (OSError, RuntimeError, ValueError) as error:
         raise HostError(
-            f"--ray {address}: no cluster can be joined ({_line(error)}); start one with ray start --head, on other "
+            f"--ray {address}: no cluster can be joined ({why(error)}); start one with ray start --head, on other "
             "nodes ray start --address HEAD:6379, and name auto"
         ) from None
     # what Ray has to say of nodes and workers that died is for the log: on the screen it is one sentence, of ours
@@ -125,10 +132,23 @@ def examined(address: str) -> list[NodeReport]:
         return [_examined(room, answer) for room, answer in asked.items()]
 
 
-def sandboxes_of_run(address: str) -> Path | None:
-    """As `cluster_file`, for a run; None where this machine is the whole cluster: its own node needs no hub."""
+def sandboxes_of_run(address: str) -> tuple[Path | None, str]:
+    """As `cluster_file`, for a run, and what is to be said of nodes that have no sandboxes, "" for nothing.
+
+    No file where this machine is the whole cluster, and is to stay that: its own node needs no hub."""
     with joined(address):
-        return None if all(room.here for room in rooms()) else cluster_file(address)
+        if all(room.here for room in rooms()) and not nodes_within():
+            return None, ""
+        from rockroll.placement.on_ray import keeper
+
+        found = keeper.sandboxes()
+    if not found.without:
+        return found.file, ""
+    on = found.nodes - len(found.without)
+    return found.file, (
+        f"sandboxes are on {on} of {found.nodes} nodes; none on {'; none on '.join(found.without)}; it is asked again "
+        "while the run goes on, and rockroll doctor --ray looks at each"
+    )
 
 
 def cluster_file(address: str) -> Path:
@@ -140,7 +160,7 @@ def cluster_file(address: str) -> Path:
     with joined(address):
         from rockroll.placement.on_ray import keeper
 
-        return keeper.cluster_file()
+        return keeper.sandboxes().file
 
 
 def end_sandboxes(address: str) -> None:
@@ -155,7 +175,7 @@ def _examined(room: Room, answer: Any) -> NodeReport:
     try:
         return ray.get(answer, timeout=EXAMINED_S)
     except (RayError, TimeoutError) as error:
-        what = f"rockroll does not run there: {_line(error)}; install the same as here"
+        what = f"rockroll does not run there: {why(error)}; install the same as here"
         return NodeReport(node=room.name, host="", has=str(room), wrong=[what], ok=False)
 
 
@@ -211,6 +231,7 @@ class Places(Processes):
         super().__init__(log_dir)
         self._address = address
         self._run = f"{os.getpid()}-{os.urandom(4).hex()}"
+        self.grows = nodes_within() > 0
         self.gpus = ray.cluster_resources().get("GPU", 0.0)
         self._node = ray.get_runtime_context().get_node_id()
         self._key = self.runtime / "rpc.key"
@@ -224,6 +245,9 @@ class Places(Processes):
         """What of the run was lost with a node, and how; Ray takes some seconds longer to know."""
         self._gone: set[str] = set()
         """Nodes that were lost."""
+        self._short: dict[str, Waits] = {}
+        """Sandboxes that are waited for, by their kind."""
+        self._saying: asyncio.TimerHandle | None = None
         self._headless = False
         self._head: asyncio.Task[None] | None = None
 
@@ -242,20 +266,43 @@ class Places(Processes):
             )
         )
 
+    def short_of(self, what: str, boxes: int, cpus: float, memory: int) -> None:
+        self._short[what] = Waits(count=boxes, cpus=cpus, memory=memory)
+        self._say_short()
+
+    def _say_short(self) -> None:
+        """Ray's autoscaler is to know of it (on_ray/scaling.py)."""
+        from rockroll.placement.on_ray import keeper, scaling
+
+        loop = asyncio.get_running_loop()
+        for what, waits in self._short.items():
+            loop.run_in_executor(None, keeper.want, f"{self._run} {what}", waits)
+        self._short = {what: waits for what, waits in self._short.items() if waits.count}
+        if self._saying is not None:
+            self._saying.cancel()
+        self._saying = loop.call_later(scaling.WANTED_S / 3, self._say_short) if self._short else None
+
     async def reserve(self, needs: Mapping[str, Needs]) -> None:
-        """HostError, in one sentence, where the cluster has no room for all of them."""
+        """HostError, in one sentence, where the cluster has no room for all of them, and gets none in time."""
         if not needs:
             return
         found = fit(needs, [room for room in rooms() if room.node not in self._gone])
+        patience = nodes_within()
+        if found.missing and patience:
+            _log.warning("%s; waits up to %g s for nodes", found.missing, patience)
+            if await self._wait(needs, lambda: _sleep(patience)):
+                return
+            found = Fit(missing=f"after {patience:g} s of waiting for nodes, {found.missing}")
         if found.missing:
             before = "; ".join(self._lost[name] for name in needs if name in self._lost)
             said = f"{before}, and no other has room: " if before else f"--ray {self._address}: "
-            raise HostError(f"{said}{found.missing} (rockroll plan RECIPE --ray shows it all)")
+            cure = "" if patience else "; where nodes come when they are asked for, --nodes-within 10m waits for them"
+            raise HostError(f"{said}{found.missing} (rockroll plan RECIPE --ray shows it all{cure})")
         order = list(needs)
         group = placement_group(
             [_bundle(needs[name]) for name in order],
             strategy="PACK",
-            bundle_label_selector=[{"ray.io/node-id": found.places[name].node} for name in order],
+            bundle_label_selector=[{_NODE_ID: found.places[name].node} for name in order],
         )
         self._groups.append(group)
         if not await asyncio.to_thread(group.wait, RESERVED_S):
@@ -263,7 +310,59 @@ class Places(Processes):
                 f"--ray {self._address}: the room for {', '.join(order)} was free, and was not given within "
                 f"{RESERVED_S:g} s: others may have taken it; begin again"
             )
+        self._have(group, order)
+
+    def _have(self, group: PlacementGroup, order: Sequence[str]) -> None:
         self._bundles |= {name: (group, index) for index, name in enumerate(order)}
+
+    async def _wait(self, needs: Mapping[str, Needs], over: Callable[[], Coroutine[Any, Any, None]]) -> bool:
+        """Room for these, which there is none for now; whether it came before `over` did. Meanwhile it is a pending
+        placement group, which is what Ray's autoscaler starts nodes for."""
+        order = list(needs)
+        apart = [{_NODE_ID: f"!in({','.join(sorted(self._gone))})"}] * len(order) if self._gone else None
+        bundles = [_bundle(needs[name]) for name in order]
+        group = placement_group(bundles, strategy="PACK", bundle_label_selector=apart)  # pyright: ignore
+        self._groups.append(group)
+        ready, waited = asyncio.ensure_future(_awaited(group.ready())), asyncio.ensure_future(over())
+        came = False
+        try:
+            await asyncio.wait([ready, waited], return_when=asyncio.FIRST_COMPLETED)
+            came = ready.done() and ready.exception() is None
+        finally:
+            waited.cancel()
+            ready.cancel()
+            await asyncio.gather(ready, waited, return_exceptions=True)
+            if not came:
+                self._groups.remove(group)
+                remove_placement_group(group)
+        if came:
+            self._have(group, order)
+        return came
+
+    async def _again(self, name: str, needs: Needs) -> None:
+        """Another room for a process that was lost. HostError where there is none, and none comes: an engine waits for
+        it as long as the run goes on with others."""
+        try:
+            await self.reserve({name: needs})
+        except HostError as error:
+            if not self._others(name):
+                raise
+            _log.warning("%s waits for a node: %s", name, error)
+
+            async def alone() -> None:
+                while others := self._others(name):
+                    await asyncio.wait(others)
+                    if not self._others(name):
+                        await asyncio.sleep(REGROUP_S)  # others that were lost with this one may be on their way back
+
+            if not await self._wait({name: needs}, alone):
+                raise
+
+    def _others(self, name: str) -> list[asyncio.Task[None]]:
+        """The ends, not yet come, of the processes that are what this one is."""
+        kind = name.rpartition("-")[0]
+        ends = [place.ended for place in self._places if place.name != name and place.name.rpartition("-")[0] == kind]
+        return [end for end in ends if end is not None and not end.done()]
 
     def lost(self, place: far.FarPlace, error: ProcessDied) -> None:
         """Its node is not to be counted on any more."""
@@ -275,7 +374,7 @@ class Places(Processes):
             old = self._bundles.pop(name, None)
             if old is not None and not any(group is old[0] for group, _ in self._bundles.values()):
                 remove_placement_group(old[0])
-            await self.reserve({name: needs})
+            await (self._again(name, needs) if attempt else self.reserve({name: needs}))
         group, index = self._bundles[name]
         actor = _HOST.options(
             max_restarts=0,
@@ -289,7 +388,7 @@ class Places(Processes):
             spot: far.Spot = await asyncio.wait_for(_awaited(actor.spot.remote()), STARTED_S)
         except (RayError, TimeoutError) as error:
             raise HostError(
-                f"{name} has no process on Ray: {_line(error)}; rockroll doctor --ray looks at each node"
+                f"{name} has no process on Ray: {why(error)}; rockroll doctor --ray looks at each node"
             ) from error
         if wrong := far.check_versions(spot, versions()):
             raise HostError(wrong)
@@ -304,6 +403,8 @@ class Places(Processes):
     async def __aexit__(self, *exc: Any) -> None:
         if self._head is not None:
             self._head.cancel()
+        if self._saying is not None:
+            self._saying.cancel()
         await asyncio.gather(*(place.leave() for place in self._places))
         await self._files.close()
         await super().__aexit__(*exc)
@@ -317,6 +418,19 @@ class Places(Processes):
             await asyncio.to_thread(ray.shutdown)
 
 
+def nodes_within() -> float:
+    """As NODES_WITHIN says; UsageError where it is no time."""
+    said = os.environ.get(NODES_WITHIN, "")
+    try:
+        return units.seconds(said) if said else 0.0
+    except ValueError as error:
+        raise UsageError(f"--nodes-within: {error}") from None
+
+
+async def _sleep(seconds: float) -> None:
+    await asyncio.sleep(seconds)
+
+
 async def _awaited(reference: Any) -> Any:
     return await reference
 
@@ -324,8 +438,3 @@ async def _awaited(reference: Any) -> Any:
 def _bundle(needs: Needs) -> dict[str, float]:
     wanted = {"CPU": needs.cpus, "GPU": needs.gpus, "memory": float(needs.memory)}
     return {name: amount for name, amount in wanted.items() if amount}
-
-
-def _line(error: BaseException) -> str:
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__

@@ -14,17 +14,23 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine
-from typing import Any, Self
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Self
 
-from rockroll.errors import RockrollError, SandboxError, SandboxLost
+from rockroll.errors import NoRoom, RockrollError, SandboxError, SandboxLost
 from rockroll.sandbox.client import Sandbox, delete_all, finish
 from rockroll.sandbox.config import SandboxConfig
+from rockroll.sandbox.node_client import connect_to
 from rockroll.sandbox.where import Cluster, hub
 from rockroll.sandbox.wire import DEFAULT_SESSION
 
 RENEWALS_AT_ONCE = 4
 """Recyclings and first sessions under way together. How many boxes start at once is the node's to say."""
+if TYPE_CHECKING:
+    from rockroll.sandbox.cluster.client import HubNode
+
+SHORT_S = 3.0
+"""A box that a cluster has not given for so long is told of as missing."""
 _log = logging.getLogger(__name__)
 
 
@@ -35,7 +41,9 @@ class Pool:
     config: what each box is; it may not carry a name. session: the Bash session that is open in every box before it is
     leased, so that the first command does not wait for a shell; None opens none. cluster: the file of one, over whose
     nodes the boxes are placed; None: $ROCKROLL_CLUSTER, and without it this host's own node. Where a node is lost, its
-    boxes are replaced on others; leases of them raise SandboxLost.
+    boxes are replaced on others; leases of them raise SandboxLost. Where a node drains, its boxes are replaced on
+    others as soon as they are not leased. waits: for room in the cluster, before it has any box too; else that is a
+    NoRoom.
     """
 
     def __init__(
@@ -45,6 +53,7 @@ class Pool:
         *,
         session: str | None = DEFAULT_SESSION,
         cluster: Cluster | None = None,
+        waits: bool = False,
     ):
         self.config = config or SandboxConfig()
         if size < 1:
@@ -53,7 +62,7 @@ class Pool:
             raise ValueError(f"name: the boxes of a pool cannot all be called {self.config.name!r}; leave it out")
         self.size = size
         self._hub = hub(cluster)
-        self._session = session
+        self._session, self._waits = session, waits
         self._warm: deque[Sandbox] = deque()
         self._waiting: deque[asyncio.Future[Sandbox]] = deque()
         self._boxes: set[Sandbox] = set()
@@ -62,6 +71,12 @@ class Pool:
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(RENEWALS_AT_ONCE)
         self._closed = False
+        self._tried: set[asyncio.Future[None]] = set()
+        """Starts under way that do not wait for room."""
+        self._cluster: HubNode | None = None
+        self._short = 0
+        self.on_short: Callable[[int], None] = lambda boxes: None
+        """Told how many boxes a cluster has not given for SHORT_S and more, whenever that changes."""
 
     async def start(self) -> Self:
         """Begins to fill the pool and returns at once; a lease waits for the first box."""
@@ -113,9 +128,9 @@ class Pool:
             raise SandboxError("the pool is closed: take leases before close()")
         while self._warm:
             sandbox = self._warm.popleft()
-            if sandbox.connected:
+            if sandbox.connected and not self._leaves(sandbox):
                 return sandbox
-            self._spawn(self._replace(sandbox))  # its node died while it waited here
+            self._spawn(self._replace(sandbox))  # its node died while it waited here, or is about to go
         waiter: asyncio.Future[Sandbox] = asyncio.get_running_loop().create_future()
         self._waiting.append(waiter)
         self._fill()
@@ -151,8 +166,9 @@ class Pool:
         # A lease must not go on, unknowing, in a box whose processes died with its node.
         sandbox = Sandbox(self.config, outlives_node=False, base_url="", cluster=self._hub or "")
         try:
-            # A cluster that has just lost a node may have no room for all: who has boxes waits for more.
-            await (sandbox.start_when_there_is_room() if self._hub and self._boxes else sandbox.start())
+            if self._hub and self._cluster is None:
+                self._cluster = await connect_to(self._hub)  # type: ignore[assignment]
+            await self._placed(sandbox)
             self._boxes.add(sandbox)
             async with self._slots:
                 await self._prepare(sandbox)
@@ -172,7 +188,54 @@ class Pool:
             self._starting -= 1
             self._give(sandbox)
 
+    async def _placed(self, sandbox: Sandbox) -> None:
+        """Started. A cluster that has just lost a node may have no room for all: who has boxes waits for more."""
+        if self._hub is not None and (self._boxes or self._waits):
+            await self._when_there_is_room(sandbox)
+            return
+        tried: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._tried.add(tried)
+        try:
+            await sandbox.start()
+            return
+        except NoRoom:
+            self._tried.discard(tried)
+            while not self._boxes and self._tried:  # others are on their way: room may only have ended with them
+                await asyncio.wait(set(self._tried), return_when=asyncio.FIRST_COMPLETED)
+            if not self._boxes:
+                raise
+        finally:
+            self._tried.discard(tried)
+            tried.set_result(None)
+        await self._when_there_is_room(sandbox)
+
+    async def _when_there_is_room(self, sandbox: Sandbox) -> None:
+        missing = False
+
+        def miss() -> None:
+            nonlocal missing
+            missing = True
+            self._short += 1
+            self.on_short(self._short)
+
+        timer = asyncio.get_running_loop().call_later(SHORT_S, miss)
+        try:
+            await sandbox.start_when_there_is_room()
+        finally:
+            timer.cancel()
+            if missing:
+                self._short -= 1
+                self.on_short(self._short)
+
+    def _leaves(self, sandbox: Sandbox) -> bool:
+        """Whether its node is asked to go: who is in the box stays, nobody else comes."""
+        nodes = self._cluster.nodes if self._cluster else ()
+        return any(view.name == sandbox.info.node and view.state == "draining" for view in nodes)
+
     async def _renew(self, sandbox: Sandbox) -> None:
+        if self._leaves(sandbox):
+            await self._replace(sandbox)
+            return
         try:
             async with self._slots:
                 recycled = await sandbox.recycle()

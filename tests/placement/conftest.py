@@ -3,12 +3,14 @@ is not found there."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -29,10 +31,12 @@ class Nodes:
     def address(self) -> str:
         return self.cluster.address
 
-    def add(self, cpus: float, **more: Any) -> Any:
+    def add(self, cpus: float, before: Callable[[Path], Any] = lambda home: None, **more: Any) -> Any:
+        """before: told of the node's home before anything runs there."""
         home = self.folder / f"node-{len(self.nodes)}"
         home.mkdir(mode=0o700)
-        before = os.environ.get("ROCKROLL_HOME", "")
+        before(home)
+        kept = os.environ.get("ROCKROLL_HOME", "")
         os.environ["ROCKROLL_HOME"] = str(home)  # raylets and their workers inherit it
         try:
             node = self.cluster.add_node(
@@ -42,10 +46,18 @@ class Nodes:
                 **more,
             )
         finally:
-            os.environ["ROCKROLL_HOME"] = before
+            os.environ["ROCKROLL_HOME"] = kept
         node.home = home
         self.nodes.append(node)
         return node
+
+    async def join(self, cpus: float, **more: Any) -> Any:
+        """As `add`, for a test whose links must go on meanwhile."""
+        import ray._private.utils
+
+        # a signal's handler can be set on the main thread alone, and is of no use here
+        with patch.object(ray._private.utils, "set_sigterm_handler", lambda handler: None):
+            return await asyncio.to_thread(self.add, cpus, **more)
 
     def kill(self, node: Any) -> None:
         raylet = next(info.process.pid for info in node.all_processes["raylet"])
@@ -76,9 +88,9 @@ def make_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[]
     """An empty cluster, gone at the end of the file."""
     pytest.importorskip("ray")
     made: list[Nodes] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("ROCKROLL_HOME", str(tmp_path_factory.mktemp("driver")))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patched.setenv("ROCKROLL_HOME", str(tmp_path_factory.mktemp("driver")))
 
         def make() -> Nodes:
             made.append(Nodes(tmp_path_factory.mktemp("nodes")))

@@ -86,6 +86,19 @@ async def test_a_node_that_is_added_is_asked_at_once_and_joins(nodes: Nodes, hub
 
 
 @pytest.mark.slow
+def test_a_node_without_sandboxes_is_told_of_and_asked_again(nodes: Nodes, file: Path) -> None:
+    from rockroll.placement.ray import sandboxes_of_run
+
+    node = nodes.add(1, before=lambda home: (home / "node.yaml").write_text("quotas: many"))
+    broken = node.home / "node.yaml"
+    found, said = sandboxes_of_run(nodes.address)
+    assert found == file
+    assert "none on" in said and "quotas" in said and f"of {len(nodes.nodes)} nodes" in said, said
+    broken.unlink()
+    assert sandboxes_of_run(nodes.address) == (file, "")
+
+
+@pytest.mark.slow
 async def test_a_sandbox_outlives_the_raylet_of_its_node(nodes: Nodes, hub: HubNode) -> None:
     async with Sandbox(SMALL) as one, Sandbox(SMALL) as two, Sandbox(SMALL) as three:
         nodes.kill(nodes.nodes[1])

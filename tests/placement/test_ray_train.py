@@ -1,4 +1,5 @@
-"""train --ray: the same recipe on a cluster of real raylets; what each loss costs, and that --resume goes on."""
+"""train, eval, rollout --ray: the same recipe on a cluster of real raylets; what each loss costs, and that --resume
+goes on."""
 
 from __future__ import annotations
 
@@ -6,11 +7,13 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,13 +39,18 @@ def nodes(make_nodes: Callable[[], Nodes]) -> Iterator[Nodes]:
 
 
 class Training:
-    """`rockroll train` on the cluster, a process of its own."""
+    """`rockroll train` on the cluster, or another command that runs a recipe, a process of its own."""
 
     def __init__(
-        self, nodes: Nodes | None, run_dir: Path, *more: str, recipe: str = "recipes/frozen_lake.yaml"
+        self,
+        nodes: Nodes | None,
+        run_dir: Path,
+        *more: str,
+        recipe: str = "recipes/frozen_lake.yaml",
+        command: str = "train",
     ) -> None:
         self.run_dir = run_dir
-        argv = ["train", recipe, "--run-dir", str(run_dir), *SMALL, *more]
+        argv = [command, recipe, *(() if command == "eval" else ("--run-dir", str(run_dir))), *SMALL, *more]
         argv += ["--ray", nodes.address] if nodes else []
         self.process = subprocess.Popen(
             [sys.executable, "-m", "rockroll", *argv],
@@ -147,27 +155,51 @@ def test_two_ranks_on_two_nodes_learn_as_one_trainer_and_save_one_checkpoint(nod
     assert here.process.returncode == 0, said
 
 
-def test_the_quick_start_runs_on_three_nodes_with_sandboxes_on_each(
-    nodes: Nodes, tmp_path: Path, sandbox_image: str
-) -> None:
+def boxes(node: Any) -> int:
+    """How many sandboxes there have been on a node."""
+    with sqlite3.connect(node.home / "node" / "registry.sqlite") as registry:
+        return registry.execute("SELECT count(*) FROM gone").fetchone()[0]
+
+
+@pytest.fixture
+def three(nodes: Nodes, sandbox_image: str) -> Iterator[Nodes]:
+    """Each of which has sandboxes; the head has no room for anything else of a run."""
     from rockroll.placement.ray import end_sandboxes
 
     nodes.add(1)
     nodes.add(1)
+    yield nodes
+    end_sandboxes(nodes.address)
+    for node in nodes.nodes:
+        Host(node.home).end()
+
+
+def test_the_quick_start_runs_on_three_nodes_with_sandboxes_on_each_and_so_do_eval_and_rollout(
+    three: Nodes, tmp_path: Path
+) -> None:
     recipe = Path("recipes/quickstart.yaml")
     before = recipe.read_bytes()
-    try:
-        run = Training(nodes, tmp_path / "run", "--set", "steps=2", recipe=str(recipe))
-        said = run.said(900)
-        assert run.process.returncode == 0, said
-        assert [row["step"] for row in run.rows()] == [0, 1, 2]
-        assert recipe.read_bytes() == before
-        ran = [node.home for node in nodes.nodes if list((node.home / "node").glob("registry.sqlite"))]
-        assert len(ran) == 3, f"sandboxes were on {ran} only"
-    finally:
-        end_sandboxes(nodes.address)
-        for node in nodes.nodes:
-            Host(node.home).end()
+    run = Training(three, tmp_path / "run", "--set", "steps=2", recipe=str(recipe))
+    said = run.said(900)
+    assert run.process.returncode == 0, said
+    assert [row["step"] for row in run.rows()] == [0, 1, 2]
+    trained = [boxes(node) for node in three.nodes]
+    assert all(trained), f"sandboxes by node: {trained}; {said}"
+
+    evaluation = Training(three, tmp_path, "--model", str(run.run_dir), "--json", recipe=str(recipe), command="eval")
+    said = evaluation.said(300)
+    assert evaluation.process.returncode == 0, said
+    found = next(json.loads(line) for line in said.splitlines() if line.startswith("{"))
+    assert found["episodes"] == 4
+    evaluated = [boxes(node) for node in three.nodes]
+    assert all(now > was for now, was in zip(evaluated, trained, strict=True)), f"sandboxes by node: {evaluated}"
+
+    sampled = Training(three, tmp_path / "sampled", "--steps", "1", recipe=str(recipe), command="rollout")
+    said = sampled.said(300)
+    assert sampled.process.returncode == 0, said
+    assert [row["step"] for row in sampled.rows()] == [1]
+    assert all(boxes(node) > was for node, was in zip(three.nodes, evaluated, strict=True))
+    assert recipe.read_bytes() == before
 
 
 def test_one_node_is_as_fast_with_ray_as_without(make_nodes: Callable[[], Nodes], tmp_path: Path) -> None:

@@ -131,6 +131,11 @@ class FarPlace(Place):
             shutil.rmtree(incoming, ignore_errors=True)
         await self.link.call("drop", self.writes(path))
 
+    @property
+    def ended(self) -> asyncio.Task[None] | None:
+        """Done at its process's end; None: there is none yet."""
+        return self.process.ended if self.process else None
+
     def meeting(self) -> str:
         return f"tcp://{self.spot.ip}:{self.spot.ports[1]}"
 
@@ -172,16 +177,17 @@ class FarProcess:
         self._place, self._log, self._on_death = place, log, on_death
         self._offset = 0
         self._stopping = False
-        self._following = asyncio.ensure_future(self._follow())
+        self.ended = asyncio.ensure_future(self._follow())
+        """Done when nothing is heard of it any more, for whatever reason."""
 
     async def stop(self) -> None:
         """Its node has ended it, or is not there to be asked."""
         self._stopping = True
         link = self._place.link
-        if not self._following.done() and link.closed is None:
+        if not self.ended.done() and link.closed is None:
             try:
                 await link.call("stop", timeout=10)
-                await asyncio.wait([self._following], timeout=2)  # the rest of its log
+                await asyncio.wait([self.ended], timeout=2)  # the rest of its log
             except (RockrollError, TimeoutError):
                 pass  # the host ends it by itself, once it is alone
         await self.leave()
@@ -189,8 +195,8 @@ class FarProcess:
     async def leave(self) -> None:
         """No more is asked of it."""
         self._stopping = True
-        self._following.cancel()
-        await asyncio.gather(self._following, return_exceptions=True)
+        self.ended.cancel()
+        await asyncio.gather(self.ended, return_exceptions=True)
 
     async def _follow(self) -> None:
         error: ProcessDied
