@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -58,6 +58,43 @@ class Env(Protocol):
     def step(self, action: str) -> tuple[Any, ...]:
         """Take the policy's text: (observation, reward, terminated, truncated, info), or with one `done` for two."""
         ...
+
+
+class AsyncEnv(Protocol):
+    """An Env that is waited for: `await env.reset(7)`, `await env.step(action)`, `await env.aclose()`.
+
+    `rockroll.make_async(NAME)` makes one of any Env, played here, in a worker process (where="process") or in a sandbox
+    (sandbox=…); an Env that has `async def` methods is one already, and training takes them as they are.
+    """
+
+    async def reset(self, seed: int | None = None) -> tuple[str, dict[str, Any]]: ...
+
+    async def step(self, action: str) -> tuple[Any, ...]: ...
+
+
+class VecEnv(Protocol):
+    """n environments of one kind, stepped together: `rockroll.make_vec(NAME, n)`; `rockroll.make_async(NAME, n)` is the
+    same, waited for. Played here, or where="process" by worker processes side by side.
+
+        observations, infos = envs.reset(seed=7)                        # lists of n; the i-th begins with seed 7 + i
+        observations, rewards, terminated, truncated, infos = envs.step(actions)
+
+    What becomes of one whose episode has ended is `autoreset`, in Gymnasium's words:
+      next_step   its next `step` takes no action and begins another episode: first observation, reward 0.0, no end
+      same_step   the same step begins it: observation and info are the new episode's; infos[i] has what the old one
+                  ended with, as "final_obs" and "final_info"
+      disabled    `reset(mask=over)` begins those anew, a mask being n flags; a step of one that is over is an EnvError
+    The k-th episode that the i-th begins without being given a seed has that of its `reset` + k n: no two are equal.
+    What one raises, a hang, a crash is an EnvError; then `reset` begins all of them anew.
+    """
+
+    def reset(
+        self, seed: int | Sequence[int | None] | None = None, mask: Sequence[bool] | None = None
+    ) -> tuple[list[str], list[dict[str, Any]]]: ...
+
+    def step(
+        self, actions: Sequence[str]
+    ) -> tuple[list[str], list[float], list[bool], list[bool], list[dict[str, Any]]]: ...
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,9 @@ async def box(node: rpc.Client) -> AsyncIterator[Sandbox]:
 
 async def test_it_plays_the_same_episode_as_here_and_leaves_nothing(box: Sandbox) -> None:
     here = rockroll.make("rockroll:sokoban", level="tiny")
-    there = BoxedEnv(box, source("rockroll:sokoban"), {"level": "tiny"})
+    there = rockroll.make_async("rockroll:sokoban", sandbox=box, level="tiny")
+    with pytest.raises(UsageError, match="one sandbox plays one environment"):
+        rockroll.make_async("rockroll:sokoban", 2, sandbox=box)
     for seed in (3, 4):
         assert await there.reset(seed) == here.reset(seed)
         for said in ("up", "nothing 🙂 \ud83d", "left"):
