@@ -26,7 +26,7 @@ from typing import IO, Any, NoReturn
 import msgspec
 
 from rockroll import child
-from rockroll.env.api import Action, called, read_reset, read_step, read_tools
+from rockroll.env.api import Action, as_given, called, read_reset, read_step, read_tools
 from rockroll.env.registry import make
 from rockroll.env.rows import Rows
 from rockroll.errors import EnvError, RockrollError
@@ -250,10 +250,10 @@ def _played(env: Any, method: str, argument: Any, runner: asyncio.Runner) -> Any
     if method == "reset":
         observation, info = read_reset(_awaited(env.reset(seed=argument), runner))
         system = info.get("system")
-        return observation, system if isinstance(system, str) else None, read_tools(info)
+        return as_given(observation), system if isinstance(system, str) else None, read_tools(info)
     text, *call = (each.decode("utf-8", "surrogatepass") for each in argument)
     step = read_step(_awaited(env.step(Action.of(text, (call[0], call[1]) if call else None)), runner))
-    return step.observation, step.reward, step.terminated, step.truncated
+    return as_given(step.observation), step.reward, step.terminated, step.truncated
 
 
 def _rows_played(rows: Rows, method: str, arguments: list[Any], runner: asyncio.Runner) -> Any:

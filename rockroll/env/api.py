@@ -7,9 +7,11 @@ and training to others: a task never sees them. `rockroll env check NAME` tries 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -33,7 +35,7 @@ class Env(Protocol):
                 break
 
     What rockroll relies on, and `rockroll env check NAME` tries out:
-      - observations are text; a reward is a finite number, and the episode's is their sum;
+      - observations are text (or tokens, below); a reward is a finite number, and the episode's is their sum;
       - the seed decides everything that is drawn: the episodes of a group share it and are compared. Draw from a
         `random.Random(seed)` of your own: the module's own state is shared by all episodes that run at once;
       - every text is an action. One that cannot be read is the model's mistake, to be answered, never an exception;
@@ -43,6 +45,7 @@ class Env(Protocol):
       - either method may be `async def`: then others run while it waits;
       - `step` may return four values, with one `done` in place of terminated and truncated;
       - `info["system"]` of `reset` becomes the conversation's system message;
+      - an observation may be a list of token ids: the message's content is exactly these, never tokenized again;
       - `close()` is called at the end, where there is one;
       - `info["tools"]` of `reset` offers tools: [{"name", "description", "parameters": a JSON schema}]. An answer that
         calls one comes to `step` as an `Action` whose `call` is it (`called(action)`); the observation goes back as the
@@ -144,6 +147,20 @@ def read_tools(info: Mapping[str, Any]) -> list[dict[str, Any]]:
     return tools
 
 
+class Tokens(str):
+    """An observation of token ids, wherever a text is expected: a word that stands for them, the same for equal ids."""
+
+    ids: tuple[int, ...] = ()
+
+    @staticmethod
+    def of(ids: Iterable[int]) -> Tokens:
+        """TypeError for what are no whole numbers."""
+        known = tuple(operator.index(each) for each in ids)
+        tokens = Tokens("tokens" + hashlib.blake2b(repr(known).encode(), digest_size=16).hexdigest())
+        tokens.ids = known
+        return tokens
+
+
 @dataclass(frozen=True)
 class Step:
     """What came of one action, read from either form."""
@@ -184,10 +201,20 @@ def read_step(value: Any) -> Step:
     return Step(_text(observation), number, bool(terminated), len(value) == 5 and bool(value[3]))
 
 
+def as_given(observation: str) -> str | list[int]:
+    """The observation as an environment gives it."""
+    return list(observation.ids) if isinstance(observation, Tokens) else observation
+
+
 def _text(observation: Any) -> str:
-    if not isinstance(observation, str):
-        raise EnvError(f"an observation is text; got {type(observation).__name__}")
-    return observation
+    if isinstance(observation, str):
+        return observation
+    try:
+        if isinstance(observation, bytes | bytearray):
+            raise TypeError
+        return Tokens.of(observation)
+    except TypeError:
+        raise EnvError(f"an observation is text, or a list of token ids; got {type(observation).__name__}") from None
 
 
 def _shape(value: Any) -> str:

@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
-from rockroll.env.api import Step, read_reset, read_step
+from rockroll.env.api import Step, as_given, read_reset, read_step
 from rockroll.env.registry import make
 from rockroll.errors import EnvError, UsageError
 
@@ -70,7 +70,7 @@ class Rows:
         for i, info in zip(which, await self._begin(which), strict=True):
             infos[i] = info
         self._begun = True
-        return list(self._seen), infos
+        return list(map(as_given, self._seen)), infos
 
     async def step(self, actions: Sequence[str]) -> Stepped:
         late = [i for i, over in enumerate(self._over) if over]
@@ -95,8 +95,8 @@ class Rows:
                 self._seeds[i] = self._next(i)
             for i, info, (seen, final) in zip(again, await self._begin(again), finals, strict=True):
                 same = self._autoreset == "same_step"
-                infos[i] = {**info, "final_obs": seen, "final_info": final} if same else info
-        return list(self._seen), rewards, terminated, truncated, infos
+                infos[i] = {**info, "final_obs": as_given(seen), "final_info": final} if same else info
+        return list(map(as_given, self._seen)), rewards, terminated, truncated, infos
 
     def close(self) -> None:
         for env in self._envs:

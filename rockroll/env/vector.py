@@ -11,9 +11,10 @@ With where="process" each worker process has an equal part of them, and all step
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, get_args
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from rockroll.env.apart import START_S, ApartEnv, Worker, Workers, sent
 from rockroll.env.boxed import BoxedEnv
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from rockroll.sandbox.client import Sandbox
 
 Where = Literal["here", "process"]
-T = TypeVar("T")
 
 
 def make_vec(
@@ -241,5 +241,5 @@ def _known(where: str) -> None:
         raise UsageError(f"where is here or process (a sandbox is given by sandbox=…); got {where!r}")
 
 
-async def _awaited(result: Awaitable[T] | T) -> T:
-    return await result if isinstance(result, Awaitable) else result
+async def _awaited(result: Any) -> Any:
+    return await result if inspect.isawaitable(result) else result

@@ -178,6 +178,7 @@ class Attempt:
     async def _play(self, made: Callable[[], Game]) -> Ending:
         self._watch.hold("env")
         game = made()
+        game.vocabulary = self.dialogue.vocabulary
         try:
             messages = await game.reset(self.place.seed, self.place.split)
             while True:

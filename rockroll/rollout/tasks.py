@@ -17,7 +17,7 @@ from typing import Any, cast
 from rockroll.agent.command import CommandAgent
 from rockroll.agent.config import AgentConfig
 from rockroll.env.apart import ApartEnv, Workers
-from rockroll.env.api import Action, SandboxTask, Split, read_reset, read_step, read_tools
+from rockroll.env.api import Action, SandboxTask, Split, Tokens, read_reset, read_step, read_tools
 from rockroll.env.boxed import BoxedEnv
 from rockroll.env.registry import BUILT_IN, find, make
 from rockroll.env.source import Source, source
@@ -162,6 +162,8 @@ class Game:
         self._env = env
         self.wishes = Wishes()
         """What every call to the model of this episode asks for."""
+        self.vocabulary = 1 << 31
+        """Ids below it are the model's: an observation may be of such."""
         self._slow, self._threads = slow, threads
         self._thread: asyncio.Future[Any] | None = None
 
@@ -170,7 +172,7 @@ class Game:
         eval's odd."""
         begun = await self._call(self._env.reset, seed=2 * seed + (split == "eval"))
         observation, info = read_reset(begun)
-        first = [{"role": "user", "content": observation}]
+        first = [{"role": "user", "content": self._known(observation)}]
         self.wishes = Wishes(tools=[Tool(**each) for each in read_tools(info)])
         system = info.get("system")
         return [{"role": "system", "content": system}, *first] if system else first
@@ -180,14 +182,20 @@ class Game:
         terminated. Each tool call of the answer is a step; after the one that ends the episode there is none."""
         if not turn.calls:
             step = read_step(await self._call(self._env.step, Action(turn.text)))
-            return [{"role": "user", "content": step.observation}], step.reward, step.terminated, step.truncated
+            return (
+                [{"role": "user", "content": self._known(step.observation)}],
+                step.reward,
+                step.terminated,
+                step.truncated,
+            )
         messages: list[dict[str, Any]] = []
         total, step = 0.0, None
         for call in turn.calls:
             action = Action.of(turn.text if not messages else "", (call.name, call.arguments))
             step = read_step(await self._call(self._env.step, action))
             total += step.reward
-            messages.append({"role": "tool", "tool_call_id": call.id, "name": call.name, "content": step.observation})
+            said = self._known(step.observation)
+            messages.append({"role": "tool", "tool_call_id": call.id, "name": call.name, "content": said})
             if step.over:
                 break
         assert step is not None
@@ -201,6 +209,14 @@ class Game:
             self._thread.add_done_callback(lambda _: shut())
         else:
             shut()
+
+    def _known(self, observation: str) -> str:
+        if isinstance(observation, Tokens) and (odd := [i for i in observation.ids if not 0 <= i < self.vocabulary]):
+            raise EnvError(
+                f"an observation's token ids are from 0 to {self.vocabulary - 1}, the model's; got {odd[0]}: was it "
+                "made with another model's tokenizer?"
+            )
+        return observation
 
     async def _call(self, work: Callable[..., Any], *args: Any, **named: Any) -> Any:
         try:
