@@ -13,6 +13,8 @@ from rockroll.release import VERSION
 if TYPE_CHECKING:
     from rockroll.agent.upstream import use_model as use_model
     from rockroll.env.registry import make as make
+    from rockroll.env.vector import make_async as make_async
+    from rockroll.env.vector import make_vec as make_vec
     from rockroll.sandbox.client import Sandbox as Sandbox
     from rockroll.sandbox.client import list_sandboxes as list_sandboxes
     from rockroll.sandbox.config import SandboxConfig as SandboxConfig
@@ -28,6 +30,8 @@ _PUBLIC = {
     "list_sandboxes": "rockroll.sandbox.client",
     "delete_warm_pool": "rockroll.sandbox.warm_pools",
     "make": "rockroll.env.registry",
+    "make_async": "rockroll.env.vector",
+    "make_vec": "rockroll.env.vector",
     "set_warm_pool": "rockroll.sandbox.warm_pools",
     "use_model": "rockroll.agent.upstream",
     "warm_pools": "rockroll.sandbox.warm_pools",
@@ -39,6 +43,8 @@ __all__ = [
     "delete_warm_pool",
     "list_sandboxes",
     "make",
+    "make_async",
+    "make_vec",
     "set_warm_pool",
     "use_model",
     "warm_pools",

@@ -162,6 +162,23 @@ def engine(
 
 
 @app.command()
+def env(as_json: AsJson = False) -> None:
+    """Steps a second of the built-in environments, here and through worker processes. About 15 s.
+
+    \b
+    floor_round_trip_us        64 bytes to another process and back: no call through a worker is faster
+    ..._steps_per_cpu_s        in this process, by the processor's time, with the resets of its episodes
+    ..._process_steps_per_s    make_vec(NAME, 256, where="process"), a worker for each processor, on the clock
+    ..._process_call_us        one step through one worker, waited for before the next
+
+    Example: rockroll bench env --json
+    """
+    from rockroll.bench import env as bench
+
+    _show(bench.run, as_json)
+
+
+@app.command()
 def view(
     episodes: Annotated[int, typer.Option(help="How many episodes the run has.")] = 100_000,
     as_json: AsJson = False,

@@ -15,7 +15,7 @@ from rockroll.agent.presets import FOLDER, Preset
 from rockroll.controller.config import RunConfig
 from rockroll.errors import UsageError
 from rockroll.rollout.domain import shares
-from rockroll.rollout.tasks import brings_boxes, works_in_sandbox
+from rockroll.rollout.tasks import brings_boxes, takes_boxes
 from rockroll.sandbox.config import SandboxConfig
 from rockroll.units import size
 
@@ -23,18 +23,22 @@ from rockroll.units import size
 def boxes(config: RunConfig) -> dict[str, SandboxConfig]:
     """What the sandboxes are, by the name of the task, of those that work in some. UsageError for an unknown task, and
     for a box that is too small for its agent."""
-    if config.task is not None:
-        return {config.task.label: _with(config.agent, config.sandbox, config.task.env)} if config.agent else {}
+    if (one := config.task) is not None:
+        takes = config.agent or one.where == "sandbox"
+        return {one.label: _with(config.agent, config.sandbox, one.env)} if takes else {}
     return {
-        task.name: _with(task.agent or config.agent, task.sandbox or config.sandbox, task.env)
+        task.name: _with(
+            None if task.where == "sandbox" else task.agent or config.agent, task.sandbox or config.sandbox, task.env
+        )
         for task in config.tasks
-        if works_in_sandbox(task.env)
+        if takes_boxes(task)
     }
 
 
 def own_boxes(config: RunConfig, tasks: Sequence[str]) -> bool:
     """Whether the episodes of those tasks, which are alike in this, start a box each: none is kept ready for them."""
-    return brings_boxes(next(task.env for task in config.domains if task.label == tasks[0]))
+    first = next(task for task in config.domains if task.label == tasks[0])
+    return first.where != "sandbox" and brings_boxes(first.env)
 
 
 def installed(config: RunConfig) -> list[tuple[Preset, bool]]:

@@ -1,7 +1,7 @@
 """Environments in processes of their own: what hangs or crashes there is an EnvError here, and nothing else is hurt.
 
 In: a task's name and options. Out: an Env with async methods, played in a worker process. Leaves what an episode is to
-the rollout room.
+the rollout room, and many environments in one process to rows.py.
 
     take ──► make ──► reset ──► step … ──► idle ──► the next episode's
                └──────────┴────────┴── hang, crash, cancelled in the middle ──► killed; another is started when needed
@@ -26,8 +26,9 @@ from typing import IO, Any, NoReturn
 import msgspec
 
 from rockroll import child
-from rockroll.env.api import Action, called, read_reset, read_step, read_tools
+from rockroll.env.api import Action, as_given, called, read_reset, read_step, read_tools
 from rockroll.env.registry import make
+from rockroll.env.rows import Rows
 from rockroll.errors import EnvError, RockrollError
 
 START_S = 60.0
@@ -86,7 +87,6 @@ class ApartEnv:
         """limit: seconds that one `reset` or `step` may take; then it hangs."""
         self._workers, self._name, self._options, self._limit = workers, name, dict(options), limit
         self._worker: Worker | None = None
-        self._busy = False
 
     async def reset(self, seed: int | None = None) -> tuple[str, dict[str, Any]]:
         if self._worker is None:
@@ -97,7 +97,7 @@ class ApartEnv:
         return observation, {name: value for name, value in said.items() if value}
 
     async def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        observation, reward, terminated, truncated = await self._ask("step", _sent(action))
+        observation, reward, terminated, truncated = await self._ask("step", sent(action))
         return observation, reward, terminated, truncated, {}
 
     def close(self) -> None:
@@ -105,7 +105,7 @@ class ApartEnv:
         if self._worker is None:
             return
         worker, self._worker = self._worker, None
-        if self._busy or not worker.alive:
+        if worker.astray or not worker.alive:
             self._workers.drop(worker)
         else:
             self._workers.give(worker)
@@ -113,22 +113,8 @@ class ApartEnv:
     async def _ask(self, method: str, *arguments: Any) -> Any:
         if self._worker is None:
             raise EnvError(f"{self._name}: {method} comes after reset")
-        self._busy = True
         limit = max(self._limit, START_S) if method == "make" else self._limit
-        try:
-            async with asyncio.timeout(limit):
-                said, value = await self._worker.ask(method, arguments)
-        except TimeoutError:
-            raise EnvError(
-                f"{self._name}: {method} did not come back within {limit:g} s; its process was killed"
-            ) from None
-        except (EOFError, OSError):
-            how = await self._worker.epitaph()
-            raise EnvError(f"{self._name}: its process ended in {method} ({how})") from None
-        self._busy = False
-        if said == "error":
-            raise EnvError(value)
-        return value
+        return await self._worker.told(self._name, limit, method, *arguments)
 
 
 class Worker:
@@ -142,6 +128,8 @@ class Worker:
     ) -> None:
         self._process, (self._reader, self._writer), self._log = process, way, log
         self.pid = process.pid
+        self.astray = False
+        """A call did not come back: nothing it says from now on can be told from that call's answer."""
 
     @classmethod
     async def start(cls) -> Worker:
@@ -174,6 +162,22 @@ class Worker:
         (length,) = _HEAD.unpack(await self._reader.readexactly(_HEAD.size))
         return msgspec.msgpack.decode(await self._reader.readexactly(length), type=tuple[str, Any])
 
+    async def told(self, name: str, limit: float, method: str, *arguments: Any) -> Any:
+        """What came of that call. EnvError for what was raised, and for an end or no answer within `limit` seconds, of
+        which only the process's end is a way out."""
+        self.astray = True
+        try:
+            async with asyncio.timeout(limit):
+                said, value = await self.ask(method, arguments)
+        except TimeoutError:
+            raise EnvError(f"{name}: {method} did not come back within {limit:g} s; its process was killed") from None
+        except (EOFError, OSError):
+            raise EnvError(f"{name}: its process ended in {method} ({await self.epitaph()})") from None
+        self.astray = False
+        if said == "error":
+            raise EnvError(value)
+        return value
+
     async def epitaph(self) -> str:
         """How it ended, and what it said last."""
         self.kill()
@@ -203,7 +207,7 @@ def _packed(message: list[Any]) -> bytes:
     return _HEAD.pack(len(data)) + data
 
 
-def _sent(action: str) -> list[bytes]:
+def sent(action: str) -> list[bytes]:
     """The text, and of a tool call its name and arguments: what models write may be no Unicode that msgpack takes."""
     call = called(action)
     return [part.encode("utf-8", "surrogatepass") for part in (action, *((call.name, call.text) if call else ()))]
@@ -225,6 +229,11 @@ def serve(fd: int) -> NoReturn:
                 if method == "make":
                     _shut(env)
                     env, value = make(arguments[0], **arguments[1]), None
+                elif method == "make_rows":
+                    _shut(env)
+                    env, value = Rows(arguments[0], arguments[1], *arguments[2:]), None
+                elif isinstance(env, Rows):
+                    value = _rows_played(env, method, arguments, runner)
                 else:
                     value = _played(env, method, arguments[0], runner)
                 reply = _packed(["ok", value])
@@ -241,10 +250,34 @@ def _played(env: Any, method: str, argument: Any, runner: asyncio.Runner) -> Any
     if method == "reset":
         observation, info = read_reset(_awaited(env.reset(seed=argument), runner))
         system = info.get("system")
-        return observation, system if isinstance(system, str) else None, read_tools(info)
+        return as_given(observation), system if isinstance(system, str) else None, read_tools(info)
     text, *call = (each.decode("utf-8", "surrogatepass") for each in argument)
     step = read_step(_awaited(env.step(Action.of(text, (call[0], call[1]) if call else None)), runner))
-    return step.observation, step.reward, step.terminated, step.truncated
+    return as_given(step.observation), step.reward, step.terminated, step.truncated
+
+
+def _rows_played(rows: Rows, method: str, arguments: list[Any], runner: asyncio.Runner) -> Any:
+    if method == "reset":
+        observations, infos = rows.now(rows.reset(*arguments), runner)
+        return observations, list(map(_plain, infos))
+    actions = [
+        Action.of(text, (call[0], call[1]) if call else None)
+        for text, *call in ([each.decode("utf-8", "surrogatepass") for each in said] for said in arguments[0])
+    ]
+    *values, infos = rows.now(rows.step(actions), runner)
+    return *values, list(map(_plain, infos))
+
+
+def _plain(info: dict[str, Any]) -> dict[str, Any]:
+    """What of it can travel."""
+    kept = {}
+    for name, value in info.items():
+        try:
+            msgspec.msgpack.encode(value)
+        except (TypeError, ValueError, OverflowError, RecursionError):
+            continue
+        kept[str(name)] = value
+    return kept
 
 
 def _awaited(result: Any, runner: asyncio.Runner) -> Any:

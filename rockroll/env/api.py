@@ -7,9 +7,11 @@ and training to others: a task never sees them. `rockroll env check NAME` tries 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Mapping
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -33,7 +35,7 @@ class Env(Protocol):
                 break
 
     What rockroll relies on, and `rockroll env check NAME` tries out:
-      - observations are text; a reward is a finite number, and the episode's is their sum;
+      - observations are text (or tokens, below); a reward is a finite number, and the episode's is their sum;
       - the seed decides everything that is drawn: the episodes of a group share it and are compared. Draw from a
         `random.Random(seed)` of your own: the module's own state is shared by all episodes that run at once;
       - every text is an action. One that cannot be read is the model's mistake, to be answered, never an exception;
@@ -43,6 +45,7 @@ class Env(Protocol):
       - either method may be `async def`: then others run while it waits;
       - `step` may return four values, with one `done` in place of terminated and truncated;
       - `info["system"]` of `reset` becomes the conversation's system message;
+      - an observation may be a list of token ids: the message's content is exactly these, never tokenized again;
       - `close()` is called at the end, where there is one;
       - `info["tools"]` of `reset` offers tools: [{"name", "description", "parameters": a JSON schema}]. An answer that
         calls one comes to `step` as an `Action` whose `call` is it (`called(action)`); the observation goes back as the
@@ -58,6 +61,43 @@ class Env(Protocol):
     def step(self, action: str) -> tuple[Any, ...]:
         """Take the policy's text: (observation, reward, terminated, truncated, info), or with one `done` for two."""
         ...
+
+
+class AsyncEnv(Protocol):
+    """An Env that is waited for: `await env.reset(7)`, `await env.step(action)`, `await env.aclose()`.
+
+    `rockroll.make_async(NAME)` makes one of any Env, played here, in a worker process (where="process") or in a sandbox
+    (sandbox=…); an Env that has `async def` methods is one already, and training takes them as they are.
+    """
+
+    async def reset(self, seed: int | None = None) -> tuple[str, dict[str, Any]]: ...
+
+    async def step(self, action: str) -> tuple[Any, ...]: ...
+
+
+class VecEnv(Protocol):
+    """n environments of one kind, stepped together: `rockroll.make_vec(NAME, n)`; `rockroll.make_async(NAME, n)` is the
+    same, waited for. Played here, or where="process" by worker processes side by side.
+
+        observations, infos = envs.reset(seed=7)                        # lists of n; the i-th begins with seed 7 + i
+        observations, rewards, terminated, truncated, infos = envs.step(actions)
+
+    What becomes of one whose episode has ended is `autoreset`, in Gymnasium's words:
+      next_step   its next `step` takes no action and begins another episode: first observation, reward 0.0, no end
+      same_step   the same step begins it: observation and info are the new episode's; infos[i] has what the old one
+                  ended with, as "final_obs" and "final_info"
+      disabled    `reset(mask=over)` begins those anew, a mask being n flags; a step of one that is over is an EnvError
+    The k-th episode that the i-th begins without being given a seed has that of its `reset` + k n: no two are equal.
+    What one raises, a hang, a crash is an EnvError; then `reset` begins all of them anew.
+    """
+
+    def reset(
+        self, seed: int | Sequence[int | None] | None = None, mask: Sequence[bool] | None = None
+    ) -> tuple[list[str], list[dict[str, Any]]]: ...
+
+    def step(
+        self, actions: Sequence[str]
+    ) -> tuple[list[str], list[float], list[bool], list[bool], list[dict[str, Any]]]: ...
 
 
 @dataclass(frozen=True)
@@ -107,6 +147,20 @@ def read_tools(info: Mapping[str, Any]) -> list[dict[str, Any]]:
     return tools
 
 
+class Tokens(str):
+    """An observation of token ids, wherever a text is expected: a word that stands for them, the same for equal ids."""
+
+    ids: tuple[int, ...] = ()
+
+    @staticmethod
+    def of(ids: Iterable[int]) -> Tokens:
+        """TypeError for what are no whole numbers."""
+        known = tuple(operator.index(each) for each in ids)
+        tokens = Tokens("tokens" + hashlib.blake2b(repr(known).encode(), digest_size=16).hexdigest())
+        tokens.ids = known
+        return tokens
+
+
 @dataclass(frozen=True)
 class Step:
     """What came of one action, read from either form."""
@@ -147,10 +201,20 @@ def read_step(value: Any) -> Step:
     return Step(_text(observation), number, bool(terminated), len(value) == 5 and bool(value[3]))
 
 
+def as_given(observation: str) -> str | list[int]:
+    """The observation as an environment gives it."""
+    return list(observation.ids) if isinstance(observation, Tokens) else observation
+
+
 def _text(observation: Any) -> str:
-    if not isinstance(observation, str):
-        raise EnvError(f"an observation is text; got {type(observation).__name__}")
-    return observation
+    if isinstance(observation, str):
+        return observation
+    try:
+        if isinstance(observation, bytes | bytearray):
+            raise TypeError
+        return Tokens.of(observation)
+    except TypeError:
+        raise EnvError(f"an observation is text, or a list of token ids; got {type(observation).__name__}") from None
 
 
 def _shape(value: Any) -> str:

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from rockroll.env.api import Situation, Step, read_reset, read_step
+from rockroll.env.api import Situation, Step, Tokens, read_reset, read_step
 from rockroll.env.registry import find, make
 from rockroll.errors import RockrollError
 
@@ -215,7 +215,8 @@ class _Env:
         if not text.strip():
             return "warn", "the first observation is empty", "say what the situation is, and what an answer looks like"
         self._calls.of(self._make().reset)  # without a seed, too
-        return "ok", f"(observation of {len(text)} characters, info)", ""
+        size = f"{len(text.ids)} tokens" if isinstance(text, Tokens) else f"{len(text)} characters"
+        return "ok", f"(observation of {size}, info)", ""
 
     def _step(self) -> tuple[Level, str, str]:
         env = self._make()

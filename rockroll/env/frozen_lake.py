@@ -119,6 +119,10 @@ class FrozenLake:
         lines[self.place[0]][self.place[1]] = "P"
         return "\n".join(" ".join(line) for line in lines)
 
+    def sample_random_action(self) -> str:
+        """One of the four moves."""
+        return random.choice(self._moves)
+
     def policy(self) -> dict[tuple[int, int], str]:
         """The reference solver: for each place on the ice, the move that reaches the goal most often.
 

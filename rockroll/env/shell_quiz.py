@@ -10,6 +10,7 @@ The shape of RL with verifiable rewards: a question, an answer, a checker.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,3 +50,10 @@ class ShellQuiz:
         after = shell_interpreter.run(self._situation.files, action.strip())
         right = after is not None and after[0] == self._situation.secret.expected
         return "right" if right else "wrong", float(right), True, False, {}
+
+    def sample_random_action(self) -> str:
+        """A command of the right form for one of the goals, with words that stand in this one's."""
+        assert self._situation is not None, "an action comes after reset"
+        words = re.findall(r"[a-z]+", self._situation.instruction)
+        first, second, third = (random.choice(words) for _ in range(3))
+        return random.choice((f"echo {first} {second} > {third}", f"echo {first} >> {second}", f"cp {first} {second}"))

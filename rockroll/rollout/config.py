@@ -31,8 +31,9 @@ class TaskConfig:
     """Of an episode in which the policy ruined its own sandbox or agent, or used up its time (docs/training.md)."""
     slow: bool = False
     """An environment whose `reset` or `step` takes more than a few milliseconds is stepped in a thread of its own."""
-    where: Literal["here", "process"] = "here"
-    """process: an environment is played in a worker process, which is killed and replaced where it hangs or crashes."""
+    where: Literal["here", "process", "sandbox"] = "here"
+    """process: an environment is played in a worker process, which is killed and replaced where it hangs or crashes.
+    sandbox: inside a sandbox of its own for each episode, by the Python of the box's image (docs/tasks.md)."""
     call_timeout: float = 60.0
     """Seconds that one `reset` or `step` may take there; then it hangs, and the episode is an `env_error`."""
 

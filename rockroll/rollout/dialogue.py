@@ -130,6 +130,11 @@ class Dialogue:
         self._closed = False
 
     @property
+    def vocabulary(self) -> int:
+        """Number of token ids that the model knows."""
+        return self._tokenizer.vocab_size
+
+    @property
     def turns(self) -> int:
         """Calls that were answered."""
         return len(self.transcript.turns)

@@ -4,7 +4,7 @@ In: a task, a seed, the engine through a Dialogue, and for agents a sandbox and 
 whatever happens, but for a cancellation and for failures that would meet every episode alike. Leaves replacing and
 comparing to group.py, and the number of episodes at once to runner.py.
 
-    Env:    game.reset ──► ask ──► game.step ──► ask … ──► the sum of rewards
+    Env:    game.reset ──► ask ──► game.step ──► ask … ──► the sum of rewards      in a leased box: where: sandbox
     agent:  lease ──► route, files ──► the agent runs, its calls arrive at `chat` ──► its processes killed ──► grade
 
 What happened is one word; verdict.py says whose doing that was and what becomes of the score, clock.py when the time is
@@ -14,11 +14,12 @@ up and who held the episode.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rockroll.agent.command import route
 from rockroll.env.api import Situation, Split
@@ -38,7 +39,7 @@ from rockroll.errors import (
 from rockroll.rollout.clock import TimeUp, Watch
 from rockroll.rollout.dialogue import Dialogue
 from rockroll.rollout.sample import Episode, Placed
-from rockroll.rollout.tasks import AgentTask, EnvTask, Task
+from rockroll.rollout.tasks import AgentTask, EnvTask, Game, Task
 from rockroll.rollout.verdict import TABLE, AgentRun, Happened, of_agent, of_time
 from rockroll.sandbox.on_demand import OnDemand
 from rockroll.sandbox.wire import Observation
@@ -135,9 +136,11 @@ class Attempt:
     async def _attempt(self) -> Ending:
         """How it ended, with what it raises turned into what happened."""
         try:
-            if isinstance(self._task, EnvTask):
-                return await self._watch.within(self._play(self._task))
-            return await self._with_sandbox(self._task)
+            if isinstance(task := self._task, EnvTask):
+                if task.source is not None:
+                    return await self._in_box(task)
+                return await self._watch.within(self._play(lambda: task.game(self.place.split)))
+            return await self._with_sandbox(task)
         except TimeUp as up:
             self.dialogue.killed()
             happened = of_time(up.expired)
@@ -167,9 +170,15 @@ class Attempt:
 
     # ---- an Env ----------------------------------------------------------------------------------------------
 
-    async def _play(self, task: EnvTask) -> Ending:
+    async def _in_box(self, task: EnvTask) -> Ending:
+        """The same, in a sandbox. The lease's end kills what runs there, whatever became of the episode."""
+        async with self._lease(task) as sandbox, contextlib.aclosing(task.boxed(sandbox, self.place.split)) as env:
+            return await self._watch.within(self._play(lambda: Game(env, slow=False)))
+
+    async def _play(self, made: Callable[[], Game]) -> Ending:
         self._watch.hold("env")
-        game = task.game(self.place.split)
+        game = made()
+        game.vocabulary = self.dialogue.vocabulary
         try:
             messages = await game.reset(self.place.seed, self.place.split)
             while True:
@@ -196,16 +205,10 @@ class Attempt:
     # ---- an agent --------------------------------------------------------------------------------------------
 
     async def _with_sandbox(self, task: AgentTask) -> Ending:
-        if self._boxes is None:
-            raise HostError(f"{task.name} is worked on in sandboxes, and this rollout was given no pool of them")
         situation = self._situation(task)
         if situation.timeout is not None:
             self._watch.limit("agent", situation.timeout)
-        own = OnDemand(self._boxes.config).lease(situation.box) if situation.box else None
-        async with own or self._boxes.lease() as sandbox:
-            info = sandbox.info
-            self._at = Placed(self.place.id, task.name, info.id, info.node, time.time())
-            self._placed(self._at)
+        async with self._lease(task, situation.box) as sandbox:
             self._watch.hold("env")
             return await self._watch.within(self._work(task, sandbox, situation))
 
@@ -338,6 +341,18 @@ class Attempt:
         return f"sandbox {sandbox.id} died under its agent; cause: {observation.cause or observation.outcome}"
 
     # ---- both ------------------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def _lease(self, task: Task, box: Mapping[str, Any] | None = None) -> AsyncIterator[Sandbox]:
+        """A box for this episode, a warm one where it asks for none of its own; where it is has been told."""
+        if self._boxes is None:
+            raise HostError(f"{task.name} takes sandboxes, and this rollout was given no pool of them")
+        own = OnDemand(self._boxes.config).lease(box) if box else None
+        async with own or self._boxes.lease() as sandbox:
+            info = sandbox.info
+            self._at = Placed(self.place.id, task.name, info.id, info.node, time.time())
+            self._placed(self._at)
+            yield sandbox
 
     def _fault(self) -> Exception | None:
         """The engine's failure, if that is why the dialogue is over: an error of ours."""

@@ -83,11 +83,12 @@ class Rollout:
             if isinstance(each, EnvTask):
                 apart = self._workers if each.config.where == "process" else None
                 self.tasks[arm] = replace(each, threads=self._threads, workers=apart)
-                continue
+                if each.source is None:
+                    continue
             boxes = pool.get(arm.task) if isinstance(pool, Mapping) else pool
-            if boxes is None or not address:
+            if boxes is None or (isinstance(each, AgentTask) and not address):
                 raise UsageError(
-                    f"{each.name} is worked on in sandboxes: a Rollout of it needs a pool and the relay's address"
+                    f"{each.name} takes sandboxes: a Rollout of it needs a pool, and for an agent the relay's address"
                 )
             self._boxes[arm.task] = boxes
         self.events = events
@@ -97,7 +98,7 @@ class Rollout:
         self._journal, self._curriculum = journal, curriculum
         self._seed, self._address = seed, address
         self._relay = None
-        if self._boxes:
+        if any(isinstance(each, AgentTask) for each in self.tasks.values()):
             self._relay = Relay(address, self.chat, [MODEL], count=self.count, on_over=self._over)
         self._slots = asyncio.Semaphore(config.concurrency)
         self._dialogues: dict[str, Dialogue] = {}

@@ -17,8 +17,10 @@ from typing import Any, cast
 from rockroll.agent.command import CommandAgent
 from rockroll.agent.config import AgentConfig
 from rockroll.env.apart import ApartEnv, Workers
-from rockroll.env.api import Action, SandboxTask, Split, read_reset, read_step, read_tools
-from rockroll.env.registry import find, make
+from rockroll.env.api import Action, SandboxTask, Split, Tokens, read_reset, read_step, read_tools
+from rockroll.env.boxed import BoxedEnv
+from rockroll.env.registry import BUILT_IN, find, make
+from rockroll.env.source import Source, source
 from rockroll.errors import EnvError, UsageError
 from rockroll.model_service.wire import Tool
 from rockroll.rollout.config import TaskConfig
@@ -26,6 +28,7 @@ from rockroll.rollout.dialogue import Wishes
 from rockroll.rollout.domain import DomainConfig, at_level
 from rockroll.rollout.mixture import Arm
 from rockroll.rollout.transcript import Turn
+from rockroll.sandbox.client import Sandbox
 
 SEED_BITS = 30
 """A task's seed fits in 31 bits with the split's, since numpy's generators take no more than 32."""
@@ -43,13 +46,20 @@ class EnvTask:
     threads: Executor | None = None
     workers: Workers | None = None
     """Where those are played that have a process of their own."""
+    source: Source | None = None
+    """The files of one that is played in a sandbox."""
 
     @property
     def name(self) -> str:
         return self.config.label
 
+    def boxed(self, sandbox: Sandbox, split: Split) -> BoxedEnv:
+        """The Env of one episode, of a task with a `source`; its owner closes it."""
+        assert self.source is not None
+        return BoxedEnv(sandbox, self.source, self.config.options, split=split, limit=self.config.call_timeout)
+
     def game(self, split: Split) -> Game:
-        """A new game. Raises EnvError or UsageError where it cannot be made."""
+        """A new game, of a task without a `source`. Raises EnvError or UsageError where it cannot be made."""
         options = {**self.config.options, "split": split} if self.takes_split else self.config.options
         if self.workers is not None:
             return Game(ApartEnv(self.workers, self.config.env, options, self.config.call_timeout), slow=False)
@@ -86,6 +96,11 @@ def works_in_sandbox(env: str) -> bool:
     return worked_on
 
 
+def takes_boxes(task: TaskConfig) -> bool:
+    """Whether its episodes have a sandbox each, worked in by an agent or played in. Raises as `works_in_sandbox`."""
+    return task.where == "sandbox" or works_in_sandbox(task.env)
+
+
 def brings_boxes(env: str) -> bool:
     """Whether each situation of that task names a box of its own, so that none is kept warm. Raises as
     `works_in_sandbox`."""
@@ -100,7 +115,11 @@ def resolve_all(configs: Sequence[TaskConfig], agent: AgentConfig | None) -> dic
     found: dict[Arm, Task] = {}
     for config in configs:
         own = config.agent if isinstance(config, DomainConfig) else None
-        shared = agent if len(configs) == 1 or (own is None and works_in_sandbox(config.env)) else None
+        shared = (
+            agent
+            if len(configs) == 1 or (own is None and config.where != "sandbox" and works_in_sandbox(config.env))
+            else None
+        )
         for level in range(max(1, len(config.levels))):
             found[Arm(config.label, level)] = resolve(at_level(config, level), own or shared)
     if agent is not None and not any(isinstance(task, AgentTask) for task in found.values()):
@@ -110,6 +129,11 @@ def resolve_all(configs: Sequence[TaskConfig], agent: AgentConfig | None) -> dic
 
 def resolve(config: TaskConfig, agent: AgentConfig | None) -> Task:
     """The task of a recipe. Raises UsageError for one that is unknown, of neither kind, or without its agent."""
+    if config.where == "sandbox" and not (config.env in BUILT_IN and works_in_sandbox(config.env)):
+        # Not imported: what it needs is in the box's image, and need not be here.
+        if agent is not None:
+            raise UsageError(f"{config.env} is an Env (where: sandbox) and has no agent: leave out the section `agent`")
+        return EnvTask(config, takes_split=True, source=source(config.env))
     if not works_in_sandbox(config.env):
         cls = find(config.env)
         if agent is not None:
@@ -120,8 +144,10 @@ def resolve(config: TaskConfig, agent: AgentConfig | None) -> Task:
         if config.where == "here":
             make(config.env, **config.options)  # wrong options are found before anything is started
         return EnvTask(config, takes_split and "split" not in config.options)
-    if config.where == "process":
-        raise UsageError(f"{config.env} is worked on in a sandbox: leave out where: process, which is for an Env")
+    if config.where != "here":
+        raise UsageError(
+            f"{config.env} is worked on in a sandbox: leave out where: {config.where}, which is for an Env"
+        )
     if agent is None:
         raise UsageError(
             f"{config.env} is worked on by an agent in a sandbox: name it, as in agent: {{command: python3 /a.py}}"
@@ -136,6 +162,8 @@ class Game:
         self._env = env
         self.wishes = Wishes()
         """What every call to the model of this episode asks for."""
+        self.vocabulary = 1 << 31
+        """Ids below it are the model's: an observation may be of such."""
         self._slow, self._threads = slow, threads
         self._thread: asyncio.Future[Any] | None = None
 
@@ -144,7 +172,7 @@ class Game:
         eval's odd."""
         begun = await self._call(self._env.reset, seed=2 * seed + (split == "eval"))
         observation, info = read_reset(begun)
-        first = [{"role": "user", "content": observation}]
+        first = [{"role": "user", "content": self._known(observation)}]
         self.wishes = Wishes(tools=[Tool(**each) for each in read_tools(info)])
         system = info.get("system")
         return [{"role": "system", "content": system}, *first] if system else first
@@ -154,14 +182,20 @@ class Game:
         terminated. Each tool call of the answer is a step; after the one that ends the episode there is none."""
         if not turn.calls:
             step = read_step(await self._call(self._env.step, Action(turn.text)))
-            return [{"role": "user", "content": step.observation}], step.reward, step.terminated, step.truncated
+            return (
+                [{"role": "user", "content": self._known(step.observation)}],
+                step.reward,
+                step.terminated,
+                step.truncated,
+            )
         messages: list[dict[str, Any]] = []
         total, step = 0.0, None
         for call in turn.calls:
             action = Action.of(turn.text if not messages else "", (call.name, call.arguments))
             step = read_step(await self._call(self._env.step, action))
             total += step.reward
-            messages.append({"role": "tool", "tool_call_id": call.id, "name": call.name, "content": step.observation})
+            said = self._known(step.observation)
+            messages.append({"role": "tool", "tool_call_id": call.id, "name": call.name, "content": said})
             if step.over:
                 break
         assert step is not None
@@ -175,6 +209,14 @@ class Game:
             self._thread.add_done_callback(lambda _: shut())
         else:
             shut()
+
+    def _known(self, observation: str) -> str:
+        if isinstance(observation, Tokens) and (odd := [i for i in observation.ids if not 0 <= i < self.vocabulary]):
+            raise EnvError(
+                f"an observation's token ids are from 0 to {self.vocabulary - 1}, the model's; got {odd[0]}: was it "
+                "made with another model's tokenizer?"
+            )
+        return observation
 
     async def _call(self, work: Callable[..., Any], *args: Any, **named: Any) -> Any:
         try:

@@ -6,8 +6,9 @@ what a message means to messages.py and the calls to dialogue.py.
 
 A call goes on from an earlier turn where its messages begin with that turn's messages, its answer, and something new.
 It is sent that turn's ids, the sampled ids and the tokens of what is new: what the engine sampled is never tokenized
-again. Any other history, edited, cut, compacted or fresh, begins a new branch from its own whole rendering; so does
-one that the template would show otherwise than it was (continuation.py). Nothing is guessed from similar text:
+again, nor is a content that was given as token ids. Any other history, edited, cut, compacted or fresh, begins a new
+branch from its own whole rendering; so does one that the template would show otherwise than it was (continuation.py).
+Nothing is guessed from similar text:
 
     a message that no turn answered     is the same where it is equal in every field
     a turn's answer, sent back          is the same where its content is the same text; its calls have the same names
@@ -20,12 +21,13 @@ one that the template would show otherwise than it was (continuation.py). Nothin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, Literal
 
 from rockroll.engine.api import Generation
-from rockroll.errors import EngineError
+from rockroll.env.api import Tokens
+from rockroll.errors import EngineError, UsageError
 from rockroll.model_service.wire import Tool
 from rockroll.rollout import messages as said
 from rockroll.rollout.answer import Call
@@ -163,10 +165,10 @@ class Transcript:
             follows = self._tokenizer.continuation.after(parent.past, answer, new)
             if follows is not None:
                 # An answer that was cut is closed as the template closes it; nobody sampled that: it is not trained.
-                ids = [*([] if parent.stopped else [follows.stop_id]), *self._encode(follows.text), *begin]
+                ids = [*([] if parent.stopped else [follows.stop_id]), *self._filled(follows.text, new), *begin]
                 return Prompt(asked, parent, ids, parent.past.then(parent.shape, new), tools, forced)
         forms = [said.template_form(message) for message in asked]
-        ids = self._tokenizer.shared(self._tokenizer.render(forms, tools=said.template_tools(tools) or None))
+        ids = self._filled(self._tokenizer.text(forms, tools=said.template_tools(tools) or None), forms)
         return Prompt(asked, None, ids + begin, Past.of(forms, bool(tools)), tools, forced)
 
     def text_prompt(self, text: str) -> Prompt:
@@ -219,6 +221,19 @@ class Transcript:
     def sampled(self) -> int:
         """Tokens sampled in all turns."""
         return sum(turn.sampled for turn in self.turns)
+
+    def _filled(self, text: str, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """The ids of a template's text of these messages; where a content was given as ids, these and no others."""
+        ids: list[int] = []
+        given = [content for message in messages if isinstance(content := message.get("content"), Tokens)]
+        for content in given:
+            before, found, text = text.partition(content)
+            if not found:
+                raise UsageError("the chat template leaves out a message of token ids, or moves it")
+            ids += self._encode(before) + self._tokenizer.shared(content.ids)
+        if any(content in text for content in given):
+            raise UsageError("the chat template says a message of token ids twice")
+        return ids + self._encode(text)
 
     def _encode(self, text: str) -> list[int]:
         return self._tokenizer.shared(self._tokenizer.encode(text))

@@ -117,3 +117,16 @@ class Tooled:
 class WrongTools(Tooled):
     def reset(self, seed: int | None = None) -> tuple[str, dict[str, Any]]:
         return "x", {"tools": ["look"]}
+
+
+class Codes:
+    """Shows token ids, a word letter by letter, which no tokenizer says so; `wild` ones are no model's."""
+
+    def __init__(self, wild: bool = False) -> None:
+        self.wild = wild
+
+    def reset(self, seed: int | None = None) -> Any:
+        return [74, 71, 78, 78, 81], {"system": "Read the codes."}
+
+    def step(self, action: str) -> Any:
+        return (9, 10**6 if self.wild else 301, 7), 1.0, action == "stop", {}

@@ -37,6 +37,7 @@ def rollout(tokenizer: ChatTokenizer, policy: Policy, env: str, **more: Any) -> 
         options=more.pop("options", {}),
         max_turns=more.pop("max_turns", 8),
         slow=more.pop("slow", False),
+        where=more.pop("where", "here"),
     )
     rest = {name: more.pop(name) for name in ("seed", "events") if name in more}
     return Rollout(RolloutConfig(**more), engine, None, task, None, tokenizer, **rest), engine
@@ -133,7 +134,7 @@ async def test_an_answer_never_reaches_beyond_the_context(tokenizer: ChatTokeniz
         ("no info", r"reset returns \(observation, info\); got str"),
         ("nan", "a reward is a finite number; got nan"),
         ("three", "got a tuple of 3"),
-        ("number", "an observation is text; got int"),
+        ("number", "an observation is text, or a list of token ids; got int"),
     ],
 )
 async def test_a_broken_env_is_replaced_and_in_the_end_named(tokenizer: ChatTokenizer, how: str, says: str) -> None:
@@ -320,3 +321,35 @@ async def test_as_many_slow_envs_run_at_once_as_there_are_episodes(tokenizer: Ch
     async with run:
         await run.batch(0, groups=1, episodes=40)
     assert len(games.Slow.threads) > 12, "asyncio's own pool has 6 on two cores"
+
+
+@pytest.mark.parametrize("where", ["here", "process"])
+async def test_observations_of_token_ids_are_trained_as_they_are(tokenizer: ChatTokenizer, where: Any) -> None:
+    answers = iter(["go on", "stop"])
+    run, engine = rollout(tokenizer, lambda *_: next(answers), "Codes", where=where)
+    async with run:
+        (group,) = await run.batch(0, groups=1, episodes=1)
+    (episode,) = group.episodes
+    assert (episode.outcome, episode.reward) == ("ok", 2.0)
+    (sample,) = episode.samples
+    encode = tokenizer.encode
+    head = encode("<|im_start|>system\nRead the codes.<|im_end|>\n<|im_start|>user\n")
+    end, answer = encode("<|im_end|>\n"), encode("<|im_start|>assistant\n")
+    first = [*head, 74, 71, 78, 78, 81, *end, *answer]
+    second = [*first, *encode("go on"), *end, *encode("<|im_start|>user\n"), 9, 301, 7, *end, *answer]
+    assert [request.prompt_ids for request in engine.requests] == [first, second]
+    assert sample.ids[: len(second)] == second and tokenizer.encode(tokenizer.plain([74, 71, 78, 78, 81])) != [
+        74,
+        71,
+        78,
+        78,
+        81,
+    ]
+    assert not any(sample.mask[: len(first)])
+
+
+async def test_an_id_that_the_model_does_not_know_is_an_env_error(tokenizer: ChatTokenizer) -> None:
+    run, _ = rollout(tokenizer, lambda *_: "go", "Codes", options={"wild": True})
+    async with run:
+        with pytest.raises(EnvError, match="token ids are from 0 to 308, the model's; got 1000000"):
+            await run.batch(0, groups=1, episodes=1)
