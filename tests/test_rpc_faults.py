@@ -11,13 +11,14 @@ from typing import Any
 
 import msgspec
 import pytest
+import zmq
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rockroll import rpc
-from rockroll.errors import HostError, PeerLost, RockrollError, UsageError, WireMisfit
+from rockroll.errors import HostError, PeerLost, RemoteError, RockrollError, UsageError, WireMisfit
 from rockroll.rpc.client import Client
-from rockroll.rpc.frame import CALL, CANCEL, HELLO, REPLY, WINDOW, WIRE, Frame, frame
+from rockroll.rpc.frame import CALL, CANCEL, HELLO, REPLY, WINDOW, WIRE, Frame, frame, hello
 from rockroll.rpc.keys import make
 from rockroll.rpc.server import Peer, Server
 from rockroll.rpc.zeromq import HEARTBEAT_MS, SILENT_MS
@@ -136,6 +137,56 @@ async def test_a_server_that_is_there_and_slow_is_a_timeout(tmp_path):
     assert await client.call("echo", 1, timeout=5) == 1
     with pytest.raises(TimeoutError):
         await client.call("slow", timeout=0.05)
+    await client.close()
+    await server.close()
+
+
+async def test_a_handler_whose_own_work_was_cancelled_is_an_error_for_its_caller(tmp_path):
+    async def given_up(body: Any, peer: Peer) -> None:
+        work = asyncio.get_running_loop().create_future()
+        work.cancel()
+        await work
+
+    async def given_up_between(body: Any, peer: Peer) -> AsyncIterator[int]:
+        yield 1
+        await given_up(body, peer)
+
+    server = Server(f"ipc://{tmp_path}/s", {"once": given_up, "items": given_up_between})
+    await server.start()
+    client = await rpc.connect(server.address)
+    async with asyncio.timeout(5):
+        with pytest.raises(RemoteError, match="once: what it waited for was cancelled"):
+            await client.call("once")
+        with pytest.raises(RemoteError, match="items: what it waited for was cancelled"):
+            async for _ in client.stream("items"):
+                pass
+    await client.close()
+    await server.close()
+
+
+async def test_a_client_that_ends_while_frames_wait_for_it_costs_the_others_nothing(tmp_path, caplog):
+    """Its end is noticed by sending what waits, and that is then gone."""
+    server = Server(f"ipc://{tmp_path}/s", {"echo": echo})
+    await server.start()
+    deaf = zmq.Context.instance().socket(zmq.DEALER)
+    deaf.setsockopt(zmq.LINGER, 0)
+    deaf.setsockopt(zmq.RCVHWM, 1)
+    deaf.connect(server.address)
+    client = await rpc.connect(server.address)
+    assert await client.call("echo", 1) == 1
+    deaf.send(hello())
+    while len(server.peers) < 2:
+        await asyncio.sleep(0.01)
+    (peer,) = (each for each in server.peers if each.id != server.peers[0].id)
+    link: Any = peer.link
+    while not link._waiting:
+        peer.link.send(bytes(100_000))
+    deaf.close(0)
+    async with asyncio.timeout(10):
+        while len(server.peers) > 1:
+            await asyncio.sleep(0.01)
+        assert await client.call("echo", 2) == 2
+    assert not link._waiting and not [each for each in caplog.records if each.levelno >= logging.ERROR]
     await client.close()
     await server.close()
 

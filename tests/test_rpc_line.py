@@ -12,6 +12,7 @@ import pytest
 
 from rockroll.errors import PeerLost, RockrollError
 from rockroll.rpc.client import Client, connect
+from rockroll.rpc.frame import MAX_MESSAGE
 from rockroll.rpc.keys import public_of
 from rockroll.rpc.line import Line, Lines
 from rockroll.rpc.server import Peer, Server
@@ -46,6 +47,16 @@ class Wire:
         while self.on_the_way:
             end, source, head, data = self.on_the_way.pop(0)
             end.heard(source, head, data)
+
+
+def test_a_frame_that_no_connection_would_carry_is_refused_and_not_sent_for_ever() -> None:
+    wire = Wire(0, 0)
+    line = wire.open()
+    with pytest.raises(RockrollError, match=f"may have {MAX_MESSAGE} bytes, this one has {MAX_MESSAGE + 1}"):
+        line.send(bytes(MAX_MESSAGE + 1))
+    line.send(b"small")
+    wire.carry()
+    assert wire.got["b"] == [b"small"]
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -72,6 +72,8 @@ class EnginePool:
         self._paused_s = 0.0
         self._starting = set(range(replicas))
         """Those that have not served yet."""
+        self._gone: set[int] = set()
+        """Those that are replaced no more."""
         self._slots = [asyncio.ensure_future(self._slot(number)) for number in range(replicas)]
 
     async def generate(self, request: GenerateRequest, on_tokens: OnTokens | None = None) -> Generation:
@@ -223,7 +225,7 @@ class EnginePool:
         dead = is_death(error)
         self._lost(life, error if dead else EngineError(f"{life.name} did not take new weights: {error}"))
         if not dead:
-            await self._until(lambda: life.number in self._placing.serving)
+            await self._until(lambda: life.number in self._placing.serving or life.number in self._gone)
         return None
 
     async def _bring_up(self, life: Life) -> None:
@@ -276,6 +278,8 @@ class EnginePool:
             await self._end(error, told=True)
         else:
             _log.warning("engine-%d is gone, the run goes on without it: %s", number, error)
+            self._gone.add(number)
+            self._tell()
 
     async def _live(self, number: int, name: str, attempt: int) -> RockrollError:
         """One process from its start to its death; returns of what."""

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Protocol
 
 import msgspec
 
+from rockroll.errors import RockrollError
 from rockroll.release import VERSION
 
 MAX_MESSAGE = 256 * 2**20
@@ -110,6 +111,12 @@ _count = msgspec.msgpack.Decoder(Annotated[int, msgspec.Meta(ge=0, le=2**31)])
 def frame(kind: int, call_id: int, method: str = "", body: Any = None) -> bytes:
     """The bytes of one frame. A large binary in the body is copied once."""
     return _encode((kind, call_id, method, body))
+
+
+def check_size(data: bytes) -> None:
+    """RockrollError for a frame that no link carries."""
+    if len(data) > MAX_MESSAGE:
+        raise RockrollError(f"a message may have {MAX_MESSAGE} bytes, this one has {len(data)}; send it in parts")
 
 
 def hello() -> bytes:

@@ -21,6 +21,8 @@ import struct
 from collections import deque
 from collections.abc import Callable
 
+from rockroll.rpc.frame import check_size
+
 DATA, ACK, SENT, ASK, ENDED, BEAT = range(1, 7)
 """BEAT: of the trunk, not of a line: somebody is there."""
 HEAD = struct.Struct(">B8sQQ")
@@ -54,6 +56,7 @@ class Line:
     def send(self, data: bytes) -> None:
         if self.closed:
             return
+        check_size(data)  # a trunk would break at it, come back, and send it again
         self._sent += 1
         self._kept.append(data)
         self._said, self._owed = self._came, 0

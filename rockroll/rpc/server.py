@@ -322,7 +322,11 @@ class Server:
             else:
                 link.send(frame(REPLY, call.id, body=await result))
         except asyncio.CancelledError:
-            raise
+            if (task := asyncio.current_task()) is None or task.cancelling():
+                raise
+            # Nobody has cancelled the call: what the handler waited for was, and its caller would wait for ever.
+            said = f"{call.method}: what it waited for was cancelled"
+            link.send(frame(ERROR, call.id, body=Failure("RemoteError", said, {})))
         except RockrollError as error:
             link.send(frame(ERROR, call.id, body=Failure(type(error).__name__, error.message, error.fields)))
         except Exception as error:  # noqa: BLE001 - a handler's bug must reach its caller, whatever it is

@@ -13,8 +13,7 @@ import struct
 from collections.abc import Callable
 from typing import cast
 
-from rockroll.errors import RockrollError
-from rockroll.rpc.frame import MAX_MESSAGE
+from rockroll.rpc.frame import MAX_MESSAGE, check_size
 
 _log = logging.getLogger(__name__)
 _LENGTH = struct.Struct(">I")
@@ -89,8 +88,7 @@ class Stream(asyncio.BufferedProtocol):
 
     def send(self, data: bytes) -> None:
         assert self.transport is not None
-        if len(data) > MAX_MESSAGE:
-            raise RockrollError(f"a message may have {MAX_MESSAGE} bytes, this one has {len(data)}; send it in parts")
+        check_size(data)
         if len(data) < RECEIVE:
             self.transport.write(_LENGTH.pack(len(data)) + data)
         else:

@@ -18,8 +18,7 @@ from collections.abc import Callable
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-from rockroll.errors import RockrollError
-from rockroll.rpc.frame import MAX_MESSAGE
+from rockroll.rpc.frame import MAX_MESSAGE, check_size
 
 HEARTBEAT_MS = 700
 """So often a side that hears nothing is asked whether it is there."""
@@ -143,8 +142,7 @@ class ZmqLink:
         """False: frames wait for `begin`."""
 
     def send(self, data: bytes) -> None:
-        if len(data) > MAX_MESSAGE:
-            raise RockrollError(f"a message may have {MAX_MESSAGE} bytes, this one has {len(data)}; send it in parts")
+        check_size(data)
         self._send(data)
 
     def _send(self, data: bytes | tuple[bytes, ...]) -> None:
@@ -159,7 +157,8 @@ class ZmqLink:
     def flush(self) -> bool:
         """Sends what waits; whether nothing waits any more."""
         while self._waiting and self.there and self._put(self._waiting[0]):
-            self._waiting.popleft()
+            if self._waiting:  # else the peer was found gone, and what waited is dropped
+                self._waiting.popleft()
         if not self._waiting:
             self._sent.set()
         return not self._waiting

@@ -361,6 +361,14 @@ async def test_the_run_stops_where_the_replacement_takes_none_either(place: Plac
         assert [type(error) for error in place.ended] == [CanaryError]
 
 
+async def test_a_delivery_does_not_wait_for_a_replica_that_is_replaced_no_more(place: Place) -> None:
+    async with running(place, restarts=0) as pool:
+        place.model(1).on_load = lambda version, digest: Loaded(version=version, tensors=1, digest="garbled")
+        loaded = await pool.load(place.weights("one"), 1, "one")
+        assert loaded.digest == "one" and pool.counts()["engine/replicas"] == 1
+        assert place.ended == []
+
+
 async def test_a_corrupted_folder_is_refused_by_name_and_nothing_is_replaced(place: Place) -> None:
     async with running(place) as pool:
         await pool.load(place.weights("one"), 1, "one")

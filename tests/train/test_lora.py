@@ -1,6 +1,7 @@
 """LoRA: the adapter is trained and nothing else, exactly; every file it leaves is one that others load."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +19,7 @@ from rockroll.train.api import TrainBatch
 from rockroll.train.config import TrainConfig
 from rockroll.train.lora_config import LoraConfig
 from rockroll.train.objective import frozen
+from rockroll.train.objectives.dpo import DpoObjective
 from rockroll.train.objectives.policy import PolicyObjective
 from rockroll.train.shards import shards
 from rockroll.train.trainer import RankTrainer
@@ -124,6 +126,27 @@ def test_the_kl_is_to_the_base_and_needs_no_second_model(adapted: TrainConfig, b
     expected = [second.step(batch(0)).metrics["loss/kl"] for _ in range(4)]
     assert found[0] == pytest.approx(0.0, abs=1e-6) and found[-1] > 1e-4
     assert found == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("stage", [0, slow(2), slow(3)])
+def test_preferences_are_against_the_base_and_need_no_second_model(adapted: TrainConfig, batch: Batch, stage: int):
+    both = batch(0, groups=4).samples
+    pairs = [
+        msgspec.structs.replace(sample, group=n // 2, episode=n, reward=float(n % 2 == 0))
+        for n, sample in enumerate(both[: len(both) // 2 * 2])
+    ]
+    given = TrainBatch(step=0, samples=pairs)
+    low = replace(adapted, objective="dpo", zero_stage=stage, lr=3e-3, tokens_per_microbatch=200)  # pyright: ignore[reportArgumentType]
+    trainer = RankTrainer(low)
+    assert isinstance(trainer.objective, DpoObjective) and trainer.objective.reference is None
+    found = [trainer.step(given).metrics for _ in range(4)]
+    second = RankTrainer(replace(low, zero_stage=0))
+    assert isinstance(second.objective, DpoObjective)
+    second.objective.reference = frozen(low.model, second.share)  # the same model, loaded once more
+    expected = [second.step(given).metrics for _ in range(4)]
+    assert found[0]["loss/dpo"] == pytest.approx(math.log(2), abs=1e-5) and found[-1]["loss/margin"] > 1e-3
+    for name in ("loss/dpo", "loss/margin", "loss/reward_chosen"):
+        assert [m[name] for m in found] == pytest.approx([m[name] for m in expected], rel=1e-3, abs=1e-5)
 
 
 @pytest.mark.parametrize("stage", [slow(0), 3])

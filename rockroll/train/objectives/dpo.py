@@ -1,19 +1,21 @@
-"""Preferences: of two answers to one prompt the chosen one becomes likelier, against a frozen copy of the start model.
+"""Preferences: of two answers to one prompt the chosen one becomes likelier, against the start model: a frozen copy of
+it, or, where an adapter is trained, the model without it.
 
 In: samples in pairs, chosen before rejected, in one group and with the higher reward. Out: the mean of eq. 7
 (arXiv 2305.18290) over pairs. Leaves the formula to preference.py, making pairs to data/.
 
-The two answers of a pair share a micro-batch: their log-probs enter one logarithm.
+The two answers of a pair share a micro-batch: their log-probs enter one logarithm. What the reference says of them is
+computed once a step.
 """
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from rockroll.errors import TrainError
+from rockroll.train import lora
 from rockroll.train.api import TrainBatch
 from rockroll.train.batch import MicroBatch, Row
 from rockroll.train.config import TrainConfig
@@ -30,7 +32,8 @@ class DpoObjective(Objective):
 
     def __init__(self, config: TrainConfig, share: Share) -> None:
         super().__init__(config, share)
-        self.reference = frozen(config.model, share)
+        self.reference = None if config.lora else frozen(config.model, share)
+        """None: the trained model with its adapters off."""
 
     def check(self, batch: TrainBatch) -> None:
         samples = batch.samples
@@ -49,6 +52,10 @@ class DpoObjective(Objective):
 
     def begin(self, batch: TrainBatch, rows: list[Row], model: Any) -> dict[str, float]:
         self._totals = Totals(self.share, ["pairs", "loss", "margin", "right", "chosen", "rejected"])
+        start = self.reference or lora.Base(model.module)
+        told = self.share.per_token(start, rows, lambda logits, micro: token_logprobs(logits, micro.targets)[0])
+        for row, logp in zip(rows, told, strict=True):
+            row.reference = logp
         return {}
 
     def weigh(self, rows: list[Row]) -> None:
@@ -58,9 +65,8 @@ class DpoObjective(Objective):
 
     def loss(self, outputs: Tensor, micro: MicroBatch, *, first: bool) -> Tensor:
         logp, _ = token_logprobs(outputs, micro.targets)
-        with torch.no_grad():
-            reference, _ = token_logprobs(self.reference(micro.inputs, micro.index), micro.targets)
-        ours, theirs = row_sums(logp, micro.row), row_sums(reference, micro.row)
+        assert micro.reference is not None
+        ours, theirs = row_sums(logp, micro.row), row_sums(micro.reference, micro.row)
         losses, chosen, rejected = dpo(ours[::2], ours[1::2], theirs[::2], theirs[1::2], beta=self.config.dpo_beta)
         margins = (chosen - rejected).detach()
         self._totals.add(
