@@ -17,6 +17,7 @@ from rockroll.errors import HostError, RockrollError, UsageError
 
 if TYPE_CHECKING:
     from rockroll.controller.config import RunConfig
+    from rockroll.controller.loop import Evaluation
     from rockroll.controller.run_dir import RunDir
     from rockroll.recipe.changes import Change
 
@@ -34,6 +35,7 @@ Ray = Annotated[
         help="On the nodes of a Ray cluster: auto for the one this machine is in, or HEAD:PORT.",
     ),
 ]
+_NOTHING = "eval.episodes is 0: there is nothing to evaluate; try --episodes 256"
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -317,9 +319,22 @@ def evaluate(
         float | None, typer.Option(help="0 is greedy. Default: the recipe's eval.temperature.")
     ] = None,
     episodes: Annotated[int | None, typer.Option(help="How many held-out tasks. Default: the recipe's.")] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="random|expert", help="In place of a model: the task's own random moves, or its reference solver."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """The pass rate of a model on the recipe's held-out tasks, with its 95 % interval."""
+    """The pass rate of a model on the recipe's held-out tasks, with its 95 % interval.
+
+    Examples:
+
+      rockroll eval recipes/sokoban.yaml --model runs/sokoban --episodes 512
+
+      rockroll eval recipes/sokoban.yaml --policy random     # what chance scores on the same tasks
+    """
     import tempfile
 
     from rich.console import Console
@@ -332,13 +347,37 @@ def evaluate(
     more = [f"eval.temperature={temperature}"] if temperature is not None else []
     more += [f"eval.episodes={episodes}"] if episodes is not None else []
     more += [f"model={json.dumps(str(model))}"] if model is not None else []
+    if policy is not None:
+        _show(_own(recipe, [*(settings or []), *more], policy, model), as_json)
+        return
     config = _load(recipe, [*(settings or []), *more])
     if config.eval.episodes == 0:
-        raise UsageError("eval.episodes is 0: there is nothing to evaluate; try --episodes 256")
+        raise UsageError(_NOTHING)
     with tempfile.TemporaryDirectory(prefix="rockroll-eval-") as folder, RunDir(Path(folder), resume=False) as run:
         display = Display(Status(f"{config.name}, evaluation", 0), Console(stderr=True))
         with display:
             result = run_loop(loop.evaluate(config, run, display))
+    _show(result, as_json)
+
+
+def _own(recipe: Path, settings: list[str], policy: str, model: Path | None) -> Evaluation:
+    """What the task's own policy scores; the recipe's model need not be there."""
+    from rockroll.cli.loop import run as run_loop
+    from rockroll.controller import baseline
+    from rockroll.recipe.load import load
+    from rockroll.rollout.tasks import OWN
+
+    if policy not in OWN:
+        raise UsageError(f"--policy is {' or '.join(sorted(OWN))}; got {policy!r}")
+    if model is not None:
+        raise UsageError("--policy plays in place of a model: leave out --model, or --policy")
+    config = load(recipe, settings)
+    if config.eval.episodes == 0:
+        raise UsageError(_NOTHING)
+    return run_loop(baseline.evaluate(config, policy))  # type: ignore[arg-type]
+
+
+def _show(result: Evaluation, as_json: bool) -> None:
     if as_json:
         said = {"pass_rate": result.pass_rate, "ci95": list(result.ci95), "episodes": result.episodes}
         tasks = {
