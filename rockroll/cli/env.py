@@ -1,13 +1,14 @@
-"""`rockroll env`: the tasks there are, and a contract test for one's own.
+"""`rockroll env`: the tasks there are, a contract test for one's own, and what a reference solver does in one.
 
-In: command lines. Out: tables, or JSON with --json; `check` ends with exit code 1 where a rule is broken. Leaves the
-rules to env/check.py, imported on use.
+In: command lines. Out: tables, or JSON with --json; `check` ends with exit code 1 where a rule is broken; `demos`
+writes a file. Leaves the rules to env/check.py and the demonstrations to data/demonstrations.py, imported on use.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -20,7 +21,9 @@ from rockroll.cli.show import print_json, print_table
 from rockroll.cli.text import safe
 from rockroll.errors import UsageError
 
-app = typer.Typer(help="The tasks there are, and a contract test for your own.", no_args_is_help=True)
+app = typer.Typer(
+    help="The tasks there are, a contract test for your own, and demonstrations of one.", no_args_is_help=True
+)
 MARKS = {"ok": ("ok", "green"), "warn": ("warn", "yellow"), "fail": ("FAIL", "red"), "skipped": ("-", "dim")}
 
 
@@ -108,6 +111,54 @@ def check(
         os._exit(1)
     if not report.ok:
         raise typer.Exit(1)
+
+
+@app.command()
+def demos(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A task with a solver, as rockroll:sokoban; module:Class.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE.jsonl", help="Where to; what is there is replaced.")],
+    count: Annotated[int, typer.Option(min=1, help="How many conversations.")] = 4096,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Of its constructor, value as in YAML. Again for each."),
+    ] = None,
+    noise: Annotated[float, typer.Option(help="Share of the answers that are random ones, from 0 to below 1.")] = 0.0,
+    max_turns: Annotated[int, typer.Option(min=1, help="Longer conversations are left out.")] = 64,
+    seed: Annotated[int, typer.Option(help="Another one gives other conversations.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Write demonstrations: a task's own solver plays training's situations, and passes in each.
+
+    A line is one conversation, as an episode of a run would have had it: what `data.path` of an sft recipe reads.
+    A recipe may also make them as it goes, without a file: data: {path: rockroll:demonstrations} (docs/objectives.md).
+
+    Examples:
+
+      rockroll env demos rockroll:sokoban --count 10000 --out sokoban.jsonl --option level=easy --option render=inner
+
+      rockroll env demos my_tasks:Guess --noise 0.2 --out weak.jsonl
+    """
+    import asyncio
+
+    from rockroll.data.demonstrations import Demonstrations, write
+
+    if not out.parent.is_dir():
+        raise UsageError(f"--out is a file in a folder that is there; got {out}: make {out.parent} first")
+    try:
+        made = Demonstrations(name, _options(option or []), count, noise, max_turns, seed)
+    except ValueError as error:
+        raise UsageError(f"--{error}") from None
+    asyncio.run(write(made, out))
+    spoilt = made.tried - count
+    if as_json:
+        print_json({"file": str(out), "demonstrations": count, "left_out": spoilt})
+        return
+    print(
+        f"{count:,} demonstrations in {safe(str(out))}"
+        + (f"; {spoilt:,} that did not pass are left out" * bool(spoilt))
+    )
 
 
 def _options(said: list[str]) -> dict[str, Any]:

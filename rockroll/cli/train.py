@@ -17,6 +17,7 @@ from rockroll.errors import HostError, RockrollError, UsageError
 
 if TYPE_CHECKING:
     from rockroll.controller.config import RunConfig
+    from rockroll.controller.loop import Evaluation
     from rockroll.controller.run_dir import RunDir
     from rockroll.recipe.changes import Change
 
@@ -43,6 +44,7 @@ NodesWithin = Annotated[
         help="With --ray: wait so long, as in 10m, for nodes that an autoscaler is to bring. Default: not at all.",
     ),
 ]
+_NOTHING = "eval.episodes is 0: there is nothing to evaluate; try --episodes 256"
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -345,17 +347,27 @@ def evaluate(
         float | None, typer.Option(help="0 is greedy. Default: the recipe's eval.temperature.")
     ] = None,
     episodes: Annotated[int | None, typer.Option(help="How many held-out tasks. Default: the recipe's.")] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="random|expert", help="In place of a model: the task's own random moves, or its reference solver."
+        ),
+    ] = None,
     as_json: AsJson = False,
     ray: Ray = "",
     nodes_within: NodesWithin = "",
 ) -> None:
     """The pass rate of a model on the recipe's held-out tasks, with its 95 % interval.
 
-    Examples, the second with engines and sandboxes on the nodes of a cluster (docs/cluster.md):
+    Examples:
 
       rockroll eval recipes/quickstart.yaml --model /tmp/first --json
 
-      rockroll eval recipes/quickstart.yaml --model /tmp/first --ray auto
+      rockroll eval recipes/sokoban.yaml --model runs/sokoban --episodes 512
+
+      rockroll eval recipes/sokoban.yaml --policy random     # what chance scores on the same tasks
+
+      rockroll eval recipes/quickstart.yaml --model /tmp/first --ray auto     # on a cluster's nodes (docs/cluster.md)
     """
     import dataclasses
     import tempfile
@@ -370,15 +382,39 @@ def evaluate(
     more = [f"eval.temperature={temperature}"] if temperature is not None else []
     more += [f"eval.episodes={episodes}"] if episodes is not None else []
     more += [f"model={json.dumps(str(model))}"] if model is not None else []
+    if policy is not None:
+        _show(_own(recipe, [*(settings or []), *more], policy, model), as_json)
+        return
     config = _load(recipe, [*(settings or []), *more])
     if config.eval.episodes == 0:
-        raise UsageError("eval.episodes is 0: there is nothing to evaluate; try --episodes 256")
+        raise UsageError(_NOTHING)
     if ray:
         _sandboxes(dataclasses.replace(config, replay=""), ray, nodes_within)
     with tempfile.TemporaryDirectory(prefix="rockroll-eval-") as folder, RunDir(Path(folder), resume=False) as run:
         display = Display(Status(f"{config.name}, evaluation", 0), Console(stderr=True))
         with display:
             result = run_loop(loop.evaluate(config, run, display, ray))
+    _show(result, as_json)
+
+
+def _own(recipe: Path, settings: list[str], policy: str, model: Path | None) -> Evaluation:
+    """What the task's own policy scores; the recipe's model need not be there."""
+    from rockroll.cli.loop import run as run_loop
+    from rockroll.controller import baseline
+    from rockroll.recipe.load import load
+    from rockroll.rollout.tasks import OWN
+
+    if policy not in OWN:
+        raise UsageError(f"--policy is {' or '.join(sorted(OWN))}; got {policy!r}")
+    if model is not None:
+        raise UsageError("--policy plays in place of a model: leave out --model, or --policy")
+    config = load(recipe, settings)
+    if config.eval.episodes == 0:
+        raise UsageError(_NOTHING)
+    return run_loop(baseline.evaluate(config, policy))  # type: ignore[arg-type]
+
+
+def _show(result: Evaluation, as_json: bool) -> None:
     if as_json:
         said = {"pass_rate": result.pass_rate, "ci95": list(result.ci95), "episodes": result.episodes}
         tasks = {

@@ -258,6 +258,11 @@ async def _evaluate(config: RunConfig, made: Parts, status: Status, records: Rec
     held = held_out(config.domains, config.eval.episodes)
     episodes = await made.rollout.evaluate(held, config.eval.temperature)
     records.evaluated(step, episodes)
+    return rated(config, episodes)
+
+
+def rated(config: RunConfig, episodes: Sequence[Episode]) -> Evaluation:
+    """What held-out episodes come to, in all and for each task."""
     return dataclasses.replace(_rated(episodes), tasks=domains.apart(config.domains, episodes, _rated))
 
 

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from rockroll.errors import UsageError
 
 BUILT_IN = {
+    "rockroll:demonstrations": "rockroll.data.demonstrations:Demonstrations",
     "rockroll:shell_demonstrations": "rockroll.data.shell:Demonstrations",
     "rockroll:shell_preferences": "rockroll.data.shell:Preferences",
 }

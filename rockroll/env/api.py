@@ -51,7 +51,9 @@ class Env(Protocol):
         calls one comes to `step` as an `Action` whose `call` is it (`called(action)`); the observation goes back as the
         tool's result. An answer with several calls is as many steps;
       - a constructor that takes `split` is told "train" or "eval", and keeps the situations of the two apart;
-      - `sample_random_action()` gives a text that is an action now; the check plays with it.
+      - `sample_random_action()` gives a text that is an action now; the check plays with it;
+      - `expert_action()` gives the text that a reference solver would answer now, None where it knows none:
+        demonstrations are made with it (docs/objectives.md).
     """
 
     def reset(self, seed: int | None = None) -> tuple[str, dict[str, Any]]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
+import string
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -30,6 +31,9 @@ MAPS = {
     ),
 }
 """Farama's two fixed maps. S start, F frozen, H hole, G goal."""
+
+NAMES = string.ascii_lowercase
+"""Of fields, where they are listed."""
 
 MOVES = {"left": (0, -1), "down": (1, 0), "right": (0, 1), "up": (-1, 0)}
 """(rows, columns) of each action, in Farama's order: each action's neighbours here are what the ice may turn it to."""
@@ -49,6 +53,9 @@ class FrozenLake:
     max_steps: steps until `truncated`; Farama's 100 (up to 4×4) or 200.
     moves: what going left, down, right and up is called, in that order: for a model that has other words.
     rules: said before the first grid; "" for none. split: random maps of "train" and "eval" are disjoint.
+    render: spaced (fields with a space between, as GEM's), compact (without: a field is a token for a model that
+    spells letters), or list, for the smallest models: the fields are a, b, c, … row by row, and the lake is `#` its
+    holes in capitals, `@` you, `.` the goals.
     """
 
     def __init__(
@@ -61,7 +68,11 @@ class FrozenLake:
         moves: Sequence[str] = tuple(MOVES),
         rules: str = RULES,
         split: Literal["train", "eval"] = "train",
+        render: Literal["spaced", "compact", "list"] = "spaced",
     ) -> None:
+        if render not in ("spaced", "compact", "list"):
+            raise ValueError(f"render is spaced, compact or list; got {render!r}")
+        self._render = render
         if isinstance(map, str) and map != "random" and map not in MAPS:
             raise ValueError(f"map is random, {', '.join(MAPS)} or a list of rows; got {map!r}")
         if not 2 <= size <= 32:
@@ -72,6 +83,8 @@ class FrozenLake:
             raise ValueError(f"moves are four different words, for {', '.join(MOVES)}; got {list(moves)}")
         self._fixed = None if map == "random" else check_map(MAPS[map] if isinstance(map, str) else tuple(map))
         self._size = len(self._fixed) if self._fixed else size
+        if render == "list" and self._size**2 > len(NAMES):
+            raise ValueError(f"render: list has letters for lakes of size 5 at most; got size {self._size}")
         self._frozen = frozen
         self._slippery = slippery
         self._max_steps = max_steps or (100 if self._size <= 4 else 200)
@@ -94,6 +107,7 @@ class FrozenLake:
         self.place = next((r, row.index("S")) for r, row in enumerate(self.rows) if "S" in row)
         self._steps = 0
         self._over = False
+        self._policy: dict[tuple[int, int], str] | None = None
         return f"{self._rules}\n{self.grid()}".lstrip("\n"), {}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
@@ -115,9 +129,21 @@ class FrozenLake:
 
     def grid(self) -> str:
         """The lake as lines of letters, P where the player is."""
+        if self._render == "list":
+            return self._listed()
         lines = [list(row) for row in self.rows]
         lines[self.place[0]][self.place[1]] = "P"
-        return "\n".join(" ".join(line) for line in lines)
+        return "\n".join((" " if self._render == "spaced" else "").join(line) for line in lines)
+
+    def sample_random_action(self) -> str:
+        """One of the four moves."""
+        return random.choice(self._moves)
+
+    def expert_action(self) -> str | None:
+        """The move of `policy` from here, as this lake's words call it."""
+        if self._policy is None:
+            self._policy = self.policy()
+        return self._moves[list(MOVES).index(self._policy[self.place])]
 
     def sample_random_action(self) -> str:
         """One of the four moves."""
@@ -144,6 +170,11 @@ class FrozenLake:
                 values[place] = max(map(worth, moves))
         names = list(MOVES)
         return {place: names[max(range(4), key=lambda i: worth(moves[i]))] for place, moves in ends.items()}
+
+    def _listed(self) -> str:
+        fields = "".join(self.rows)
+        holes, goals = ("".join(n for n, f in zip(NAMES, fields, strict=False) if f == kind) for kind in "HG")
+        return f"#{holes.upper()}@{NAMES[self.place[0] * len(self.rows[0]) + self.place[1]]}.{goals}"
 
     def _moved(self, place: tuple[int, int], way: tuple[int, int]) -> tuple[int, int]:
         row = min(max(place[0] + way[0], 0), len(self.rows) - 1)

@@ -95,6 +95,10 @@ class Math:
         assert self._problem is not None, "a solution comes after reset"
         return f"\\boxed{{{self._problem[1]}}}"
 
+    def expert_action(self) -> str:
+        """The reference's answer."""
+        return self.solution()
+
 
 def boxed(text: str) -> str:
     """What stands in the last \\boxed{}; "" where there is none."""

@@ -20,9 +20,11 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from rockroll.env.frozen_lake import MOVES
+from rockroll.env.frozen_lake import MOVES, NAMES
+
+Render = Literal["spaced", "compact", "inner", "list"]
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,10 @@ class Room:
     boxes: frozenset[int]
     player: int
 
-    def text(self, boxes: frozenset[int] | set[int], player: int) -> str:
+    def text(self, boxes: frozenset[int] | set[int], player: int, render: Render = "spaced") -> str:
         """The room with these boxes and that player."""
+        if render == "list":
+            return self._listed(boxes, player)
         fields = ["_"] * (self.size * self.size)
         for at in self.walls:
             fields[at] = "#"
@@ -69,7 +73,18 @@ class Room:
         for at in boxes:
             fields[at] = "*" if at in self.goals else "X"
         fields[player] = "+" if player in self.goals else "P"
-        return "\n".join(" ".join(fields[i : i + self.size]) for i in range(0, len(fields), self.size))
+        rows = [fields[i : i + self.size] for i in range(0, len(fields), self.size)]
+        if render == "inner":
+            rows = [row[1:-1] for row in rows[1:-1]]
+        return "\n".join((" " if render == "spaced" else "").join(row) for row in rows)
+
+    def _listed(self, boxes: frozenset[int] | set[int], player: int) -> str:
+        inner = [i for i in range(self.size * self.size) if 0 < i // self.size < self.size - 1]
+        names = dict(zip([i for i in inner if 0 < i % self.size < self.size - 1], NAMES, strict=False))
+        walls, players, pushed, goals = (
+            "".join(names[at] for at in names if at in fields) for fields in (self.walls, {player}, boxes, self.goals)
+        )
+        return f"#{walls.upper()}@{players}${pushed}.{goals}"
 
 
 class Sokoban:
@@ -78,6 +93,9 @@ class Sokoban:
     level: tiny (5×5, 1 box, 10 steps), easy (6×6, 2 boxes, 20 steps) or hard (8×8, 4 boxes, 50 steps).
     size, boxes, max_steps: in place of the level's. moves: what going left, down, right and up is called, in that
     order: for a model that has other words. rules: said before the first room; "" for none.
+    render: spaced (fields with a space between, as GEM's), compact (without: a field is a token for a model that spells
+    letters), inner (compact, without the walls around), or list, for the smallest models: the fields within the outer
+    walls are a, b, c, … row by row, and the room is `#` its walls in capitals, `@` you, `$` the boxes, `.` the goals.
     split: the rooms of "train" and "eval" are disjoint.
     """
 
@@ -90,6 +108,7 @@ class Sokoban:
         moves: Sequence[str] = tuple(MOVES),
         rules: str = RULES,
         split: Literal["train", "eval"] = "train",
+        render: Render = "spaced",
     ) -> None:
         if level not in LEVELS:
             raise ValueError(f"level is {', '.join(LEVELS)}; got {level!r}")
@@ -97,6 +116,11 @@ class Sokoban:
         self._level = Level(size or base.size, boxes or base.boxes, max_steps or base.steps)
         if not 5 <= self._level.size <= 16:
             raise ValueError(f"size is 5 to 16, with the walls around; got {self._level.size}")
+        if render not in get_args(Render):
+            raise ValueError(f"render is {', '.join(get_args(Render))}; got {render!r}")
+        if render == "list" and (self._level.size - 2) ** 2 > len(NAMES):
+            raise ValueError(f"render: list has letters for rooms of size 7 at most; got size {self._level.size}")
+        self._render: Render = render
         if not 1 <= self._level.boxes <= (most := (self._level.size - 2) ** 2 // 6):
             raise ValueError(f"boxes are 1 to {most} in a room of size {self._level.size}; got {self._level.boxes}")
         if self._level.steps < 4 * self._level.boxes:
@@ -115,6 +139,7 @@ class Sokoban:
         self.room = random_room(random.Random(seed), self._level, self._split)
         self.boxes, self.player = set(self.room.boxes), self.room.player
         self._steps, self._over = 0, False
+        self._ahead: list[str] = []
         return f"{self._rules}\n{self.grid()}".lstrip("\n"), {}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
@@ -123,7 +148,10 @@ class Sokoban:
             raise RuntimeError("this episode is over: call reset before step")
         said = self._words.findall(action)
         if said:
-            self._go(self._ways[said[-1].lower()])
+            move = said[-1].lower()
+            # The rest of a shortest way is one from where its first move leads; any other move makes it void.
+            self._ahead = self._ahead[1:] if self._ahead[:1] == [move] else []
+            self._go(self._ways[move])
         self._steps += 1
         home = len(self.boxes & self.room.goals)
         terminated = home == len(self.boxes)
@@ -134,7 +162,7 @@ class Sokoban:
 
     def grid(self) -> str:
         """The room as lines of letters."""
-        return self.room.text(self.boxes, self.player)
+        return self.room.text(self.boxes, self.player, self._render)
 
     def sample_random_action(self) -> str:
         """One of the four moves."""
@@ -144,6 +172,11 @@ class Sokoban:
         """The reference solver: a shortest way from here, as words; None where there is none any more."""
         found = solve(self.room, frozenset(self.boxes), self.player)
         return found and [self._moves[list(MOVES).index(word)] for word in found]
+
+    def expert_action(self) -> str | None:
+        """The first move of `solution`, which is looked for again only where another move was made."""
+        self._ahead = self._ahead or self.solution() or []
+        return self._ahead[0] if self._ahead else None
 
     def _go(self, way: int) -> None:
         to = self.player + way

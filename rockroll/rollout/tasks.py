@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from rockroll.agent.command import CommandAgent
 from rockroll.agent.config import AgentConfig
@@ -29,6 +29,10 @@ from rockroll.rollout.domain import DomainConfig, at_level
 from rockroll.rollout.mixture import Arm
 from rockroll.rollout.transcript import Turn
 from rockroll.sandbox.client import Sandbox
+
+Policy = Literal["expert", "random"]
+OWN: dict[Policy, str] = {"expert": "expert_action", "random": "sample_random_action"}
+"""Policies that an Env may bring itself, and the methods that they are."""
 
 SEED_BITS = 30
 """A task's seed fits in 31 bits with the split's, since numpy's generators take no more than 32."""
@@ -181,13 +185,7 @@ class Game:
         """(the messages that answer the model's, reward, terminated, truncated); an Env with one `done` ends as
         terminated. Each tool call of the answer is a step; after the one that ends the episode there is none."""
         if not turn.calls:
-            step = read_step(await self._call(self._env.step, Action(turn.text)))
-            return (
-                [{"role": "user", "content": self._known(step.observation)}],
-                step.reward,
-                step.terminated,
-                step.truncated,
-            )
+            return await self.say(turn.text)
         messages: list[dict[str, Any]] = []
         total, step = 0.0, None
         for call in turn.calls:
@@ -200,6 +198,27 @@ class Game:
                 break
         assert step is not None
         return messages, total, step.terminated, step.truncated
+
+    async def say(self, text: str) -> tuple[list[dict[str, Any]], float, bool, bool]:
+        """`step` for an answer that calls no tool."""
+        step = read_step(await self._call(self._env.step, Action(text)))
+        shown = self._known(step.observation)
+        return [{"role": "user", "content": shown}], step.reward, step.terminated, step.truncated
+
+    def own_answer(self, by: Policy) -> str | None:
+        """What the Env itself would answer now; None where its solver knows nothing. Raises UsageError where the Env
+        has no such policy."""
+        name = OWN[by]
+        policy: Any = getattr(self._env, name, None)
+        if not callable(policy):
+            raise UsageError(
+                f"{type(self._env).__name__} has no {name}(), which says what {by} would answer; give it one (docs/"
+                "tasks.md), or take rockroll:frozen_lake, rockroll:sokoban or rockroll:math"
+            )
+        try:
+            return cast("str | None", policy())
+        except Exception as error:
+            raise EnvError(f"{type(self._env).__name__}.{name} raised {type(error).__name__}: {error}") from error
 
     def close(self) -> None:
         """Let the Env go, also while a slow step of it is under way."""

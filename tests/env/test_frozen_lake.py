@@ -158,3 +158,15 @@ def test_wrong_options_are_refused_with_the_rule(options: dict[str, object], say
 
 def test_farama_s_maps_are_whole() -> None:
     assert all(has_path(rows) for rows in MAPS.values())
+
+
+def test_a_lake_is_shown_in_fewer_tokens_where_that_is_asked_for() -> None:
+    spaced, compact, listed = (
+        FrozenLake(map=["SFH", "FHF", "FFG"], rules="", render=render).reset(0)[0]  # type: ignore[arg-type]
+        for render in ("spaced", "compact", "list")
+    )
+    assert (spaced, compact, listed) == ("P F H\nF H F\nF F G", "PFH\nFHF\nFFG", "#CE@a.i")
+    with pytest.raises(ValueError, match="lakes of size 5 at most; got size 6"):
+        FrozenLake(size=6, render="list")
+    with pytest.raises(ValueError, match="render is spaced, compact or list; got 'flat'"):
+        FrozenLake(render="flat")  # type: ignore[arg-type]

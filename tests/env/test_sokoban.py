@@ -159,3 +159,41 @@ def test_wrong_options_are_refused_with_the_rule(options: dict[str, object], say
 def test_a_room_that_cannot_be_had_is_told_and_not_sought_for_ever() -> None:
     with pytest.raises(ValueError, match="ask for fewer boxes"):
         random_room(random.Random(0), Level(5, 4, 16), "train")
+
+
+def test_a_room_is_shown_in_fewer_tokens_where_that_is_asked_for() -> None:
+    shown = {}
+    for render in ("spaced", "compact", "inner", "list"):
+        game = Sokoban(level="easy", rules="", render=render)  # type: ignore[arg-type]
+        shown[render] = game.reset(seed=4)[0]
+        assert game.step(game.expert_action() or "")[0] == game.grid() != shown[render]
+    rows = shown["spaced"].replace(" ", "").splitlines()
+    assert shown["compact"].splitlines() == rows
+    assert shown["inner"].splitlines() == [row[1:-1] for row in rows[1:-1]]
+    fields = "".join(shown["inner"].split())
+    walls, player, boxes, goals = ("".join(n for n, f in zip("abcdefghijklmnop", fields, strict=True) if f in kinds)
+                                   for kinds in ("#", "P+", "X*", "O*+"))  # fmt: skip
+    assert shown["list"] == f"#{walls.upper()}@{player}${boxes}.{goals}"
+
+
+def test_a_rendering_that_is_unknown_or_too_small_for_the_room_says_so() -> None:
+    with pytest.raises(UsageError, match="render is spaced, compact, inner, list; got 'flat'"):
+        rockroll.make("rockroll:sokoban", render="flat")
+    with pytest.raises(UsageError, match="rooms of size 7 at most; got size 8"):
+        rockroll.make("rockroll:sokoban", level="hard", render="list")
+
+
+def test_its_expert_solves_it_also_after_moves_of_somebody_else() -> None:
+    game = playing(*LANE)
+    assert game.expert_action() == "right"
+    game.step("down")
+    ways = []
+    while not game._over:
+        ways.append(game.expert_action())
+        game.step(ways[-1] or "")
+    assert len(ways) == 3 and game.boxes == game.room.goals
+
+
+def test_its_expert_knows_nothing_where_a_box_is_stuck() -> None:
+    game = playing("######", "#X__O#", "#P___#", "#____#", "#____#", "######")
+    assert game.expert_action() is None
