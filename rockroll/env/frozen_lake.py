@@ -145,10 +145,6 @@ class FrozenLake:
             self._policy = self.policy()
         return self._moves[list(MOVES).index(self._policy[self.place])]
 
-    def sample_random_action(self) -> str:
-        """One of the four moves."""
-        return random.choice(self._moves)
-
     def policy(self) -> dict[tuple[int, int], str]:
         """The reference solver: for each place on the ice, the move that reaches the goal most often.
 

@@ -175,7 +175,7 @@ def test_a_place_without_a_data_set_is_refused(tmp_path: Path) -> None:
         (str(tmp_path / "no.jsonl"), "cannot be read"),
         (str(tmp_path / "empty.jsonl"), "at least one example"),
         (str(tmp_path / "none" / ".."), "cannot be read"),
-        ("rockroll:nothing", "own data sets are rockroll:shell_demonstrations"),
+        ("rockroll:nothing", "own data sets are rockroll:demonstrations, rockroll:shell_demonstrations"),
         ("json:nothing", "could not be made: AttributeError"),
         ("collections:abc", "could not be made"),
     ):
