@@ -22,7 +22,7 @@ def home() -> Path:
 
 def home_id() -> str:
     """Eight hex digits that name this home: containers carry it as a label, so that two homes never meet."""
-    return _short_hash(f"{user_id()}:{home()}")
+    return _id_of(home())
 
 
 def node_dir() -> Path:
@@ -54,7 +54,12 @@ def user_runtime_dir() -> Path:
 
 def runtime_dir() -> Path:
     """A short path for sockets and FIFOs: a unix socket's path may have no more than 107 bytes."""
-    return made(user_runtime_dir() / f"rockroll-{home_id()}")
+    return made(runtime_dir_of(home()))
+
+
+def runtime_dir_of(path: Path) -> Path:
+    """That of another home of this user; it is not made."""
+    return user_runtime_dir() / f"rockroll-{_id_of(path)}"
 
 
 def node_address() -> str:
@@ -80,6 +85,10 @@ def _path(text: str) -> Path:
 @functools.lru_cache(maxsize=16)
 def _short_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _id_of(path: Path) -> str:
+    return _short_hash(f"{user_id()}:{path}")
 
 
 def made(path: Path) -> Path:

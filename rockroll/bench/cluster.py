@@ -8,21 +8,20 @@ else this machine does meets both. Leaves other machines' networks to whoever ha
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import socket
 import statistics
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 from rockroll import rpc
-from rockroll.errors import HostError, UsageError
+from rockroll.bench import cluster_storm
+from rockroll.bench.hub import hub
+from rockroll.errors import UsageError
 from rockroll.placement import member
 from rockroll.sandbox import where, wire
 from rockroll.sandbox.cluster.scheduler import Scheduler
@@ -34,15 +33,18 @@ CALLS, BOXES, EACH = 500, 8, 100
 NODES, ALIVE, DECISIONS = 200, 10_000, 500
 
 
-async def run() -> dict[str, Any]:
-    """HostError where no hub can be started; UsageError where this home's node is a member of a cluster already."""
+async def run(storm: int = 0) -> dict[str, Any]:
+    """storm: sandboxes of cluster_storm.py, which is run afterwards; 0: it is not.
+
+    HostError where no hub can be started; UsageError where this home's node is a member of a cluster already.
+    """
     if member.is_member():
         raise UsageError(
             "this home's node is in a cluster; end that with `rockroll node --leave`, or use another ROCKROLL_HOME"
         )
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "cluster.json"
-        async with _hub(file) as pid:
+        async with hub(file) as pid:
             node = await connect_node()
             await member.join(file, "bench")
             try:
@@ -51,6 +53,7 @@ async def run() -> dict[str, Any]:
                 await member.leave()
                 await close_node()
     trip = _round_trip()
+    many = await cluster_storm.run(storm) if storm else {"figures": {}, "baselines": {}}
     local = figures.pop("local_arun_true_p50_ms")
     return {
         "figures": {
@@ -58,8 +61,9 @@ async def run() -> dict[str, Any]:
             "hub_adds_p50_ms": figures["cluster_arun_true_p50_ms"] - local,
             "over_local_and_a_round_trip_p50_ms": figures["cluster_arun_true_p50_ms"] - local - trip,
             "decision_cpu_ms": _decision(),
+            **many["figures"],
         },
-        "baselines": {"local_arun_true_p50_ms": local, "tcp_round_trip_p50_ms": trip},
+        "baselines": {"local_arun_true_p50_ms": local, "tcp_round_trip_p50_ms": trip, **many["baselines"]},
     }
 
 
@@ -110,26 +114,6 @@ async def _rate(client: Any, bodies: list[wire.Run]) -> float:
 def _cpu_s(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-@asynccontextmanager
-async def _hub(file: Path) -> AsyncIterator[int]:
-    """A hub's process; its pid."""
-    ready, told = os.pipe()
-    argv = ("-m", "rockroll.placement.hub", "--address", "tcp://127.0.0.1:0", "--file", str(file))
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, *argv, "--ready-fd", str(told), pass_fds=[told], stderr=asyncio.subprocess.DEVNULL
-    )
-    os.close(told)
-    try:
-        if await asyncio.to_thread(os.read, ready, 16) != b"ready\n":
-            raise HostError("the benchmark's hub did not start; `rockroll hub --address tcp://127.0.0.1:0` says why")
-        yield process.pid
-    finally:
-        os.close(ready)
-        with contextlib.suppress(ProcessLookupError):
-            process.terminate()
-        await process.wait()
 
 
 def _round_trip() -> float:
