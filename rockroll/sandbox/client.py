@@ -13,10 +13,18 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import secrets
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
-from rockroll.errors import PeerLost, RockrollError, SandboxError, SandboxLost, SandboxNotFound, UsageError
+from rockroll.errors import (
+    ImageMissing,
+    PeerLost,
+    RockrollError,
+    SandboxError,
+    SandboxLost,
+    SandboxNotFound,
+    UsageError,
+)
 from rockroll.sandbox import where, wire
 from rockroll.sandbox.client_files import Files
 from rockroll.sandbox.command import Command
@@ -130,7 +138,7 @@ class Sandbox(Files):
         """Makes the box, or starts it again after `stop`. ImageMissing, LimitNotEnforced, HostError."""
         if self._info is None:
             body = wire.Create(config=dataclasses.asdict(self.config), owner=self.owner)
-            self._info = await self._call("sandbox.create", body, SandboxInfo)
+            self._info = await self._made(lambda: self._call("sandbox.create", body, SandboxInfo))
             await self._narrow()
         else:
             self._info = await self._call("sandbox.start", self._ref, SandboxInfo)
@@ -143,11 +151,24 @@ class Sandbox(Files):
             return await self.start()
         body = wire.Create(config=dataclasses.asdict(self.config), owner=self.owner)
         try:
-            self._info = await node.create(body, wait=True)  # type: ignore[union-attr]
+            self._info = await self._made(lambda: node.create(body, wait=True))  # type: ignore[union-attr]
             await self._narrow()
         except PeerLost as error:
             raise SandboxLost(f"the node died while a sandbox was made: {error}", cause="node_lost") from error
         return self
+
+    async def _made(self, create: Callable[[], Awaitable[SandboxInfo]]) -> SandboxInfo:
+        """In a cluster that lacks its image: made once more when a node has this host's."""
+        try:
+            return await create()
+        except ImageMissing:
+            if not isinstance(self._place, where.Hub):
+                raise
+            from rockroll.sandbox.give import give
+
+            if not await give(await connect_to(self._place), self.config.image_name):  # type: ignore[arg-type]
+                raise
+        return await create()
 
     async def stop(self) -> None:
         """Ends every process in the box; its files stay, and `start` brings it up again."""

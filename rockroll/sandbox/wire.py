@@ -615,6 +615,7 @@ BODIES: dict[str, type[Struct]] = {
     "snapshot.read": SnapshotRef,
     "snapshot.bring": Bring,
     "image.read": ImageRef,
+    "image.write": ImageRef,
     "sandbox.processes": Ref,
     "sandbox.signal": Signal,
     "sandbox.env": Ref,

@@ -19,7 +19,8 @@ from rockroll.sandbox.config import DEFAULT_IMAGE
 from rockroll.sandbox.node_client import close_node, connect_to
 from tests.placement.cluster import Host, Hub, cluster
 
-pytestmark = pytest.mark.slow  # a node with a store of its own tries the runtimes anew, and 200 MB go to it
+# A node with a store of its own tries the runtimes anew, and 200 MB go to it.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ROCKROLL = [sys.executable, "-m", "rockroll"]
 SMALL = SandboxConfig(memory="64m", pids=64)
 FILES = r"""
@@ -70,6 +71,21 @@ async def test_an_image_comes_from_the_node_that_has_it_once_however_many_wait(
     finally:
         await asyncio.gather(*(box.delete() for box in boxes))
     assert log(two[1]["bare"]).count(f"image {DEFAULT_IMAGE} (") == 1
+
+
+async def test_an_image_that_only_the_callers_host_has_is_given_to_a_node(
+    tmp_path: Path, sandbox_image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with cluster(tmp_path / "given", ["alone"], own_stores=["alone"]) as (hub, hosts):
+        monkeypatch.setenv("ROCKROLL_HOME", str(tmp_path / "caller"))
+        monkeypatch.setenv("ROCKROLL_CLUSTER", str(hub.file))
+        boxes = [Sandbox(SMALL) for _ in range(3)]
+        await asyncio.gather(*(box.start() for box in boxes))
+        assert (await boxes[0].arun("echo here")).stdout == b"here\n"
+        with pytest.raises(ImageMissing, match="localhost/nowhere:1"):
+            await Sandbox(SandboxConfig(image="localhost/nowhere:1", memory="64m", pids=64)).start()
+        await close_node()
+        assert log(hosts["alone"]).count("was given by a client") == 1
 
 
 async def test_what_nobody_has_is_an_error_that_says_so(hub: HubNode) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, cast
 
 import pytest
 
 from rockroll.errors import HostError, ImageMissing, UsageError
-from rockroll.sandbox.node.bring import Bring, _Checked
+from rockroll.sandbox.container.parcels import Checked, sent
+from rockroll.sandbox.node.bring import Bring
 from rockroll.sandbox.wire import Bring as BringBody
 from rockroll.sandbox.wire import Parcel
 
@@ -25,21 +26,29 @@ def digest(data: bytes) -> str:
 
 
 async def test_bytes_with_their_digest_come_through() -> None:
-    sent = items(Parcel(data=b"ab"), Parcel(data=b"c"), Parcel(digest=digest(b"abc")))
-    assert b"".join([data async for data in _Checked(sent).all()]) == b"abc"
+    came = items(Parcel(data=b"ab"), Parcel(data=b"c"), Parcel(digest=digest(b"abc")))
+    assert b"".join([data async for data in Checked(came).all()]) == b"abc"
+
+
+async def test_what_is_sent_ends_with_the_digest_that_is_checked() -> None:
+    async def pieces() -> AsyncGenerator[bytes, None]:
+        yield b"ab"
+        yield b"c"
+
+    assert b"".join([data async for data in Checked(sent(pieces())).all()]) == b"abc"
 
 
 @pytest.mark.parametrize(
-    ("sent", "said"),
+    ("parcels", "said"),
     [
         ((Parcel(data=b"abc"), Parcel(digest=digest(b"abd"))), "not what was sent"),
         ((Parcel(data=b"abc"),), "stopped before the end"),
         ((), "stopped before the end"),
     ],
 )
-async def test_what_is_damaged_or_cut_off_is_an_error_that_is_kept(sent: tuple[Parcel, ...], said: str) -> None:
+async def test_what_is_damaged_or_cut_off_is_an_error_that_is_kept(parcels: tuple[Parcel, ...], said: str) -> None:
     """Kept: the HTTP client that takes the bytes tells of its own failure, not of theirs."""
-    checked = _Checked(items(*sent))
+    checked = Checked(items(*parcels))
     with pytest.raises(HostError, match=said):
         async for _ in checked.all():
             pass

@@ -330,6 +330,7 @@ LOCAL_ONLY = {
     "terminal.open": "a terminal goes to another host through a cluster's hub: run `rockroll debug --cluster FILE`",
     "snapshot.read": "files go from node to node through a cluster's hub",
     "snapshot.bring": "files go from node to node through a cluster's hub",
+    "image.write": "images go from node to node through a cluster's hub",
     "image.read": "images go from node to node through a cluster's hub",
     "model.route": "models are routed on the sandbox's own host",
 }

@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from rockroll import home, rpc
@@ -29,6 +28,7 @@ from rockroll.sandbox.cluster.wire import ImageWant
 from rockroll.sandbox.config import config_of
 from rockroll.sandbox.container import parcel
 from rockroll.sandbox.container.image import BUILD_TIMEOUT_S
+from rockroll.sandbox.container.parcels import Checked, sent
 from rockroll.sandbox.container.podman import Podman
 from rockroll.sandbox.container.profile import first_id
 from rockroll.sandbox.where import Hub
@@ -107,17 +107,9 @@ class Bring:
         try:
             client = await cluster.at(node)
             async with contextlib.aclosing(client.stream("image.read", ImageRef(name=name), type=Parcel)) as items:
-                head = await anext(items)
-                pieces = _Checked(items)
-                try:
-                    await self._podman.image_load(pieces.all())
-                except HostError as error:
-                    raise pieces.error or error from None
-            found = str((await self._podman.image_inspect(name))["Id"]).removeprefix("sha256:")
+                found = await self._loaded(name, items)
         except RockrollError as error:
             return error.message
-        if found != head.image_id:
-            return f"it came as {found[:12]}, and there it is {head.image_id[:12]}"
         _log.info("image %s (%s) was copied from node %s", name, found[:12], node)
         return None
 
@@ -126,9 +118,33 @@ class Bring:
         id = str(found["Id"]).removeprefix("sha256:")
         yield Parcel(image_id=id)
         archive = self._podman.image_save(body.name, parcel.archive_format(found.get("ManifestType")))
-        async with contextlib.aclosing(_sent(archive)) as items:
+        async with contextlib.aclosing(sent(archive)) as items:
             async for each in items:
                 yield each
+
+    async def take_image(self, body: ImageRef, _peer: rpc.Peer, parts: rpc.Parts) -> None:
+        """From a client whose host has it. HostError; nothing where it is here already."""
+        hub = self._hub()
+        if hub is None:
+            raise UsageError("an image is given to a node of a cluster, and this node is in none")
+        if not await self._podman.image_exists(body.name):
+            found = await self._loaded(body.name, parts.of(Parcel))
+            _log.info("image %s (%s) was given by a client", body.name, found[:12])
+        async with _joined(hub) as cluster:
+            await cluster.image_got(ImageWant(node=home.node_name(), image=body.name))
+
+    async def _loaded(self, name: str, items: AsyncIterator[Parcel]) -> str:
+        """The id of what has come, and is here now. HostError, ImageMissing."""
+        head = await anext(items)
+        pieces = Checked(items)
+        try:
+            await self._podman.image_load(pieces.all())
+        except HostError as error:
+            raise pieces.error or error from None
+        found = str((await self._podman.image_inspect(name))["Id"]).removeprefix("sha256:")
+        if found != head.image_id:
+            raise HostError(f"image {name} came as {found[:12]}, and there it is {head.image_id[:12]}")
+        return found
 
     # -- snapshots
 
@@ -165,7 +181,7 @@ class Bring:
                 await self.image(info.image_id)
 
             async def fill(folder: Any) -> None:
-                await parcel.unpack(_Checked(items).all(), folder)
+                await parcel.unpack(Checked(items).all(), folder)
                 if await asyncio.to_thread(parcel.digest, folder) != head.tree:
                     raise HostError("what lies here is not what was sent: this host's file system keeps less of a file")
 
@@ -175,41 +191,9 @@ class Bring:
         info = self._snapshots.get(body.name)
         async with self._snapshots.files(body.name) as files:
             yield Parcel(snapshot=info, tree=await asyncio.to_thread(parcel.digest, files))
-            async with contextlib.aclosing(_sent(parcel.pack(files))) as items:
+            async with contextlib.aclosing(sent(parcel.pack(files))) as items:
                 async for each in items:
                     yield each
-
-
-class _Checked:
-    """The bytes of parcels, of which nothing is missing and nothing is another. error: why it ended early."""
-
-    def __init__(self, items: AsyncIterator[Parcel]) -> None:
-        self._items = items
-        self.error: RockrollError | None = None
-
-    async def all(self) -> AsyncGenerator[bytes, None]:
-        total = hashlib.blake2b(digest_size=32)
-        try:
-            async for each in self._items:
-                if each.digest:
-                    if each.digest != total.hexdigest():
-                        raise HostError("what came is not what was sent")
-                    return
-                total.update(each.data)
-                yield each.data
-            raise HostError("the other node stopped before the end")
-        except RockrollError as error:
-            self.error = error
-            raise
-
-
-async def _sent(pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[Parcel, None]:
-    total = hashlib.blake2b(digest_size=32)
-    async with contextlib.aclosing(pieces):
-        async for data in pieces:
-            total.update(data)
-            yield Parcel(data=data)
-    yield Parcel(digest=total.hexdigest())
 
 
 @contextlib.asynccontextmanager

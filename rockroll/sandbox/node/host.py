@@ -120,6 +120,7 @@ class SandboxHost:
             "snapshot.delete": self._delete_snapshot,
             "snapshot.read": lambda body, peer: self._bring.give_snapshot(body, peer),
             "snapshot.bring": lambda body, peer: self._bring.bring_snapshot(body, peer),
+            "image.write": lambda body, peer, parts: self._bring.take_image(body, peer, parts),
             "image.read": lambda body, peer: self._bring.give_image(body, peer),
             "node.info": self._info,
             "node.metrics": self._metrics,
