@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import logging
 import os
 import signal
@@ -26,8 +25,9 @@ from pathlib import Path
 import uvloop
 
 from rockroll import logs, rpc
-from rockroll.errors import HostError, RockrollError, SandboxNotFound, UsageError
+from rockroll.errors import HostError, RockrollError, UsageError
 from rockroll.placement.hub_images import HubImages
+from rockroll.placement.hub_placing import HubPlacing
 from rockroll.release import VERSION
 from rockroll.rpc.keys import public_of
 from rockroll.rpc.line import Line
@@ -35,10 +35,9 @@ from rockroll.rpc.switch import Switch
 from rockroll.sandbox.cluster import wire
 from rockroll.sandbox.cluster.file import ClusterFile
 from rockroll.sandbox.cluster.presence import LOOK_S, Presence
-from rockroll.sandbox.cluster.scheduler import Node, Policy, Scheduler
+from rockroll.sandbox.cluster.scheduler import Policy, Scheduler
 from rockroll.sandbox.wire import Empty
 
-SETTLE_S = 5.0
 _log = logging.getLogger(__name__)
 
 
@@ -50,31 +49,24 @@ class Hub:
         self._key = file.with_name(file.name + ".key")
         self._switch = Switch(_address(address, file), self._key, on_line=self._line, on_cut=self._cut)
         self._scheduler = Scheduler(policy, overcommit)
-        self._images = HubImages(self._scheduler)
         self._presence = Presence()
         self._members: dict[bytes, str] = {}
         """Trunk → node."""
         self._trunks: dict[str, bytes] = {}
         self._told: dict[bytes, asyncio.Queue[wire.Told]] = {}
-        self._drained: set[str] = set()
-        self._changed = asyncio.Event()
         self._over = asyncio.Event()
+        self._images = HubImages(self._scheduler)
+        self._placing = HubPlacing(self._scheduler, self._trunks, self._switch.heard, self._notify)
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
-        self._settled = self._loop.time() + SETTLE_S
         self._server = rpc.Server(
             "the hub",
             {
                 "node.join": self._join,
                 "node.report": self._report,
                 "node.leave": self._leave_cluster,
-                "cluster.watch": self._watch,
-                "cluster.nodes": self._nodes,
-                "cluster.place": self._place,
-                "cluster.settle": self._settle,
-                "cluster.where": self._where,
-                "cluster.drain": self._drain,
                 "cluster.bye": self._bye,
+                **self._placing.handlers(),
                 **self._images.handlers(),
             },
             types=wire.BODIES,
@@ -122,7 +114,7 @@ class Hub:
                 changed = True
             elif (state == "suspect") != (node.state == "suspect"):
                 _log.warning("node %s is %s", name, "not heard" if state == "suspect" else "heard again")
-                calm = "draining" if name in self._drained else "up"
+                calm = "draining" if name in self._placing.drained else "up"
                 self._scheduler.mark(name, "suspect" if state == "suspect" else calm)
                 changed = True
         clients = [trunk for trunk in heard if trunk not in self._members]
@@ -156,8 +148,7 @@ class Hub:
 
     def _notify(self) -> None:
         self._images.look()
-        self._changed.set()
-        self._changed = asyncio.Event()
+        self._placing.notify()
 
     # -- of nodes
 
@@ -179,7 +170,7 @@ class Hub:
         self._scheduler.join(body.name, body.cpus, body.memory, body.pids, body.images, body.load)
         for row in body.boxes:
             self._scheduler.put(body.name, row)
-        if body.name in self._drained:
+        if body.name in self._placing.drained:
             self._scheduler.mark(body.name, "draining")
         now = self._loop.time()
         gone = [each for each in body.clients if self._presence.is_buried(each) and each not in self._switch.heard]
@@ -219,71 +210,6 @@ class Hub:
         self._images.look()
 
     # -- of clients
-
-    def _view(self, node: Node) -> wire.NodeView:
-        trunk = self._trunks[node.name]
-        return wire.NodeView(
-            name=node.name,
-            trunk=trunk,
-            state=node.state,
-            boxes=node.boxes,
-            cpus=node.most[0],
-            cpus_granted=node.used[0],
-            memory=int(node.most[1]),
-            memory_granted=int(node.used[1]),
-            room=node.load.room,
-            silent_s=self._loop.time() - self._switch.heard.get(trunk, 0.0),
-        )
-
-    async def _nodes(self, _body: Empty, _peer: rpc.Peer) -> list[wire.NodeView]:
-        return [self._view(node) for _, node in sorted(self._scheduler.nodes.items())]
-
-    async def _watch(self, body: Empty, peer: rpc.Peer) -> AsyncIterator[list[wire.NodeView]]:
-        while True:
-            changed = self._changed  # taken before the yield: a change during it is not missed
-            yield await self._nodes(body, peer)
-            await changed.wait()
-
-    async def _place(self, want: wire.Want, _peer: rpc.Peer) -> wire.Placed:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(self._settled):  # nodes of the hub before this one are about to join
-                while not self._scheduler.nodes:
-                    await self._changed.wait()
-        if not want.wait:
-            return self._placed(*self._scheduler.place(want))
-        there: asyncio.Future[tuple[Node, int]] = self._loop.create_future()
-        ask = self._scheduler.ask(want, lambda node, ticket: there.set_result((node, ticket)))
-        try:
-            return self._placed(*await there)
-        except asyncio.CancelledError:
-            self._scheduler.drop(ask)
-            if there.done() and not there.cancelled():
-                self._scheduler.settle(there.result()[1])
-            raise
-
-    def _placed(self, node: Node, ticket: int) -> wire.Placed:
-        return wire.Placed(node=node.name, trunk=self._trunks[node.name], ticket=ticket)
-
-    async def _settle(self, body: wire.Settle, _peer: rpc.Peer) -> None:
-        self._scheduler.settle(body.ticket)
-
-    async def _where(self, body: wire.Where, _peer: rpc.Peer) -> wire.Placed:
-        name = self._scheduler.where(body.id)
-        if name is None:
-            raise SandboxNotFound(
-                f"no sandbox {body.id!r} in this cluster; `rockroll sandbox ls` lists those there are"
-            )
-        return wire.Placed(node=name, trunk=self._trunks[name])
-
-    async def _drain(self, body: wire.Drain, _peer: rpc.Peer) -> None:
-        node = self._scheduler.nodes.get(body.node)
-        if node is None:
-            there = ", ".join(sorted(self._scheduler.nodes)) or "none"
-            raise UsageError(f"no node {body.node!r} in this cluster; there are: {there}")
-        (self._drained.add if body.on else self._drained.discard)(body.node)
-        if node.state != "suspect":
-            self._scheduler.mark(body.node, "draining" if body.on else "up")
-        self._notify()
 
     async def _bye(self, _body: Empty, peer: rpc.Peer) -> None:
         self._loop.call_later(0.05, self._gone, [bytes.fromhex(peer.id)])  # once it has the answer
