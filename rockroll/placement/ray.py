@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import platform
 import signal
 import socket
 import threading
@@ -30,6 +31,7 @@ from rockroll.placement.on_ray.demand import Waits
 from rockroll.placement.on_ray.examine import NodeReport, examine
 from rockroll.placement.on_ray.host import Host, versions
 from rockroll.placement.on_ray.why import why
+from rockroll.placement.usage import Usage
 from rockroll.rpc import keys
 
 try:
@@ -200,7 +202,7 @@ class HostActor:
             host = Host(ip, run, key)
             await host.start()
             self._spot.set_result(
-                far.Spot(node, os.getpid(), ip, host.address, host.ports, str(host.folder), versions())
+                far.Spot(node, os.getpid(), ip, host.address, host.ports, str(host.folder), versions(), platform.node())
             )
             await host.over.wait()
             await host.close()
@@ -265,6 +267,10 @@ class Places(Processes):
                 "again (ray start --head) and continue with --resume, there or on any other cluster"
             )
         )
+
+    def usage(self) -> list[Usage]:
+        found = [place.usage for place in self._places if place.ended is not None and not place.ended.done()]
+        return [each for each in found if each is not None]
 
     def short_of(self, what: str, boxes: int, cpus: float, memory: int) -> None:
         self._short[what] = Waits(count=boxes, cpus=cpus, memory=memory)
