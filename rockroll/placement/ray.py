@@ -88,7 +88,8 @@ def _log_words(said: dict[str, Any], **_: Any) -> None:
 
 
 def rooms() -> list[Room]:
-    """What every node that is alive has left."""
+    """What every node has left that is alive, and is not asked to go."""
+    leaving = ray._private.state.state.get_draining_nodes()  # pyright: ignore
     free: dict[str, dict[str, float]] = ray._private.state.available_resources_per_node()  # pyright: ignore
     mine = ray.get_runtime_context().get_node_id()
     return [
@@ -101,7 +102,7 @@ def rooms() -> list[Room]:
             here=node["NodeID"] == mine,
         )
         for node in ray.nodes()
-        if node["Alive"] and (has := free.get(node["NodeID"])) is not None
+        if node["Alive"] and node["NodeID"] not in leaving and (has := free.get(node["NodeID"])) is not None
     ]
 
 
