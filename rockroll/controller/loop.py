@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rockroll.controller import domains, statistics
+from rockroll.controller.boxes import pool_sizes
+from rockroll.controller.census import Census
 from rockroll.controller.config import RunConfig
 from rockroll.controller.delivery import deliver
 from rockroll.controller.learner import Learner
@@ -106,6 +108,7 @@ async def _train(
     learner = Learner(config.train, trainer, made.critic)
     if made.engine is not None:
         status.engines = made.engine.counts
+    status.census = Census(made.processes, made.engine, sandboxes=config.samples and bool(pool_sizes(config)))
     first_step = records.step = run.last_step
     kept_rows = ledger.past.last_step if ledger else first_step
     metrics = MetricsLog(

@@ -22,7 +22,7 @@ from contextlib import aclosing
 
 import msgspec
 
-from rockroll.engine.api import EngineInfo, GenerateRequest, Generation, Loaded, OnTokens
+from rockroll.engine.api import EngineInfo, GenerateRequest, Generation, Loaded, OnTokens, Stats
 from rockroll.engine.client import EngineClient
 from rockroll.engine.health import Health
 from rockroll.engine.placing import Placing
@@ -162,6 +162,11 @@ class EnginePool:
             "engine/reissued": self._reissued,
             "engine/paused_s": self._paused_s,
         }
+
+    def stats(self) -> dict[str, Stats]:
+        """What each replica that serves has said last of its work, by name."""
+        said = {life.name: self._placing.routes.stats(number) for number, life in self._placing.serving.items()}
+        return {name: stats for name, stats in said.items() if stats is not None}
 
     async def drain(self) -> None:
         """Refuses new requests and waits for those that were taken."""

@@ -127,6 +127,11 @@ class Routes:
         if (load := self._loads.get(replica)) is not None:
             load.reported(stats)
 
+    def stats(self, replica: int) -> Stats | None:
+        """What it has said last; None: nothing yet."""
+        load = self._loads.get(replica)
+        return load.stats if load else None
+
     def weights_changed(self) -> None:
         """What was computed with the weights before is of no use any more."""
         self._prefixes.clear()

@@ -3,7 +3,8 @@
 In: a Status, rows. Out: http://HOST:PORT/metrics while the run goes on. Leaves scraping and alarms to Prometheus, and
 a node's own numbers to sandbox/http/metrics.py.
 
-Nothing is counted for it: an answer is made of what the display shows and of the last row.
+Nothing is counted for it: an answer is made of what the display shows, of the last row, and of what processes and nodes
+of the run say when they are asked for it.
 """
 
 from __future__ import annotations
@@ -91,3 +92,15 @@ class RunCollector(Collector):
         for name, value in self.row.items():
             last.add_metric([self._run, name], float(value))
         yield last
+        yield from self._census()
+
+    def _census(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
+        for number in self._status.census():
+            family = families.get(number.name)
+            if family is None:
+                kind = CounterMetricFamily if number.counter else GaugeMetricFamily
+                family = kind(f"rockroll_{number.name}", number.says, labels=["run", *number.labels])
+                families[number.name] = family
+            family.add_metric([self._run, *number.labels.values()], number.value)
+        yield from families.values()

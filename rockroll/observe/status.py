@@ -6,10 +6,11 @@ In: what the controller tells as it goes. Out: `Status`. Leaves drawing to panes
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rockroll.observe.flights import Flights
+from rockroll.observe.number import Number
 
 
 @dataclass
@@ -37,6 +38,8 @@ class Status:
     """The episodes under way."""
     engines: Callable[[], Mapping[str, float]] = dict
     """How the replicas are, when it is asked; empty: there are none."""
+    census: Callable[[], Sequence[Number]] = list
+    """What processes and nodes of the run report, when it is asked, by another thread than the run's."""
     version: int = 0
     """Of the weights that were delivered last."""
     tokens: int = 0

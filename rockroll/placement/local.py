@@ -23,7 +23,9 @@ from typing import Any, Protocol, TypeVar
 from rockroll import home, logs
 from rockroll.append import write_whole
 from rockroll.errors import PeerLost, ProcessDied
+from rockroll.placement import usage
 from rockroll.placement.needs import Needs
+from rockroll.placement.usage import Usage
 
 T = TypeVar("T")
 _GRACE_S = 5.0  # from SIGTERM to SIGKILL; the whole run must be gone 10 s after Ctrl-C
@@ -162,6 +164,11 @@ class Processes:
 
     async def reserve(self, needs: Mapping[str, Needs]) -> None:
         """Room for these processes, by name, all of it or none. This machine takes whatever comes."""
+
+    def usage(self) -> list[Usage]:
+        """What each process takes of its machine. Any thread may ask."""
+        running = [child for child in self._children if child.process.returncode is None]
+        return [Usage(child.name, home.node_name(), *usage.of(child.process.pid)) for child in running]
 
     def short_of(self, what: str, boxes: int, cpus: float, memory: int) -> None:
         """So many sandboxes of a kind are waited for, which no node has room for; here nothing is to be done. memory:

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import platform
 import signal
 import socket
 import threading
@@ -30,6 +31,7 @@ from rockroll.placement.on_ray.demand import Waits
 from rockroll.placement.on_ray.examine import NodeReport, examine
 from rockroll.placement.on_ray.host import Host, versions
 from rockroll.placement.on_ray.why import why
+from rockroll.placement.usage import Usage
 from rockroll.rpc import keys
 
 try:
@@ -86,7 +88,8 @@ def _log_words(said: dict[str, Any], **_: Any) -> None:
 
 
 def rooms() -> list[Room]:
-    """What every node that is alive has left."""
+    """What every node has left that is alive, and is not asked to go."""
+    leaving = ray._private.state.state.get_draining_nodes()  # pyright: ignore
     free: dict[str, dict[str, float]] = ray._private.state.available_resources_per_node()  # pyright: ignore
     mine = ray.get_runtime_context().get_node_id()
     return [
@@ -99,7 +102,7 @@ def rooms() -> list[Room]:
             here=node["NodeID"] == mine,
         )
         for node in ray.nodes()
-        if node["Alive"] and (has := free.get(node["NodeID"])) is not None
+        if node["Alive"] and node["NodeID"] not in leaving and (has := free.get(node["NodeID"])) is not None
     ]
 
 
@@ -200,7 +203,7 @@ class HostActor:
             host = Host(ip, run, key)
             await host.start()
             self._spot.set_result(
-                far.Spot(node, os.getpid(), ip, host.address, host.ports, str(host.folder), versions())
+                far.Spot(node, os.getpid(), ip, host.address, host.ports, str(host.folder), versions(), platform.node())
             )
             await host.over.wait()
             await host.close()
@@ -265,6 +268,10 @@ class Places(Processes):
                 "again (ray start --head) and continue with --resume, there or on any other cluster"
             )
         )
+
+    def usage(self) -> list[Usage]:
+        found = [place.usage for place in self._places if place.ended is not None and not place.ended.done()]
+        return [each for each in found if each is not None]
 
     def short_of(self, what: str, boxes: int, cpus: float, memory: int) -> None:
         self._short[what] = Waits(count=boxes, cpus=cpus, memory=memory)

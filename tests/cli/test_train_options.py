@@ -18,3 +18,13 @@ def test_dry_steps_go_on_with_nothing(capsys: pytest.CaptureFixture[str]) -> Non
 def test_a_resume_names_what_it_continues(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([command, RECIPE, "--resume"]) == 2
     assert "name that directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["train", "rollout", "eval"])
+def test_a_time_for_nodes_to_come_is_a_duration(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setenv("ROCKROLL_NODES_WITHIN", "")  # the command sets it for the processes of its run
+    assert run([command, RECIPE, "--ray", "127.0.0.1:1", "--nodes-within", "soon"]) == 2
+    assert "--nodes-within: a duration is digits and one of" in capsys.readouterr().err

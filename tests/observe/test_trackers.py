@@ -19,6 +19,7 @@ from rockroll.observe import trackers
 from rockroll.observe.config import MetricsConfig
 from rockroll.observe.display import Status
 from rockroll.observe.metrics import MetricsLog
+from rockroll.observe.number import Number
 from rockroll.observe.prometheus import Exporter
 
 ROWS = [{"step": 0, "eval/pass_rate": 0.25}, {"step": 1, "reward/mean": 0.5}]
@@ -197,6 +198,8 @@ def test_a_tracker_that_hangs_holds_nobody(run_dir: Path, monkeypatch: pytest.Mo
 def test_prometheus_finds_what_the_display_shows_and_the_last_row() -> None:
     status = Status("lake", 20, step=3, outcomes={"ok": 5}, running=2)
     status.enter("rollout", 64)
+    labels = {"engine": "engine-1", "node": "far"}
+    status.census = lambda: [Number("engine_steps", "Steps.", labels, 7, True), Number("slots", "Slots.", labels, 2)]
     with Exporter(MetricsConfig(prometheus="127.0.0.1:0"), "lake", status) as exporter:
         exporter.write({"step": 2, "reward/mean": 0.5})
         status.outcomes["ok"] = 6
@@ -209,6 +212,8 @@ def test_prometheus_finds_what_the_display_shows_and_the_last_row() -> None:
         'rockroll_phase{phase="rollout",run="lake"} 1.0',
         'rockroll_episodes_total{outcome="ok",run="lake"} 6.0',
         'rockroll_metric{name="reward/mean",run="lake"} 0.5',
+        'rockroll_engine_steps_total{engine="engine-1",node="far",run="lake"} 7.0',
+        'rockroll_slots{engine="engine-1",node="far",run="lake"} 2.0',
     ):
         assert line in said.splitlines(), said
 

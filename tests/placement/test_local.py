@@ -38,6 +38,16 @@ async def test_a_child_that_dies_ends_the_work_and_shows_its_log(tmp_path: Path)
             await asyncio.wait_for(processes.guard(asyncio.Event().wait()), 10)
 
 
+async def test_what_a_child_takes_of_its_machine_is_known_while_it_runs(tmp_path: Path) -> None:
+    async with Processes(tmp_path / "logs") as processes:
+        child = await processes.start("engine-0", "childmod")
+        (taken,) = processes.usage()
+        assert (taken.name, taken.node) == ("engine-0", os.uname().nodename)
+        assert taken.memory > 0
+        await child.stop()
+        assert processes.usage() == []
+
+
 async def test_the_logs_of_children_are_bounded(tmp_path: Path) -> None:
     async with Processes(tmp_path / "logs") as processes:
         child = await processes.start("engine", "childmod")

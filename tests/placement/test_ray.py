@@ -93,6 +93,11 @@ async def test_a_process_runs_on_another_node_and_reads_what_is_here(nodes: Node
         client = await rpc.connect(place.address, place.key)
         assert await client.call("home") == str(nodes.nodes[1].home)
         assert await client.call("look", str(found)) == ["config.json", "sub"]
+        async with asyncio.timeout(20):
+            while not any(each.memory for each in places.usage()):  # it comes with the next sign of life
+                await asyncio.sleep(0.05)
+        (taken,) = places.usage()
+        assert taken.name == "far" and taken.node.endswith(nodes.nodes[1].node_id[:8])
         written = str(tmp_path / "weights")
         await client.call("write", place.writes(written))
         assert not Path(written).exists()

@@ -101,7 +101,7 @@ async def test_boxes_that_wait_are_demand_a_new_node_takes_them_and_a_drained_on
     nodes: Nodes, file: Path, tmp_path: Path
 ) -> None:
 
-    from rockroll.placement.ray import Places
+    from rockroll.placement.ray import Places, rooms
 
     ray_said: Any = importlib.import_module("ray.core.generated.autoscaler_pb2")
     worker = nodes.nodes[1]
@@ -135,6 +135,7 @@ async def test_boxes_that_wait_are_demand_a_new_node_takes_them_and_a_drained_on
         await nodes.join(1, before=of_two_boxes)
         deadline = int((time.time() + 600) * 1000)
         assert gcs(nodes).drain_node(worker.node_id, ray_said.DRAIN_NODE_REASON_PREEMPTION, "", deadline)[0]
+        assert worker.node_id not in {room.node for room in rooms()}
         name = next(box.info.node for _, box in leases if worker.node_id[:8] in box.info.node)
         there = [each for each in leases if each[1].info.node == name]
         assert len(there) == 2

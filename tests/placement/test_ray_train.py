@@ -6,11 +6,15 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
+import socket
 import sqlite3
+import statistics
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -155,6 +159,17 @@ def test_two_ranks_on_two_nodes_learn_as_one_trainer_and_save_one_checkpoint(nod
     assert here.process.returncode == 0, said
 
 
+PROCESSES = ("engine-0", "trainer-0")
+
+
+def _node_of(metrics: str, series: str) -> str:
+    """The label `node` of the one line that has the series."""
+    line = next(line for line in metrics.splitlines() if re.match(series, line))
+    found = re.search('node="([^"]+)"', line)
+    assert found, line
+    return found[1]
+
+
 def boxes(node: Any) -> int:
     """How many sandboxes there have been on a node."""
     with sqlite3.connect(node.home / "node" / "registry.sqlite") as registry:
@@ -179,10 +194,19 @@ def test_the_quick_start_runs_on_three_nodes_with_sandboxes_on_each_and_so_do_ev
 ) -> None:
     recipe = Path("recipes/quickstart.yaml")
     before = recipe.read_bytes()
-    run = Training(three, tmp_path / "run", "--set", "steps=2", recipe=str(recipe))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        place = "{}:{}".format(*free.getsockname())
+    more = ["--set", "steps=4", "--set", f"metrics.prometheus={place}"]
+    run = Training(three, tmp_path / "run", *more, recipe=str(recipe))
+    run.until_step(0)
+    scraped = urllib.request.urlopen(f"http://{place}/metrics").read().decode()
     said = run.said(900)
     assert run.process.returncode == 0, said
-    assert [row["step"] for row in run.rows()] == [0, 1, 2]
+    assert [row["step"] for row in run.rows()] == [0, 1, 2, 3, 4]
+    node = {name: _node_of(scraped, rf'rockroll_process_memory_bytes.*process="{name}"') for name in PROCESSES}
+    assert node["engine-0"] == _node_of(scraped, 'rockroll_engine_steps_total.*engine="engine-0"')
+    boxed = set(re.findall(r'rockroll_admission_limit{node="([^"]+)"', scraped))
+    assert len(boxed) == 3 and set(node.values()) < boxed, scraped
     trained = [boxes(node) for node in three.nodes]
     assert all(trained), f"sandboxes by node: {trained}; {said}"
 
@@ -202,19 +226,40 @@ def test_the_quick_start_runs_on_three_nodes_with_sandboxes_on_each_and_so_do_ev
     assert recipe.read_bytes() == before
 
 
+def test_an_engine_that_cannot_start_on_another_node_is_told_of_with_what_it_said(nodes: Nodes, tmp_path: Path) -> None:
+    nodes.add(2)
+    model = tmp_path / "model"
+    shutil.copytree(REAL_HOME / "models" / "tiny", model)
+    weights = model / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size // 2)
+    run = Training(nodes, tmp_path, "--model", str(model), command="eval")
+    said = run.said(300)
+    assert run.process.returncode == 1 and re.search(
+        r"the engine-0 process on node [\d.]+ ended with exit code 1", said
+    )
+    assert "SafetensorError" in said or "safetensors" in said, said
+    assert "ActorDiedError" not in said and "Traceback (most recent call last)" not in said
+
+
+PAIRS, FROM_STEP = 5, 4
+
+
 def test_one_node_is_as_fast_with_ray_as_without(make_nodes: Callable[[], Nodes], tmp_path: Path) -> None:
-    """Steps a second, the best of three runs each, in turns; a figure for a quiet machine."""
+    """Seconds of steps FROM_STEP to 20, without and with, run after run in pairs, each pair the other way round: what
+    else the machine does falls on both. The median of the pairs' ratios is the figure, for a quiet machine."""
     nodes = make_nodes()
     nodes.add(4)
-    more = ["--set", "steps=12", "--set", "checkpoint.every=0", "--set", "rollout.groups=8"]
-    seconds: dict[str, list[float]] = {"ray": [], "none": []}
-    for number in range(3):
-        for name, where in (("ray", nodes), ("none", None)):
-            run = Training(where, tmp_path / f"{name}-{number}", *more)
+    more = ["--set", "steps=20", "--set", "checkpoint.every=0", "--set", "rollout.groups=8", "--set", "eval.episodes=1"]
+    ratios: list[float] = []
+    for pair in range(PAIRS):
+        seconds: dict[bool, float] = {}
+        for ray in (False, True) if pair % 2 else (True, False):
+            run = Training(nodes if ray else None, tmp_path / f"{pair}-{ray}", *more)
             said = run.said(900)
             assert run.process.returncode == 0, said
-            seconds[name].append(sum(row["time/step_s"] for row in run.rows()[3:]))
+            seconds[ray] = sum(row["time/step_s"] for row in run.rows() if FROM_STEP <= row["step"] < 20)
+        ratios.append(seconds[False] / seconds[True])
+        print(f"pair {pair}: {seconds[False]:.1f} s without, {seconds[True]:.1f} s with --ray")
     nodes.close()
-    ratio = min(seconds["none"]) / min(seconds["ray"])
-    print(f"throughput with --ray: {ratio:.3f} of that without; seconds {seconds}")
-    assert ratio >= 0.97
+    print(f"throughput with --ray: {statistics.median(ratios):.3f} of that without; {ratios}")
+    assert statistics.median(ratios) >= 0.97

@@ -26,6 +26,7 @@ from rockroll.errors import PeerLost, ProcessDied, RockrollError
 from rockroll.placement.local import OnDeath, Place, Process, Processes, death, log_end
 from rockroll.placement.on_ray import trees
 from rockroll.placement.on_ray.host import CONFIG, Fetch, Life, Run, Versions
+from rockroll.placement.usage import Usage
 
 SILENT_S = 4.5
 """A host says every second that it is there; so long without a word, and its node counts as lost."""
@@ -44,6 +45,12 @@ class Spot(msgspec.Struct, frozen=True):
     ports: tuple[int, int]
     folder: str
     versions: Versions
+    host: str = ""
+
+    @property
+    def name(self) -> str:
+        """Of the node, as its sandboxes have it (keeper.py)."""
+        return f"{self.host}-{self.node[:8]}"
 
 
 class Files:
@@ -136,6 +143,12 @@ class FarPlace(Place):
         """Done at its process's end; None: there is none yet."""
         return self.process.ended if self.process else None
 
+    @property
+    def usage(self) -> Usage | None:
+        """What its process takes there, as it has last said; None: it has not."""
+        life = self.process.life if self.process else None
+        return Usage(self.name, self.spot.name, life.cpu_s, life.memory) if life else None
+
     def meeting(self) -> str:
         return f"tcp://{self.spot.ip}:{self.spot.ports[1]}"
 
@@ -177,6 +190,8 @@ class FarProcess:
         self._place, self._log, self._on_death = place, log, on_death
         self._offset = 0
         self._stopping = False
+        self.life: Life | None = None
+        """The last sign of it."""
         self.ended = asyncio.ensure_future(self._follow())
         """Done when nothing is heard of it any more, for whatever reason."""
 
@@ -227,6 +242,7 @@ class FarProcess:
                         life = await anext(lives, None)
                     if life is None:
                         raise PeerLost(f"{self._place.where} stopped telling of {self._place.name}")
+                    self.life = life
                     log.write(life.log)
                     log.flush()
                     self._offset += len(life.log)

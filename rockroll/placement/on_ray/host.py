@@ -27,6 +27,7 @@ import msgspec
 
 from rockroll import home, rpc
 from rockroll.errors import HostError
+from rockroll.placement import usage
 from rockroll.placement.on_ray import trees
 from rockroll.release import VERSION
 
@@ -71,6 +72,9 @@ class Life(msgspec.Struct, frozen=True):
     """What came after the offset that was asked for."""
     code: int | None
     """Of a child that has ended, with the rest of its log."""
+    cpu_s: float = 0.0
+    memory: int = 0
+    """What it takes of its machine now (usage.py)."""
 
 
 class Fetch(msgspec.Struct, frozen=True):
@@ -195,7 +199,8 @@ class Host:
                     over = ended.done()
                     piece = log.read(_LOG_PIECE)
                     last = over and len(piece) < _LOG_PIECE
-                    yield Life(piece, child.returncode if last else None)
+                    taken = (0.0, 0) if over else await asyncio.to_thread(usage.of, child.pid)
+                    yield Life(piece, child.returncode if last else None, *taken)
                     if last:
                         return
                     if len(piece) < _LOG_PIECE:

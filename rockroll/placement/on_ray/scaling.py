@@ -21,7 +21,6 @@ import ray
 from ray.autoscaler.sdk import request_resources
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rockroll.errors import RockrollError
 from rockroll.placement.on_ray.demand import Has, Waits, bundles
 from rockroll.sandbox.cluster.client import HubNode, connect_hub
 from rockroll.sandbox.cluster.file import ClusterFile
@@ -78,8 +77,8 @@ class Scaling:
                     said = ClusterFile.read(self._file)
                     hub = await connect_hub(said.hub, said.server_key)
                 await self._look(hub, dict(members))
-            except RockrollError as error:
-                _log.warning("the hub's nodes are not known: %s", error)
+            except Exception as error:  # noqa: BLE001 - what one look met, Ray's or the hub's, the next may not
+                _log.warning("who drains and who has sandboxes is not known: %s", error)
             await asyncio.sleep(LOOK_S)
 
     async def _look(self, hub: HubNode, members: dict[str, Member]) -> None:
