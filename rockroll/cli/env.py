@@ -161,6 +161,55 @@ def demos(
     )
 
 
+@app.command()
+def scores(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]…", help="As in a recipe; none: rockroll's own.")
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Of its constructor, in place of its levels. Again for each."),
+    ] = None,
+    episodes: Annotated[int, typer.Option(min=1, help="Held-out episodes of each policy.")] = 200,
+    turns: Annotated[int, typer.Option(min=1, help="An episode is over then.")] = 1000,
+    as_json: Json = False,
+) -> None:
+    """What a solver earns in an environment, and what chance does, at each of its levels: what there is to learn.
+
+    It plays the task's own expert_action() and sample_random_action() over situations of evaluation. SHARED is how many
+    of these occur in training, too.
+
+    Examples:
+
+      rockroll env scores rockroll:sokoban
+
+      rockroll env scores my_tasks:Guess --option highest=9 --turns 4
+    """
+    from rockroll.env.registry import BUILT_IN, find
+    from rockroll.env.scores import scores as scored
+
+    if option and not names:
+        raise UsageError("--option is of one environment: name it, as in rockroll env scores rockroll:sokoban")
+    tasks = names or [name for name in sorted(BUILT_IN) if hasattr(find(name), "expert_action")]
+    found = [score for name in tasks for score in scored(name, _options(option or []), episodes=episodes, turns=turns)]
+    if as_json:
+        import msgspec
+
+        print_json([msgspec.structs.asdict(score) for score in found])
+        return
+    rows = [
+        [
+            each.task,
+            each.level,
+            f"{each.random:.2f}",
+            f"{each.reference:.2f}",
+            "-" if each.shared is None else each.shared,
+        ]
+        for each in found
+    ]
+    print_table(["TASK", "LEVEL", "RANDOM", "REFERENCE", "SHARED"], [[str(cell) for cell in row] for row in rows])
+
+
 def _options(said: list[str]) -> dict[str, Any]:
     import yaml
 

@@ -53,7 +53,9 @@ class Env(Protocol):
       - a constructor that takes `split` is told "train" or "eval", and keeps the situations of the two apart;
       - `sample_random_action()` gives a text that is an action now; the check plays with it;
       - `expert_action()` gives the text that a reference solver would answer now, None where it knows none:
-        demonstrations are made with it (docs/objectives.md).
+        demonstrations are made with it (docs/objectives.md);
+      - a class attribute `levels` has constructor options by the name of a difficulty: `rockroll env scores NAME` says
+        what the solver and chance earn at each.
     """
 
     def reset(self, seed: int | None = None) -> tuple[str, dict[str, Any]]:

@@ -22,7 +22,7 @@ import random
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from rockroll.env.api import Action, Split, called
 
@@ -72,6 +72,8 @@ class Arithmetic:
     level: easy, medium or hard. tools: template, as the model's chat template writes calls; text, as `calc 1 + 2`.
     split: "train" and "eval" share no expression. rules: said before the expression, in place of rockroll's.
     """
+
+    levels: ClassVar[dict[str, dict[str, Any]]] = {name: {"level": name} for name in LEVELS}
 
     def __init__(
         self,
@@ -163,6 +165,11 @@ class Arithmetic:
 
         work(self._sum)
         return [*actions, f"answer {self._sum.value}"]
+
+    def expert_action(self) -> str | None:
+        """The next action of `policy`, for who has followed it so far."""
+        actions = self.policy()
+        return actions[min(self._steps, len(actions) - 1)]
 
     def _said(self, a: int, sign: str, b: int) -> str:
         if self._tools == "text":

@@ -183,6 +183,8 @@ class _Env:
         ]
         if takes_split:
             rules.insert(5, ("splits", self._splits))
+        if callable(getattr(self._make(), "expert_action", None)):
+            rules.append(("solver", self._solver))
         for place, (name, rule) in enumerate(rules):
             try:
                 level, detail, cure = rule()
@@ -283,6 +285,27 @@ class _Env:
             cure = "keep situations apart by a hash of what is shown, as rockroll/env/frozen_lake.py does"
             return "warn", f"{len(shared)} of {8 * SEEDS} evaluation's observations occur in training too", cure
         return "ok", f"{8 * SEEDS} situations of each split, none shared", ""
+
+    def _solver(self) -> tuple[Level, str, str]:
+        solver, chance = (self._earned(each) for each in (True, False))
+        said = f"its solver earns {solver:.2f} an episode, answers at random {chance:.2f}"
+        if solver <= chance:
+            return "warn", said, "a solver that earns no more than chance shows nothing that could be learnt"
+        return "ok", said, ""
+
+    def _earned(self, solver: bool) -> float:
+        """The mean reward of an episode."""
+        env, draw, total = self._make(), random.Random(0), 0.0
+        for seed in range(SEEDS):
+            self._calls.of(env.reset, seed=seed)
+            for _ in range(self._steps):
+                known = self._calls.of(env.expert_action) if solver else None
+                action = self._actions(env, draw) if known is None else known
+                step = read_step(self._calls.of(env.step, action))
+                total += step.reward
+                if step.over:
+                    break
+        return total / SEEDS
 
     def _any_text(self) -> tuple[Level, str, str]:
         env = self._make()

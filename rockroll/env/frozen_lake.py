@@ -15,7 +15,7 @@ import random
 import re
 import string
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 MAPS = {
     "4x4": ("SFFF", "FHFH", "FFFH", "HFFG"),
@@ -58,6 +58,13 @@ class FrozenLake:
     holes in capitals, `@` you, `.` the goals.
     """
 
+    levels: ClassVar[dict[str, dict[str, Any]]] = {
+        "2x2": {"size": 2},
+        "4x4": {"size": 4},
+        "8x8": {"size": 8},
+        "4x4 slippery": {"size": 4, "slippery": True},
+    }
+
     def __init__(
         self,
         map: str | Sequence[str] = "random",
@@ -95,6 +102,7 @@ class FrozenLake:
         self._split = split
         self._random = random.Random(0)
         self._over = True
+        self._best: dict[tuple[int, int], str] | None = None
         self.rows: tuple[str, ...] = self._fixed or ()
         """The lake of this episode."""
         self.place = (0, 0)

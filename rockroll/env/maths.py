@@ -25,7 +25,7 @@ import threading
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from rockroll.env.api import Split
 from rockroll.errors import UsageError
@@ -52,6 +52,8 @@ class Math:
     level: easy, medium or hard. data: a file of problems in place of drawn ones, one JSON object a line; question,
     answer: their keys (of an answer with "####" what follows it). split: "train" and "eval" share no problem.
     """
+
+    levels: ClassVar[dict[str, dict[str, Any]]] = {name: {"level": name} for name in ("easy", "medium", "hard")}
 
     def __init__(
         self,

@@ -12,11 +12,12 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from rockroll.env import shell_interpreter
 from rockroll.env.api import Situation, Split
 from rockroll.env.shell import ShellTask
+from rockroll.env.shell_ways import SOLUTIONS
 
 ONE_COMMAND = ("create", "append", "copy")
 """Goals that one command can reach without looking first."""
@@ -27,6 +28,12 @@ class ShellQuiz:
 
     kinds: of goals. split: "train" and "eval" share no goal.
     """
+
+    levels: ClassVar[dict[str, dict[str, Any]]] = {
+        "easy": {"kinds": ["create"]},
+        "medium": {"kinds": ["create", "append"]},
+        "hard": {"kinds": list(ONE_COMMAND)},
+    }
 
     def __init__(self, kinds: Sequence[str] = ONE_COMMAND, split: Split = "train") -> None:
         if not kinds or not set(kinds) <= set(ONE_COMMAND):
@@ -50,6 +57,12 @@ class ShellQuiz:
         after = shell_interpreter.run(self._situation.files, action.strip())
         right = after is not None and after[0] == self._situation.secret.expected
         return "right" if right else "wrong", float(right), True, False, {}
+
+    def expert_action(self) -> str | None:
+        """The command that does it."""
+        assert self._situation is not None, "an action comes after reset"
+        goal = self._situation.secret
+        return SOLUTIONS[goal.kind](goal)[0]
 
     def sample_random_action(self) -> str:
         """A command of the right form for one of the goals, with words that stand in this one's."""

@@ -20,7 +20,7 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from rockroll.env.frozen_lake import MOVES, NAMES
 
@@ -98,6 +98,8 @@ class Sokoban:
     walls are a, b, c, … row by row, and the room is `#` its walls in capitals, `@` you, `$` the boxes, `.` the goals.
     split: the rooms of "train" and "eval" are disjoint.
     """
+
+    levels: ClassVar[dict[str, dict[str, Any]]] = {name: {"level": name} for name in LEVELS}
 
     def __init__(
         self,

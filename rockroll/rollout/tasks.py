@@ -17,7 +17,7 @@ from typing import Any, Literal, cast
 from rockroll.agent.command import CommandAgent
 from rockroll.agent.config import AgentConfig
 from rockroll.env.apart import ApartEnv, Workers
-from rockroll.env.api import Action, SandboxTask, Split, Tokens, read_reset, read_step, read_tools
+from rockroll.env.api import Action, SandboxTask, Split, Tokens, called, read_reset, read_step, read_tools
 from rockroll.env.boxed import BoxedEnv
 from rockroll.env.registry import BUILT_IN, find, make
 from rockroll.env.source import Source, source
@@ -64,6 +64,8 @@ class EnvTask:
 
     def game(self, split: Split) -> Game:
         """A new game, of a task without a `source`. Raises EnvError or UsageError where it cannot be made."""
+        if self.source is not None:
+            raise UsageError(f"{self.config.env}: its own policies are played here: leave out where: sandbox for that")
         options = {**self.config.options, "split": split} if self.takes_split else self.config.options
         if self.workers is not None:
             return Game(ApartEnv(self.workers, self.config.env, options, self.config.call_timeout), slow=False)
@@ -213,12 +215,18 @@ class Game:
         if not callable(policy):
             raise UsageError(
                 f"{type(self._env).__name__} has no {name}(), which says what {by} would answer; give it one (docs/"
-                "tasks.md), or take rockroll:frozen_lake, rockroll:sokoban or rockroll:math"
+                "tasks.md), or take one that `rockroll env scores` names"
             )
         try:
-            return cast("str | None", policy())
+            answer = cast("str | None", policy())
         except Exception as error:
             raise EnvError(f"{type(self._env).__name__}.{name} raised {type(error).__name__}: {error}") from error
+        if answer is not None and called(answer) is not None:
+            raise UsageError(
+                f"{type(self._env).__name__}'s {name}() calls a tool, and its own policies are played in words; of "
+                "rockroll:arithmetic the option is tools: text"
+            )
+        return answer
 
     def close(self) -> None:
         """Let the Env go, also while a slow step of it is under way."""

@@ -113,6 +113,7 @@ def test_noise_is_the_share_of_random_answers_and_what_it_spoils_is_left_out() -
     ("given", "says"),
     [
         ({"env": f"{HERE}:NoSolver"}, "NoSolver has no expert_action()"),
+        ({"env": "rockroll:arithmetic"}, "calls a tool, and its own policies are played in words"),
         (
             {"env": f"{HERE}:NeverRight"},
             "of 100 episodes of .*NeverRight played by its solver with noise 0 none passed",
