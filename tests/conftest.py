@@ -15,12 +15,16 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from rockroll import home, rpc
 from rockroll.errors import HostError, SandboxNotFound
 from rockroll.sandbox import node_client, wire
 from rockroll.sandbox.container import image
 from rockroll.sandbox.container.podman import HOME_LABEL, Podman, PodmanService
+
+settings.register_profile("rockroll", deadline=None)  # a busy machine is no fault of what is tested
+settings.load_profile("rockroll")
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ from rockroll.append import write_whole
 from rockroll.controller.config import CanaryConfig
 from rockroll.engine.api import Engine
 from rockroll.engine.pool import EnginePool
-from rockroll.errors import CanaryError
+from rockroll.errors import CanaryError, UsageError
 from rockroll.train.api import Trainer
 
 TOKENS = 33
@@ -40,9 +40,15 @@ class Drift(NamedTuple):
 
 
 class Canary:
-    """prompts: ids of each. file: where the first mean of the run is kept."""
+    """prompts: ids of each. file: where the first mean of the run is kept. UsageError for a prompt of one token."""
 
     def __init__(self, prompts: Sequence[Sequence[int]], config: CanaryConfig, file: Path) -> None:
+        for number, ids in enumerate(prompts):
+            if len(ids) < 2:
+                raise UsageError(
+                    f"canary prompt {number + 1} is {len(ids)} token of this model, and a log-prob needs one before "
+                    "it; write a longer text"
+                )
         self._prompts = [list(ids[:TOKENS]) for ids in prompts]
         self._config, self._file = config, file
 

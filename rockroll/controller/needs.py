@@ -11,9 +11,8 @@ from pathlib import Path
 from rockroll.controller.config import RunConfig
 from rockroll.engine.config import EngineConfig
 from rockroll.placement.needs import Needs
-from rockroll.train.config import TrainConfig
 from rockroll.train.critic import critic_config
-from rockroll.train.extent import parameters_of, state_bytes
+from rockroll.train.extent import adapter_parameters, parameters_of, state_bytes
 
 PROCESS_BYTES = 700 * 10**6
 """A process that has loaded torch, transformers and DeepSpeed, before its model (measured: 0.5 to 0.7 GB)."""
@@ -29,6 +28,7 @@ def needs(config: RunConfig, model: Path | None, *, train: bool = True, gpus: fl
     else trainers and engines share them as engine.gpu_share says; 0: `auto` is a CPU.
     """
     parameters = parameters_of(model) if model is not None else 0
+    adapter = adapter_parameters(model, config.train) if model is not None else 0
     trainers = {"trainer": config.train} if train else {}
     if train and config.train.has_critic:
         trainers["critic"] = critic_config(config.train, config.steps)
@@ -42,7 +42,7 @@ def needs(config: RunConfig, model: Path | None, *, train: bool = True, gpus: fl
         wanted = Needs(
             cpus=max(1, each.threads),
             gpus=_gpus(each.device, gpus, part),
-            memory=PROCESS_BYTES + _trained(parameters, each),
+            memory=PROCESS_BYTES + state_bytes(parameters, each, adapter),
         )
         found |= {f"{name}-{rank}": wanted for rank in range(each.ranks)}
     wanted = engine_needs(config.engine, parameters, gpus=gpus, alone=alone)
@@ -56,13 +56,6 @@ def engine_needs(config: EngineConfig, parameters: int, *, gpus: float = 0.0, al
         gpus=_gpus(config.device, gpus, 1.0 if alone else config.gpu_share or HALF),
         memory=PROCESS_BYTES + parameters * _ITEM[config.dtype],
     )
-
-
-def _trained(parameters: int, config: TrainConfig) -> int:
-    """Bytes of one rank's weights, gradients and optimizer."""
-    if config.lora is not None:
-        return parameters * _ITEM[config.dtype]
-    return state_bytes(parameters, config)
 
 
 def _gpus(device: str, there: float, part: float) -> float:

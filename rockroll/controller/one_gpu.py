@@ -20,7 +20,8 @@ from rockroll.controller.config import RunConfig
 from rockroll.engine.config import EngineConfig
 from rockroll.errors import UsageError
 from rockroll.train.config import TrainConfig
-from rockroll.train.extent import parameters_of, state_bytes, widest
+from rockroll.train.critic import critic_config
+from rockroll.train.extent import adapter_parameters, logits_bytes, parameters_of, state_bytes, widest
 
 CUDA = 3 << 29
 """1.5 GB each for trainer and engine: CUDA's own, kernels, and what allocators hold and do not use."""
@@ -63,14 +64,13 @@ def batch_bytes(shape: Shape, train: TrainConfig, context: int) -> int:
     """What the longest micro-batch takes beside weights and optimizer.
 
     34 · hidden bytes a token and layer of 16 bits, twice that of 32; 2 · hidden where a layer is computed again (arXiv
-    2205.05198, sections 4.1 and 5, without the attention matrices, which are never there); and the logits of every
-    token, in their own type, in float32, and as a gradient.
+    2205.05198, sections 4.1 and 5, without the attention matrices, which are never there); and the loss of every token.
     """
     rows, length = widest(context, train.tokens_per_microbatch)[0]
     tokens, width = rows * length, (2 if train.dtype == "bfloat16" else 4)
     whole, again = 17 * width * shape.hidden, width * shape.hidden
     layers = shape.layers * again + whole if train.gradient_checkpointing else shape.layers * whole
-    return tokens * (layers + shape.vocabulary * (width + 8))
+    return tokens * layers + logits_bytes(tokens, shape.vocabulary, train)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ class Split:
 
     gpu: int
     trainer: int
-    """Weights, gradients, optimizer, and a second model beside it where there is one."""
+    """Weights, gradients, optimizer, a frozen model beside it where there is one, and as much of a critic."""
     batch: int
     engine: int
     """Weights and what is taken whatever is served."""
@@ -101,16 +101,29 @@ class Split:
         )
 
 
-def split(gpu: int, shape: Shape, train: TrainConfig, engine: EngineConfig, *, models: int = 1) -> Split:
-    """gpu: bytes in all. models: copies that the trainer holds, frozen ones and a critic included.
+def split(
+    gpu: int,
+    shape: Shape,
+    train: TrainConfig,
+    engine: EngineConfig,
+    *,
+    models: int = 1,
+    adapter: int = 0,
+    critic: TrainConfig | None = None,
+) -> Split:
+    """gpu: bytes in all. models: copies that the trainer holds, a frozen one included. adapter: parameters of the one
+    that is trained. critic: a second trainer, which learns while the first one waits.
 
     UsageError where not even one request of whole length would fit beside the trainer.
     """
     context = min(filter(None, (engine.context_length, shape.context)), default=shape.context)
     width = 2 if engine.dtype != "float32" else 4
-    trainer = state_bytes(shape.parameters, train) + CUDA
+    trainer = state_bytes(shape.parameters, train, adapter) + CUDA
     trainer += (models - 1) * shape.parameters * (2 if train.dtype == "bfloat16" else 4)
     batch = batch_bytes(shape, train, context)
+    if critic is not None:
+        trainer += state_bytes(shape.parameters, critic) + CUDA
+        batch = max(batch, batch_bytes(shape, critic, context))
     served = shape.parameters * width + CUDA + GRAPHS
     request = shape.kv * width * context
     left = int((gpu * (1 - SPARE) - trainer - batch) // engine.replicas) - served
@@ -139,5 +152,7 @@ def shared(engine: EngineConfig, made: Split) -> EngineConfig:
 def computed(config: RunConfig, model: Path, gpu: int) -> Split:
     """The split of a recipe. gpu: bytes. Raises as `split`."""
     train = config.train
-    models = 1 + int(train.objective in ("dpo", "distill") or bool(train.kl)) + int(train.has_critic)
-    return split(gpu, shape_of(model), train, config.engine, models=models)
+    models = 1 + int(train.objective == "distill" or train.has_reference)
+    critic = critic_config(train, config.steps) if train.has_critic else None
+    adapter = adapter_parameters(model, train)
+    return split(gpu, shape_of(model), train, config.engine, models=models, adapter=adapter, critic=critic)

@@ -95,6 +95,8 @@ async def parts(
     teacher = await asyncio.to_thread(_teacher, config, model) if train else config.train.teacher
     style = config.rollout
     tokenizer = ChatTokenizer(model, calls=style.tool_calls, reasoning=style.reasoning, options=style.template)
+    prompts = [tokenizer.encode(prompt) for prompt in config.canary.prompts]
+    canary = Canary(prompts, config.canary, run.path / "canary.json")
     async with AsyncExitStack() as stack:
         keeps = train and data is None and not config.replay
         ledger = stack.enter_context(Ledger(run.ledger, run.last_step)) if keeps else None
@@ -141,40 +143,27 @@ async def parts(
         pools = await stack.enter_async_context(_boxes(config, processes))
         context = await processes.guard(_ready(engine, trainer, critic))
         deck = Deck(data, tokenizer, context=context) if data else None
-        prompts = [tokenizer.encode(prompt) for prompt in config.canary.prompts]
-        canary = Canary(prompts, config.canary, run.path / "canary.json")
-        if engine is None:
-            yield Parts(
-                processes=processes,
-                engine=None,
-                trainer=trainer,
-                critic=critic,
-                rollout=None,
-                deck=deck,
-                ledger=None,
-                canary=canary,
-                weights=weights,
+        rollout = None
+        if engine is not None:
+            journal = await stack.enter_async_context(
+                Journal(run.path / "journal", config.rollout.journal, config.rollout.journal_most())
             )
-            return
-        journal = await stack.enter_async_context(
-            Journal(run.path / "journal", config.rollout.journal, config.rollout.journal_most())
-        )
-        curriculum = CurriculumLog(run.path / "curriculum.jsonl")
-        stack.callback(curriculum.close)
-        rollout = Rollout(
-            config.rollout,
-            engine,
-            pools,
-            config.domains,
-            config.agent,
-            tokenizer,
-            seed=config.seed,
-            address=_relay_address(processes),
-            events=on_event,
-            journal=journal,
-            curriculum=curriculum,
-        )
-        await stack.enter_async_context(rollout)
+            curriculum = CurriculumLog(run.path / "curriculum.jsonl")
+            stack.callback(curriculum.close)
+            rollout = Rollout(
+                config.rollout,
+                engine,
+                pools,
+                config.domains,
+                config.agent,
+                tokenizer,
+                seed=config.seed,
+                address=_relay_address(processes),
+                events=on_event,
+                journal=journal,
+                curriculum=curriculum,
+            )
+            await stack.enter_async_context(rollout)
         yield Parts(
             processes=processes,
             engine=engine,

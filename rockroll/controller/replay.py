@@ -8,8 +8,8 @@ Not in the records, and so not in the rows of a replay: what was sampled for not
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+import asyncio
+from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import msgspec
 import yaml
 
 from rockroll.controller.config import RunConfig
-from rockroll.controller.source import Taken
+from rockroll.controller.source import Source, Taken
 from rockroll.errors import UsageError
 from rockroll.observe.metrics import Row
 from rockroll.rollout.sample import Episode, Group
@@ -78,7 +78,7 @@ class Recorded:
         ]
 
 
-class Replayed:
+class Replayed(Source):
     """A Source: the recorded batches, step by step. batch: what the trainer is given of groups. row: what is to say
     about them, given the trainer's version."""
 
@@ -92,30 +92,11 @@ class Replayed:
     ) -> None:
         self._recorded, self._batch, self._row = recorded, batch, row
 
-    def again(self) -> Iterator[tuple[int, TrainBatch]]:
-        return iter(())  # the records give the same batches again
-
-    @asynccontextmanager
-    async def open(self, version: int, batches: int) -> AsyncIterator[None]:
-        yield
-
     async def take(self, step: int, version: int) -> Taken:
-        groups = self._recorded.groups(step)
+        groups = await asyncio.to_thread(self._recorded.groups, step)  # many megabytes of JSON
         return Taken(
             batch=self._batch(step, groups),
             row=self._row(groups, version),
             groups=groups,
             count=sum(len(group.episodes) for group in groups),
         )
-
-    async def quiet(self) -> None:
-        pass
-
-    def stepped(self, version: int) -> None:
-        pass
-
-    def saving(self, step: int) -> None:
-        pass
-
-    def saved(self, step: int, *, oldest: int) -> None:
-        pass

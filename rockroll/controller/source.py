@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -44,19 +44,22 @@ class Taken:
 
 
 class Source(Protocol):
-    """again ─► open [ take ─► stepped ]*. saving and saved come around a checkpoint."""
+    """again ─► open [ take ─► stepped ]*. saving and saved come around a checkpoint. Who inherits
+    says what it takes, and of the rest only what it has something to do for."""
 
     phase: str
     """What the loop does while it waits for a batch."""
 
     def again(self) -> Iterator[tuple[int, TrainBatch]]:
-        """(step, batch) of what was taken since the checkpoint and must be trained again as it was; before `open`."""
-        ...
+        """(step, batch) of what was taken since the checkpoint and must be trained again as it was; before `open`.
+        None of them: the same batches are taken again."""
+        return iter(())
 
-    def open(self, version: int, batches: int) -> AbstractAsyncContextManager[None]:
+    @asynccontextmanager
+    async def open(self, version: int, batches: int) -> AsyncIterator[None]:
         """Batches may be taken inside; nothing of it runs afterwards. version: of the weights that there are. batches:
         how many will be taken."""
-        ...
+        yield
 
     async def take(self, step: int, version: int) -> Taken:
         """The batch of that step. version: of the trainer's weights."""
@@ -64,22 +67,18 @@ class Source(Protocol):
 
     async def quiet(self) -> None:
         """Nothing is being sampled."""
-        ...
 
     def stepped(self, version: int) -> None:
         """The batch is trained; weights `version` are where the next ones come from."""
-        ...
 
     def saving(self, step: int) -> None:
         """A checkpoint of this step is about to be written."""
-        ...
 
     def saved(self, step: int, *, oldest: int) -> None:
         """It is there. oldest: the first step that still has one."""
-        ...
 
 
-class Sampled:
+class Sampled(Source):
     """The groups of a rollout. stream: makes one. batch: what the trainer is given of groups. row: what is to say about
     them, given the trainer's version."""
 
@@ -119,9 +118,6 @@ class Sampled:
     def stepped(self, version: int) -> None:
         self._open.stepped(version)
 
-    def saving(self, step: int) -> None:
-        pass
-
     def saved(self, step: int, *, oldest: int) -> None:
         self._ledger.rotate(step)
         self._ledger.prune(oldest)
@@ -132,7 +128,7 @@ class Sampled:
         return self._stream
 
 
-class Written:
+class Written(Source):
     """The examples of a data set. run: keeps the place among them beside each checkpoint."""
 
     phase = "data"
@@ -140,26 +136,10 @@ class Written:
     def __init__(self, deck: Deck, run: RunDir) -> None:
         self._deck, self._run = deck, run
 
-    def again(self) -> Iterator[tuple[int, TrainBatch]]:
-        return iter(())  # the deck deals the same examples again
-
-    @asynccontextmanager
-    async def open(self, version: int, batches: int) -> AsyncIterator[None]:
-        yield
-
     async def take(self, step: int, version: int) -> Taken:
         dealt = await asyncio.to_thread(self._deck.deal, step)  # encoding takes as long as it takes
         row: Row = {"data/epoch": dealt.epoch, "data/examples": dealt.examples, "data/skipped": dealt.skipped}
         return Taken(batch=dealt.batch, row=row, count=dealt.examples)
 
-    async def quiet(self) -> None:
-        pass
-
-    def stepped(self, version: int) -> None:
-        pass
-
     def saving(self, step: int) -> None:
         self._run.put_position(step, self._deck.position)
-
-    def saved(self, step: int, *, oldest: int) -> None:
-        pass

@@ -57,7 +57,7 @@ class MetricsLog:
 
     def write(self, row: Row) -> None:
         """One step's row. It must have "step". HostError where it cannot be written: then nothing of it is there."""
-        rounded: dict[str, Any] = {k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()}
+        rounded: dict[str, Any] = {k: _rounded(v) if isinstance(v, float) else v for k, v in row.items()}
         self._file.add(f"{json.dumps(rounded)}\n".encode())
         self._last = int(row["step"])
         if any(name.startswith("eval/") for name in row):
@@ -84,6 +84,11 @@ class MetricsLog:
         self._file.close()
         if self._board is not None:
             self._board.close()
+
+
+def _rounded(value: float) -> float:
+    """Six digits; also of what is small: a learning rate of 4e-7 is not 0."""
+    return round(value, 6) if abs(value) >= 0.1 else float(f"{value:.6g}")
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+from contextlib import suppress
+from heapq import heappop, heappush
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +34,21 @@ class EpisodeLog:
         self._index = EpisodeIndex(self.folder)
         self._begun: set[Path] = set()
         self._most = most
-        self._sizes = {path.name: path.stat().st_size for path in self.folder.glob("*-[0-9]*.jsonl")}
+        self._sizes: dict[int, dict[str, int]] = {}
+        """Bytes by step and file."""
+        self._steps: list[int] = []
+        """A heap of those steps: what goes next is found without looking at all."""
+        self._total = 0
+        for path in self.folder.glob("*-[0-9]*.jsonl"):
+            with suppress(ValueError):  # a file of somebody else's
+                self._has(path.name, path.stat().st_size)
 
     def write(self, split: str, step: int, records: list[Any]) -> None:
         """All records of one step, replaced as a whole. HostError where they cannot be written."""
         path = self._path(split, step)
         data = b"".join(msgspec.json.encode(record) + b"\n" for record in records)
         write_whole(path, data)
-        self._sizes[path.name] = len(data)
+        self._has(path.name, len(data))
         self._put(path)
         self._bound(step)
 
@@ -50,7 +59,7 @@ class EpisodeLog:
         try:
             with path.open("ab" if path in self._begun else "wb") as file:
                 file.write(msgspec.json.encode(record) + b"\n")
-                self._sizes[path.name] = file.tell()
+                self._has(path.name, file.tell())
         except OSError as error:
             _log.warning("%s: a record was not kept: %s", path, error)
         self._begun.add(path)
@@ -65,10 +74,9 @@ class EpisodeLog:
 
     def _bound(self, step: int) -> None:
         """The oldest steps go, whole, until the rest is within the bound. This one stays, however large it is."""
-        over = sum(self._sizes.values()) - self._most if self._most is not None else 0
-        while over > 0 and (oldest := min(map(_step, self._sizes))) < step:
-            gone = [name for name in self._sizes if _step(name) == oldest]
-            over -= sum(self._sizes.pop(name) for name in gone)
+        while self._most is not None and self._total > self._most and self._steps[0] < step:
+            gone = self._sizes.pop(heappop(self._steps))
+            self._total -= sum(gone.values())
             self._begun -= {self.folder / name for name in gone}
             for name in gone:
                 (self.folder / name).unlink(missing_ok=True)
@@ -77,13 +85,18 @@ class EpisodeLog:
             except (sqlite3.Error, OSError) as error:
                 _log.warning("%s are gone, and still in the index: %s", ", ".join(gone), error)
 
+    def _has(self, name: str, size: int) -> None:
+        """That file has so many bytes now. ValueError for a name that is none of a records' file."""
+        step = split_and_step(name)[1]
+        if step not in self._sizes:
+            self._sizes[step] = {}
+            heappush(self._steps, step)
+        self._total += size - self._sizes[step].get(name, 0)
+        self._sizes[step][name] = size
+
     def _put(self, path: Path) -> None:
         """The index can be made from the records at any time: a run does not end for want of it."""
         try:
             self._index.put(path.name)
         except (sqlite3.Error, OSError) as error:
             _log.warning("%s was not indexed, `rockroll view` will: %s", path, error)
-
-
-def _step(name: str) -> int:
-    return split_and_step(name)[1]

@@ -26,7 +26,7 @@ from rockroll.recipe.load import dump
 from rockroll.rollout.domain import held_out, shares
 from rockroll.train.config import TrainConfig
 from rockroll.train.critic import critic_config
-from rockroll.train.extent import context_of, parameters_of, state_bytes, widest
+from rockroll.train.extent import adapter_parameters, context_of, parameters_of, state_bytes, widest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,8 +193,8 @@ def _trainer(train: TrainConfig, model: Model, config: RunConfig) -> str:
         return said
     parameters = parameters_of(model.folder)
     said += f"; {parameters:,} parameters"
-    if train.lora is None:
-        said += f": {units.show_size(state_bytes(parameters, train))} of weights, gradients and optimizer each"
+    held = state_bytes(parameters, train, adapter_parameters(model.folder, train))
+    said += f": {units.show_size(held)} of weights, gradients and optimizer each"
     longest = min(filter(None, (config.engine.context_length, context_of(model.folder))), default=0)
     if longest:
         rows, length = widest(longest, train.tokens_per_microbatch)[0]
@@ -207,7 +207,7 @@ def _beside(config: RunConfig) -> str:
     train = config.train
     if train.objective == "distill":
         return f", beside the teacher {find(train.teacher, 'train teacher')}"
-    return ", beside a frozen copy" if train.objective == "dpo" or train.kl else ""
+    return ", beside a frozen copy" if train.has_reference else ""
 
 
 def as_json(config: RunConfig) -> dict[str, Any]:

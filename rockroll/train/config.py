@@ -268,6 +268,11 @@ class TrainConfig:
         return self.objective == "policy" and self.advantage == "gae"
 
     @property
+    def has_reference(self) -> bool:
+        """Whether a frozen copy of the start model is held; beside an adapter, the model without it is as good."""
+        return self.lora is None and (self.objective == "dpo" or bool(self.kl))
+
+    @property
     def needs_old(self) -> bool:
         """Whether the trainer's log-probs at the step's start must be known before the loss."""
         several = self.epochs * self.minibatches > 1 and self.ratio == "decoupled"

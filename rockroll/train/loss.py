@@ -7,10 +7,14 @@ Leaves the denominators to aggregate.py and what is summed over which micro-batc
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from rockroll.train.algorithm import Correction, RatioLevel, Surrogate
+from rockroll.train.extent import AT_ONCE
 
 
 def token_logprobs(
@@ -19,15 +23,59 @@ def token_logprobs(
     """Log-probs of targets under softmax(logits / temperature), and the entropies of that softmax.
 
     logits: [n, vocabulary], any float type. targets: [n] int64. Returns ([n], [n]) in float32, in nats.
-    entropy_gradient: whether the entropies carry one; it costs another tensor of the logits' size.
+    entropy_gradient: whether the entropies carry one.
+
+    Beside the logits and, in the backward, their gradient, both in the logits' type, no tensor of their size exists.
     """
-    scaled = logits.float()
-    if temperature != 1.0:
-        scaled = scaled / temperature
-    total = torch.logsumexp(scaled, -1)
-    logp = scaled.gather(-1, targets[:, None])[:, 0] - total
-    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
-        return logp, total - (torch.exp(scaled - total[:, None]) * scaled).sum(-1)
+    logp, entropy = _Chosen.apply(logits, targets, temperature)  # pyright: ignore[reportGeneralTypeIssues]
+    return logp, entropy if entropy_gradient else entropy.detach()
+
+
+class _Chosen(torch.autograd.Function):
+    """`token_logprobs`, some rows at a time; the backward computes the softmax of each again.
+
+    With p = softmax(x), x = logits / temperature: d logp / dx = onehot - p, d entropy / dx = -p · (log p + entropy).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        logp, total, entropy = (torch.empty(len(logits), device=logits.device) for _ in range(3))
+        for some in _rows_at_once(logits):
+            x = _scaled(logits[some], temperature)
+            total[some] = torch.logsumexp(x, -1)
+            logp[some] = x.gather(-1, targets[some, None])[:, 0] - total[some]
+            entropy[some] = total[some] - (torch.exp(x - total[some, None]) * x).sum(-1)
+        ctx.save_for_backward(logits, targets, total, entropy)
+        ctx.temperature = temperature
+        ctx.set_materialize_grads(False)
+        return logp, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        of_logp, of_entropy = gradients
+        logits, targets, total, entropy = ctx.saved_tensors
+        gradient = torch.empty_like(logits)
+        for some in _rows_at_once(logits):
+            known = _scaled(logits[some], ctx.temperature) - total[some, None]
+            p = torch.exp(known)
+            change = torch.zeros_like(p)
+            if of_logp is not None:
+                change.scatter_(-1, targets[some, None], of_logp[some, None])
+                change -= of_logp[some, None] * p
+            if of_entropy is not None:
+                change -= of_entropy[some, None] * p * (known + entropy[some, None])
+            gradient[some] = change if ctx.temperature == 1.0 else change / ctx.temperature
+        return gradient, None, None
+
+
+def _rows_at_once(logits: Tensor) -> list[slice]:
+    rows = max(1, AT_ONCE // max(1, logits.shape[-1]))
+    return [slice(start, start + rows) for start in range(0, len(logits), rows)]
+
+
+def _scaled(logits: Tensor, temperature: float) -> Tensor:
+    return logits.float() if temperature == 1.0 else logits.float() / temperature
 
 
 # ---------------------------------------------------------------------------------------------------------------

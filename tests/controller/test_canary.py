@@ -10,7 +10,7 @@ import pytest
 
 from rockroll.controller.canary import LEAST, TOKENS, Canary
 from rockroll.controller.config import CanaryConfig
-from rockroll.errors import CanaryError
+from rockroll.errors import CanaryError, UsageError
 
 
 class End:
@@ -32,6 +32,11 @@ def canary(folder: Path, prompts: int = 8, most: float = 0.01) -> Canary:
 async def check(one: Canary, off: float) -> Any:
     trainer, engine = End(), End(off)
     return await one.check(trainer, engine)  # type: ignore[arg-type]
+
+
+def test_a_prompt_of_one_token_is_refused_before_anything_is_compared(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="canary prompt 2 is 1 token of this model"):
+        Canary([[7, 8], [7]], CanaryConfig(), tmp_path / "canary.json")
 
 
 async def test_what_it_was_at_first_is_allowed_three_times(tmp_path: Path) -> None:

@@ -14,6 +14,9 @@ from rockroll.controller.one_gpu import CUDA, GRAPHS, Shape, batch_bytes, shape_
 from rockroll.engine.config import EngineConfig
 from rockroll.errors import UsageError
 from rockroll.train.config import TrainConfig
+from rockroll.train.critic import CriticConfig, critic_config
+from rockroll.train.extent import adapter_parameters, logits_bytes
+from rockroll.train.lora_config import LoraConfig
 
 G = 2**30
 SMOL = Shape(parameters=134_515_008, layers=30, hidden=576, vocabulary=49152, kv=2 * 30 * 3 * 64, context=8192)
@@ -59,8 +62,9 @@ def test_what_does_not_fit_names_the_settings_that_help() -> None:
 
 
 def test_computing_a_layer_again_saves_what_the_paper_says() -> None:
-    whole = batch_bytes(SMOL, TRAIN, 1024) - 16384 * SMOL.vocabulary * 10
-    again = batch_bytes(SMOL, replace(TRAIN, gradient_checkpointing=True), 1024) - 16384 * SMOL.vocabulary * 10
+    logits = logits_bytes(16384, SMOL.vocabulary, TRAIN)
+    whole = batch_bytes(SMOL, TRAIN, 1024) - logits
+    again = batch_bytes(SMOL, replace(TRAIN, gradient_checkpointing=True), 1024) - logits
     assert whole == 16384 * 30 * 34 * 576
     assert again == 16384 * (30 * 2 + 34) * 576
 
@@ -68,9 +72,41 @@ def test_computing_a_layer_again_saves_what_the_paper_says() -> None:
 def test_a_second_model_and_a_second_replica_have_their_place() -> None:
     one, two = (split(80 * G, SMOL, TRAIN, ENGINE, models=models) for models in (1, 2))
     assert two.trainer - one.trainer == SMOL.parameters * 2
+    critic = critic_config(
+        TrainConfig(
+            algorithm="ppo", dtype="bfloat16", zero_stage=1, tokens_per_microbatch=16384, critic=CriticConfig()
+        ),
+        10,
+    )
+    with_critic = split(80 * G, SMOL, TRAIN, ENGINE, critic=critic)
+    assert with_critic.trainer == 2 * one.trainer, "it has gradients and moments of its own, and is a process"
     small = replace(TRAIN, tokens_per_microbatch=4096)
     alone, beside = (split(24 * G, SMOL, small, replace(ENGINE, replicas=n)).requests for n in (1, 2))
     assert beside < alone == 256
+
+
+def test_the_loss_has_the_logits_and_their_gradient_and_no_more_of_that_size() -> None:
+    assert logits_bytes(8192, QWEN.vocabulary, TRAIN) - 8192 * QWEN.vocabulary * 4 < G / 2
+    full = replace(TRAIN, dtype="float32", zero_stage=0)
+    assert logits_bytes(8192, QWEN.vocabulary, full) - 8192 * QWEN.vocabulary * 8 < G / 2
+    assert logits_bytes(8192, QWEN.vocabulary, replace(TRAIN, objective="distill", teacher="t")) > 8192 * 151936 * 24
+
+
+def test_an_adapter_alone_has_gradients_and_moments(tmp_path: Path) -> None:
+    lora = replace(TRAIN, lora=LoraConfig(rank=16))
+    save_file(
+        {
+            "model.embed.weight": torch.zeros(90, 5),
+            "model.layers.0.a.weight": torch.zeros(3, 5),
+            "b.1.n": torch.zeros(5),
+        },
+        tmp_path / "model.safetensors",
+    )
+    assert adapter_parameters(tmp_path, lora) == 16 * (3 + 5) and adapter_parameters(tmp_path, TRAIN) == 0
+    made = split(24 * G, QWEN, replace(lora, gradient_checkpointing=True), ENGINE, adapter=18_000_000)
+    assert made.trainer == (QWEN.parameters + 18_000_000) * 2 + 18_000_000 * 14 + CUDA
+    with pytest.raises(UsageError, match="or train an adapter"):
+        split(24 * G, QWEN, replace(TRAIN, gradient_checkpointing=True), ENGINE)
 
 
 def test_the_recipes_word_counts() -> None:

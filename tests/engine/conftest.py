@@ -53,6 +53,15 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def vllm_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with heads of a size that vLLM's attention takes."""
+    root = tmp_path_factory.mktemp("vllm")
+    llama(root / "first", 0, head_dim=32)
+    llama(root / "other", 1, head_dim=32)
+    return root
+
+
 @pytest.fixture
 def copy(models: Path, tmp_path: Path) -> Path:
     """A copy of `first` that a test may damage."""

@@ -50,19 +50,10 @@ TOLERANCE = 5e-3 if has_gpu() else 1e-4
 """On a GPU attention multiplies float32 in TF32."""
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As conftest's, with heads of a size that vLLM's attention takes."""
-    root = tmp_path_factory.mktemp("vllm")
-    llama(root / "first", 0, head_dim=32)
-    llama(root / "other", 1, head_dim=32)
-    return root
-
-
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def engine(models: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EngineClient]:
+async def engine(vllm_models: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EngineClient]:
     folder = tmp_path_factory.mktemp("run")
-    config = EngineConfig(model=str(models / "first"), address=f"ipc://{folder}/engine", **SMALL)  # type: ignore[arg-type]
+    config = EngineConfig(model=str(vllm_models / "first"), address=f"ipc://{folder}/engine", **SMALL)  # type: ignore[arg-type]
     process = await server(config, folder)
     client = await EngineClient.connect(config.address)
     failed = asyncio.ensure_future(process.wait())
@@ -83,8 +74,8 @@ async def server(config: EngineConfig, folder: Path) -> asyncio.subprocess.Proce
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("promise", PROMISES, ids=lambda promise: promise.__name__)
-async def test_promise(promise: Promise, engine: EngineClient, models: Path) -> None:
-    await promise(subject(engine, models / "first", models / "other"))
+async def test_promise(promise: Promise, engine: EngineClient, vllm_models: Path) -> None:
+    await promise(subject(engine, vllm_models / "first", vllm_models / "other"))
 
 
 def subject(engine: EngineClient, weights: Path, other: Path) -> Subject:
@@ -93,26 +84,26 @@ def subject(engine: EngineClient, weights: Path, other: Path) -> Subject:
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_delivery_is_proved_by_what_the_file_says_and_by_what_the_engine_holds(
-    engine: EngineClient, models: Path
+    engine: EngineClient, vllm_models: Path
 ) -> None:
-    file = models / "other" / "model.safetensors"
-    loaded = await engine.load(str(models / "other"), 7)
+    file = vllm_models / "other" / "model.safetensors"
+    loaded = await engine.load(str(vllm_models / "other"), 7)
     assert (loaded.version, loaded.digest) == (7, digest_file(file))
-    assert loaded.tensors == len(weights.shapes(models / "other"))
+    assert loaded.tensors == len(weights.shapes(vllm_models / "other"))
     assert 0 < loaded.held <= loaded.tensors
-    again = await engine.load(str(models / "first"), 8)
-    assert again.digest == digest_file(models / "first" / "model.safetensors")
+    again = await engine.load(str(vllm_models / "first"), 8)
+    assert again.digest == digest_file(vllm_models / "first" / "model.safetensors")
 
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_after_a_delivery_log_probs_are_those_of_the_new_weights_the_tied_head_included(
-    engine: EngineClient, models: Path
+    engine: EngineClient, vllm_models: Path
 ) -> None:
     """Another implementation computes them: an engine that forgot a part of the weights agrees with itself."""
     version = (await engine.info()).version
     for number, name in enumerate(("other", "first", "other", "first"), start=1):
-        await engine.load(str(models / name), version + number)
-        model = LlamaForCausalLM.from_pretrained(models / name, dtype=torch.float32)
+        await engine.load(str(vllm_models / name), version + number)
+        model = LlamaForCausalLM.from_pretrained(vllm_models / name, dtype=torch.float32)
         with torch.no_grad():
             logits = model(torch.tensor([PROMPT])).logits[0, :-1].log_softmax(-1)
         expected = logits.gather(1, torch.tensor(PROMPT[1:])[:, None])[:, 0].tolist()
@@ -121,7 +112,7 @@ async def test_after_a_delivery_log_probs_are_those_of_the_new_weights_the_tied_
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_after_an_update_nothing_old_is_read_not_even_by_a_request_under_way(
-    engine: EngineClient, models: Path
+    engine: EngineClient, vllm_models: Path
 ) -> None:
     """Each token's log-prob is what the weights it is marked with give it, over all that came before."""
     version = (await engine.info()).version
@@ -130,7 +121,7 @@ async def test_after_an_update_nothing_old_is_read_not_even_by_a_request_under_w
         engine.generate(GenerateRequest(id="r", prompt_ids=PROMPT, max_tokens=120, seed=3), lambda _: begun.set())
     )
     await begun.wait()
-    await engine.load(str(models / "other"), version + 1)
+    await engine.load(str(vllm_models / "other"), version + 1)
     got = await running
     assert set(got.versions) == {version, version + 1}, "the load came after the end: nothing was tested"
     after = got.versions.index(version + 1)
@@ -145,7 +136,7 @@ async def test_after_an_update_nothing_old_is_read_not_even_by_a_request_under_w
     assert max(abs(a - b) for a, b in zip(whole, successor.logprobs, strict=True)) < TOLERANCE, (
         "a successor read old keys"
     )
-    await engine.load(str(models / "first"), version + 2)
+    await engine.load(str(vllm_models / "first"), version + 2)
     old = (await engine.logprobs(ids))[len(PROMPT) - 1 :]
     assert max(abs(a - b) for a, b in zip(old[:after], got.logprobs[:after], strict=True)) < TOLERANCE, (
         "a version is wrong"
@@ -153,7 +144,7 @@ async def test_after_an_update_nothing_old_is_read_not_even_by_a_request_under_w
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_versions_are_exact_under_load(engine: EngineClient, models: Path) -> None:
+async def test_versions_are_exact_under_load(engine: EngineClient, vllm_models: Path) -> None:
     """Sixteen requests over three updates: no token is marked with weights that did not sample it."""
     first = (await engine.info()).version
     folders = {first: "first", first + 1: "other", first + 2: "first", first + 3: "other"}
@@ -164,19 +155,19 @@ async def test_versions_are_exact_under_load(engine: EngineClient, models: Path)
         probe = GenerateRequest(id="p", prompt_ids=PROMPT[:5], max_tokens=6)
         asked = asyncio.ensure_future(engine.generate(probe, lambda _, begun=begun: begun.set()))
         await begun.wait()
-        await engine.load(str(models / folders[version]), version)
+        await engine.load(str(vllm_models / folders[version]), version)
         await asked
     answers = await asyncio.gather(*running)
     seen = {version for got in answers for version in got.versions}
     assert len(seen) > 1, "every request ended before the first update"
     for folder in ("first", "other"):
-        await engine.load(str(models / folder), first + 10 + (folder == "other"))
+        await engine.load(str(vllm_models / folder), first + 10 + (folder == "other"))
         for request, got in zip(requests, answers, strict=True):
             marked = [i for i, version in enumerate(got.versions) if folders[version] == folder]
             full = (await engine.logprobs(request.prompt_ids + got.token_ids))[len(request.prompt_ids) - 1 :]
             apart = max((abs(full[i] - got.logprobs[i]) for i in marked), default=0.0)
             assert apart < TOLERANCE, f"{request.id} is {apart:.2f} apart from the weights that it is marked with"
-    await engine.load(str(models / "first"), first + 12)
+    await engine.load(str(vllm_models / "first"), first + 12)
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -187,7 +178,7 @@ async def test_what_vllm_would_change_in_silence_is_refused(engine: EngineClient
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_another_model_and_a_damaged_one_leave_the_old_weights(
-    engine: EngineClient, models: Path, tmp_path: Path
+    engine: EngineClient, vllm_models: Path, tmp_path: Path
 ) -> None:
     before, version = await engine.logprobs(PROMPT), (await engine.info()).version
     with pytest.raises(EngineError, match="another model"):
@@ -202,8 +193,8 @@ async def test_another_model_and_a_damaged_one_leave_the_old_weights(
     assert (await engine.info()).version == version
 
 
-async def test_when_a_process_of_vllm_dies_the_engine_ends_and_says_so(models: Path, tmp_path: Path) -> None:
-    process, client = await small(models / "first", tmp_path)
+async def test_when_a_process_of_vllm_dies_the_engine_ends_and_says_so(vllm_models: Path, tmp_path: Path) -> None:
+    process, client = await small(vllm_models / "first", tmp_path)
     running = asyncio.ensure_future(
         client.generate(GenerateRequest(id="r", prompt_ids=PROMPT, max_tokens=130), lambda _: begun.set())
     )
@@ -217,8 +208,8 @@ async def test_when_a_process_of_vllm_dies_the_engine_ends_and_says_so(models: P
     await client.close()
 
 
-async def test_when_the_engine_is_killed_no_process_of_vllm_is_left(models: Path, tmp_path: Path) -> None:
-    process, client = await small(models / "first", tmp_path)
+async def test_when_the_engine_is_killed_no_process_of_vllm_is_left(vllm_models: Path, tmp_path: Path) -> None:
+    process, client = await small(vllm_models / "first", tmp_path)
     pids = descendants(process.pid)
     assert len(pids) >= 2
     gone = [asyncio.ensure_future(ended(pid)) for pid in pids]

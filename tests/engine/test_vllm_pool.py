@@ -28,7 +28,6 @@ from rockroll.errors import CanaryError, EngineError
 from rockroll.placement.local import Processes
 from rockroll.placement.needs import Needs
 
-from .conftest import llama
 from .test_conformance import PROMPT
 from .test_vllm import SMALL
 
@@ -41,20 +40,12 @@ pytestmark = [
 TENSOR = "model.layers.1.mlp.up_proj.weight"
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("vllm")
-    llama(root / "first", 0, head_dim=32)
-    llama(root / "other", 1, head_dim=32)
-    return root
-
-
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def pool(models: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EnginePool]:
+async def pool(vllm_models: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EnginePool]:
     home, logs = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("logs")
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("ROCKROLL_HOME", str(home))
-        config = EngineConfig(model=str(models / "first"), **(SMALL | {"memory": "1m"}))  # type: ignore[arg-type]
+        config = EngineConfig(model=str(vllm_models / "first"), **(SMALL | {"memory": "1m"}))  # type: ignore[arg-type]
         async with Processes(logs) as processes:
             made = await open_pool(config, Needs(), processes)
             try:
@@ -64,10 +55,12 @@ async def pool(models: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncI
                 await made.close()
 
 
-async def test_a_delivery_that_went_wrong_is_caught_at_once(pool: EnginePool, models: Path, tmp_path: Path) -> None:
-    good = digest_file(models / "other" / "model.safetensors")
+async def test_a_delivery_that_went_wrong_is_caught_at_once(
+    pool: EnginePool, vllm_models: Path, tmp_path: Path
+) -> None:
+    good = digest_file(vllm_models / "other" / "model.safetensors")
     before = await pool.logprobs(PROMPT)
-    folder = Path(shutil.copytree(models / "other", tmp_path / "corrupt"))
+    folder = Path(shutil.copytree(vllm_models / "other", tmp_path / "corrupt"))
     tensors = load_file(folder / "model.safetensors")
     tensors[TENSOR].view(torch.int32).view(-1)[17] ^= 1  # one bit of one tensor
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
@@ -76,13 +69,13 @@ async def test_a_delivery_that_went_wrong_is_caught_at_once(pool: EnginePool, mo
     with pytest.raises(EngineError, match="serves nothing until weights are delivered whole"):
         await pool.generate(GenerateRequest(id="r", prompt_ids=PROMPT, max_tokens=2))
     with pytest.raises(CanaryError, match="engine-0 refused version 1"):  # what was delivered before, once more
-        await pool.load(str(models / "first"), 1, good)
-    loaded = await pool.load(str(models / "other"), 1, good)
+        await pool.load(str(vllm_models / "first"), 1, good)
+    loaded = await pool.load(str(vllm_models / "other"), 1, good)
     assert (loaded.version, loaded.digest) == (1, good) and loaded.held > 0
     assert 0 < pool.counts()["engine/paused_s"] == loaded.paused_s
     assert await pool.logprobs(PROMPT) != before
     with pytest.raises(EngineError, match="version 0 of the weights is older than version 1"):
-        await pool.load(str(models / "first"), 0)
+        await pool.load(str(vllm_models / "first"), 0)
     got = await pool.generate(GenerateRequest(id="r", prompt_ids=PROMPT, max_tokens=4))
     assert set(got.versions) == {1}
 
@@ -111,9 +104,9 @@ async def test_it_says_how_full_it_is_and_that_it_preempts(pool: EnginePool) -> 
 
 
 async def test_a_killed_replica_comes_back_with_the_weights_and_the_answer_is_the_same(
-    pool: EnginePool, models: Path
+    pool: EnginePool, vllm_models: Path
 ) -> None:
-    await pool.load(str(models / "other"), 2, digest_file(models / "other" / "model.safetensors"))
+    await pool.load(str(vllm_models / "other"), 2, digest_file(vllm_models / "other" / "model.safetensors"))
     expected = await pool.logprobs(PROMPT)
     one = GenerateRequest(id="r", prompt_ids=PROMPT, max_tokens=100, seed=5)
     undisturbed = await pool.generate(one)

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from rockroll import logs
+from rockroll.observe import record
 from rockroll.observe.display import Display, Status
+from rockroll.observe.index import split_and_step
 from rockroll.observe.metrics import MetricsLog, Row, read_rows, thinned
 from rockroll.observe.panes import Panes, sparkline
 from rockroll.observe.record import EpisodeLog
@@ -110,6 +112,39 @@ def test_a_step_done_again_replaces_its_episode_records(tmp_path: Path) -> None:
     log.write("train", 1, [{"id": "c"}])
     assert log.read("train", 1) == [{"id": "c"}]
     assert log.read("eval", 1) == []
+
+
+def test_small_numbers_keep_their_digits(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path, tensorboard=False)
+    log.write({"step": 1, "loss/lr": 4.1234567e-7, "reward/mean": 1 / 3, "time/step_s": 123.4567891})
+    log.close()
+    assert read_rows(log.path) == [
+        {"step": 1, "loss/lr": 4.12346e-7, "reward/mean": 0.333333, "time/step_s": 123.456789}
+    ]
+
+
+def test_records_at_their_bound_are_looked_at_no_more_often_where_more_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[str] = []
+
+    def look(name: str) -> tuple[str, int]:
+        looked.append(name)
+        return split_and_step(name)
+
+    log = EpisodeLog(tmp_path, most=2000)
+    for step in range(1, 200):
+        log.write("train", step, [{"id": "a" * 10}])
+        log.add("eval", step, {"id": "b"})
+    monkeypatch.setattr(record, "split_and_step", look)
+    log.write("train", 200, [{"id": "a" * 10}])
+    assert len(looked) == 1
+    kept = sorted(int(path.stem[6:]) for path in log.folder.glob("train-*.jsonl"))
+    assert kept == list(range(kept[0], 201)) and 50 < len(kept) < 90
+    assert sum(path.stat().st_size for path in log.folder.glob("*.jsonl")) <= 2000
+    again = EpisodeLog(tmp_path, most=2000)
+    again.write("train", 201, [{"id": "a" * 60}])
+    assert not (log.folder / f"train-{kept[0]:06d}.jsonl").exists()
 
 
 def test_the_panel_shows_the_state_and_plain_output_has_no_escapes() -> None:

@@ -11,6 +11,7 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -49,6 +50,38 @@ def tracked(name: str, run_dir: Path, rows: list[dict[str, float]]) -> list[str]
         for row in rows:
             all_.write(row)
     return said
+
+
+def test_a_tracker_that_ended_or_hangs_keeps_no_rows(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = threading.Event()
+
+    class Hung:
+        def write(self, row: dict[str, float]) -> None:
+            go_on.wait()
+
+        def close(self, ok: bool) -> None:
+            pass
+
+    monkeypatch.setattr(trackers, "MOST", 5)
+    monkeypatch.setattr(trackers, "_module", lambda name: SimpleNamespace(open_run=lambda *_: Hung()))
+    said: list[str] = []
+    with trackers.Trackers(["wandb"], run_dir, name="lake", say=said.append) as all_:
+        (sender,) = all_._each
+        for step in range(50):
+            all_.write({"step": step})
+        assert sender.rows.qsize() <= 5
+        go_on.set()
+    assert [line for line in said if "taken none of the last 5 rows" in line] == said != []
+
+    def fails(*_: object) -> None:
+        raise OSError("no such server")
+
+    monkeypatch.setattr(trackers, "_module", lambda name: SimpleNamespace(open_run=fails))
+    with trackers.Trackers(["wandb"], run_dir, name="lake", say=said.append) as all_:
+        (sender,) = all_._each
+        sender._thread.join()
+        all_.write({"step": 1})
+        assert sender.rows.qsize() == 0
 
 
 @pytest.mark.slow

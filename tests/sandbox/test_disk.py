@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -106,6 +107,27 @@ async def test_a_host_that_cannot_limit_says_so(host: SandboxHost, monkeypatch: 
 
 
 # ---- life ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_disk_that_is_unmounted_between_its_mount_and_the_start_is_there_all_the_same(
+    host: SandboxHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `podman info` does it, of any user of this storage, while none of its containers is mounted."""
+    attach, lost = disk.Disk.attach, []
+
+    def attach_and_lose(self: disk.Disk, layer: Path) -> None:
+        attach(self, layer)
+        if not lost:
+            lost.append(layer)
+            subprocess.run(["umount", "-l", str(layer)], check=True)
+
+    monkeypatch.setattr(disk.Disk, "attach", attach_and_lose)
+    lab = await Lab(host, disk="32m").up()
+    assert lost and 0.96 * 32 * MB < (await stats(lab)).disk_limit <= 32 * MB
+    done = await lab.run("head -c 100m /dev/zero >/srv/big")
+    assert done.exit_code == 1 and b"No space left on device" in done.stderr
+    await lab.call("sandbox.delete", Ref(id=lab.id))
+    assert not left_mounted(lab.id)
 
 
 async def test_a_limited_box_is_recycled(small: Lab) -> None:

@@ -52,7 +52,12 @@ def extra(model: Path, folder: Path, *, stage: int, ranks: int, lora: int = 0) -
         )
         for rank in range(ranks)
     ]
-    said = [worker.communicate(timeout=400)[0].decode() for worker in workers]
+    try:
+        said = [worker.communicate(timeout=400)[0].decode() for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()  # where one took too long, or failed while the other waits for it
+            worker.wait()
     assert [worker.returncode for worker in workers] == [0] * ranks
     return int(said[0].split()[-1])
 

@@ -192,7 +192,12 @@ def run_ranks(config: TrainConfig, batch: TrainBatch, folder: Path) -> dict[str,
         )
         for rank in range(config.ranks)
     ]
-    errors = [worker.communicate(timeout=100)[1].decode() for worker in workers]
+    try:
+        errors = [worker.communicate(timeout=100)[1].decode() for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()  # where one took too long, or failed while the other waits for it
+            worker.wait()
     assert [worker.returncode for worker in workers] == [0] * config.ranks, "\n".join(errors)
     return torch.load(folder / "gradient.pt", weights_only=True)
 

@@ -47,7 +47,12 @@ def run(given: Work) -> dict[str, dict[str, float]]:
         )
         for rank in range(given.train.ranks)
     ]
-    errors = [rank.communicate(timeout=200)[1].decode() for rank in ranks]
+    try:
+        errors = [rank.communicate(timeout=200)[1].decode() for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()  # where one took too long, or failed while the other waits for it
+            rank.wait()
     assert [rank.returncode for rank in ranks] == [0] * len(ranks), "\n".join(errors)
     return msgspec.json.decode(file.with_suffix(".found").read_bytes())
 

@@ -8,7 +8,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from rockroll.train import loss
 from rockroll.train.algorithm import PRESETS, Correction, RatioLevel, Surrogate
 from rockroll.train.loss import KLCoefficient, correction, k1, k2, k3, log_ratios, surrogate, token_logprobs
 
@@ -36,6 +38,51 @@ def test_entropy_has_a_gradient_only_when_asked():
     logits = torch.randn(3, 5, requires_grad=True)
     assert not token_logprobs(logits, torch.tensor([0, 1, 2]))[1].requires_grad
     assert token_logprobs(logits, torch.tensor([0, 1, 2]), entropy_gradient=True)[1].requires_grad
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("at_once", [1 << 24, 100, 1])
+def test_the_gradients_are_those_of_the_plain_formula_however_many_rows_at_a_time(
+    temperature: float, at_once: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(loss, "AT_ONCE", at_once)
+    torch.manual_seed(0)
+    targets, of_logp, of_entropy = torch.randint(0, 31, (7,)), torch.randn(7), torch.randn(7)
+    plain, found = (3 * torch.randn(7, 31, generator=torch.Generator().manual_seed(1)) for _ in range(2))
+    logs = torch.log_softmax(plain.requires_grad_() / temperature, -1)
+    chosen = logs.gather(-1, targets[:, None])[:, 0]
+    (chosen * of_logp - (logs.exp() * logs).sum(-1) * of_entropy).sum().backward()
+    logp, entropy = token_logprobs(found.requires_grad_(), targets, temperature, entropy_gradient=True)
+    (logp * of_logp + entropy * of_entropy).sum().backward()
+    assert torch.allclose(logp, chosen, atol=1e-6)
+    assert plain.grad is not None and found.grad is not None
+    assert torch.allclose(found.grad, plain.grad, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_other_tensor_is_as_large_as_the_logits_but_their_gradient(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+):
+    """controller/one_gpu.py counts on it."""
+    monkeypatch.setattr(loss, "AT_ONCE", 1000)
+    made: list[tuple[int, torch.dtype]] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            if (
+                isinstance(out, torch.Tensor)
+                and out.untyped_storage().data_ptr() != logits.untyped_storage().data_ptr()
+            ):
+                made.append((out.untyped_storage().nbytes() // out.element_size(), out.dtype))
+            return out
+
+    logits = torch.randn(50, 300).to(dtype).requires_grad_()
+    with Watch():
+        logp, _ = token_logprobs(logits, torch.arange(50))
+        logp.sum().backward()
+    assert {size for size, kind in made if size > 1000} == {50 * 300}
+    assert {kind for size, kind in made if size > 1000} == {dtype}
 
 
 def test_low_precision_logits_are_summed_in_float32():

@@ -91,11 +91,13 @@ async def test_it_dies_with_its_parent_even_when_the_parent_is_killed(config: Tr
     )
     parent = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE)
     assert parent.stdout is not None
-    pid = int(await asyncio.wait_for(parent.stdout.readline(), 60))
-    dead = asyncio.Event()
-    asyncio.get_running_loop().add_reader(watched := os.pidfd_open(pid), dead.set)
-    parent.kill()
-    await parent.wait()
+    try:
+        pid = int(await asyncio.wait_for(parent.stdout.readline(), 100))  # torch and DeepSpeed, on a busy machine
+        dead = asyncio.Event()
+        asyncio.get_running_loop().add_reader(watched := os.pidfd_open(pid), dead.set)
+    finally:
+        parent.kill()
+        await parent.wait()
     await asyncio.wait_for(dead.wait(), 10)
     asyncio.get_running_loop().remove_reader(watched)
     os.close(watched)

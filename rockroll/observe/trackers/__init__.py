@@ -32,6 +32,10 @@ _CLOSE_S, _STOP_S = 30.0, 5.0
 """How long the end of a run waits for a tracker to send what is left; of one that was stopped."""
 
 
+MOST = 4096
+"""Rows that wait for a tracker, some 20 MB."""
+
+
 class Tracker(Protocol):
     """One tracker's run. Made, used and closed in one thread; whatever it raises is told, and it is left out."""
 
@@ -67,7 +71,7 @@ class Trackers:
     def write(self, row: Row) -> None:
         """Returns at once."""
         for each in self._each:
-            each.rows.put(dict(row))
+            each.put(dict(row))
 
     def __enter__(self) -> Self:
         return self
@@ -85,13 +89,23 @@ class _Sender:
     def __init__(self, name: str, run_dir: Path, run_name: str, say: Callable[[str], None]) -> None:
         self.rows: queue.SimpleQueue[Row | bool] = queue.SimpleQueue()
         self._name, self._say = name, say
+        self._left_out = False
         self._run_dir, self._run_name = run_dir, run_name
         self._thread = threading.Thread(target=self._run, name=f"track-{name}", daemon=True)
         self._thread.start()
 
+    def put(self, row: Row) -> None:
+        """Returns at once. A tracker that takes none for long is left out: its rows would fill the memory."""
+        if self._left_out:
+            return
+        if self.rows.qsize() < MOST:
+            self.rows.put(row)
+        else:
+            self._tell(f"it has taken none of the last {MOST:,} rows")
+
     def join(self, seconds: float) -> None:
         self._thread.join(seconds)
-        if self._thread.is_alive():
+        if self._thread.is_alive() and not self._left_out:
             self._tell(f"it has not sent everything within {seconds:.0f} s of the run's end")
 
     def _run(self) -> None:
@@ -106,6 +120,7 @@ class _Sender:
             self._tell(f"{type(error).__name__}: {said[0][:300]}")
 
     def _tell(self, why: str) -> None:
+        self._left_out = True
         line = f"track: {self._name} is left out from here on: {why}; metrics.jsonl has every row"
         _log.warning("%s", line)
         self._say(line)

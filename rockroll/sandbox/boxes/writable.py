@@ -26,6 +26,8 @@ class Writable:
     def __init__(self, sandbox_id: str, config: SandboxConfig, podman: Podman) -> None:
         self._config, self._podman = config, podman
         self._disk = disk.Disk(sandbox_id)
+        self._on_disk: Path | None = None
+        """The layer's folder, while its disk is to be under it."""
         self._upper: Path | None = None
         """The layer, while the box runs."""
         self.writers = Gate()
@@ -71,8 +73,18 @@ class Writable:
         if not upper:
             raise HostError("Podman's storage driver here has no writable layer to copy; use overlay (storage.conf)")
         if found["Config"]["Labels"].get(disk.LABEL):
+            self._on_disk = Path(upper).parent
             await disk.whole(lambda: self._disk.attach(Path(upper).parent))
         return Path(upper)
+
+    def missed(self) -> bool:
+        """Whether the box was started without its disk.
+
+        Any Podman command that ends while no container is mounted detaches its whole storage folder for a moment, and
+        what is mounted in there with it (containers/storage: the overlay driver's Cleanup). A disk that was attached
+        and whose box was not started yet is then gone.
+        """
+        return self._on_disk is not None and not self._disk.under(self._on_disk)
 
     def started(self, graph: Mapping[str, Any]) -> None:
         """The box runs. graph: the GraphDriver of `podman inspect`."""

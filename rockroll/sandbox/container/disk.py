@@ -105,6 +105,10 @@ class Disk:
         except NoDisk as error:
             raise HostError(f"the disk of this sandbox ({self.image}) cannot be mounted: {error}") from None
 
+    def under(self, layer: Path) -> bool:
+        """Whether what is written into that folder goes to this disk."""
+        return os.stat(layer).st_dev == os.stat(self.point).st_dev
+
     def remove(self) -> None:
         """Unmounts it wherever it is and deletes it. Raises HostError where it stays mounted; it is then kept."""
         for point in reversed(self._mounted()):

@@ -32,7 +32,7 @@ class DpoObjective(Objective):
 
     def __init__(self, config: TrainConfig, share: Share) -> None:
         super().__init__(config, share)
-        self.reference = None if config.lora else frozen(config.model, share)
+        self.reference = frozen(config.model, share) if config.has_reference else None
         """None: the trained model with its adapters off."""
 
     def check(self, batch: TrainBatch) -> None:

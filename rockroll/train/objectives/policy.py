@@ -45,7 +45,7 @@ class PolicyObjective(Objective):
 
     def __init__(self, config: TrainConfig, share: Share) -> None:
         super().__init__(config, share)
-        self.reference = frozen(config.model, share) if config.kl and not config.lora else None
+        self.reference = frozen(config.model, share) if config.has_reference else None
         self.kl = KLCoefficient(config.kl, config.kl_target)
 
     def check(self, batch: TrainBatch) -> None:
