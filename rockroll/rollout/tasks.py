@@ -214,8 +214,8 @@ class Game:
         policy: Any = getattr(self._env, name, None)
         if not callable(policy):
             raise UsageError(
-                f"{type(self._env).__name__} has no {name}(), which says what {by} would answer; give it one (docs/"
-                "tasks.md), or take one that `rockroll env scores` names"
+                f"{type(self._env).__name__} has no {name}(), which is what plays as {by}: give it one (docs/tasks.md), "
+                "or take one that `rockroll env scores` names"
             )
         try:
             answer = cast("str | None", policy())
