@@ -25,7 +25,7 @@ EXPORTED = 50_000
 """Tokens of a branch in a single file."""
 _SHOWN = {
     *("id", "task", "seed", "group", "index", "outcome", "cause", "reward", "samples", "turns", "duration_s", "detail"),
-    *("turn_rewards", "record", "began_at", "sandbox", "node", "advantages", "agents"),
+    *("turn_rewards", "record", "began_at", "sandbox", "node", "advantages", "agents", "happened", "level"),
 }
 """Fields that have a place on the page. Any other is shown under its name."""
 
