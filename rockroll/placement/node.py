@@ -39,6 +39,8 @@ from rockroll.sandbox.node_client import NODE_MODULE, address_path, log_path
 
 ENDPOINT_PORT = 41414
 """Where a model answers inside each box (127.0.0.1): a port that no usual server takes."""
+SEATS_PORT = 41420
+"""Where one answers for the second agent of a box; the third's is the port after it. 41415 is the proxy's."""
 IDLE_S = 60.0
 PREDECESSOR_S = 60
 """How long a node waits for the one before it to finish deleting its boxes."""
@@ -92,7 +94,7 @@ class Node:
             env=lambda _: box_environment(ENDPOINT_PORT),
             hub=lambda: self._member.hub,
         )
-        self._seats = Seats(self._gateway, self._host.listen, ENDPOINT_PORT)
+        self._seats = Seats(self._gateway, self._host.listen, ENDPOINT_PORT, SEATS_PORT)
         handlers: dict[str, rpc.Handler] = {
             **self._host.handlers(),
             "model.route": self._route,

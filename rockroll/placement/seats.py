@@ -23,11 +23,11 @@ def seat_name(sandbox_id: str, seat: int) -> str:
 
 
 class Seats:
-    """listen: a socket in a box, by the box's id and a port. port: of the endpoint that every box has; the others are
-    at those after it."""
+    """listen: a socket in a box, by the box's id and a port. first: the port of the endpoint that every box has. port:
+    of the next one; the others are at those after it."""
 
-    def __init__(self, gateway: Gateway, listen: Callable[[str, int], Socket], port: int) -> None:
-        self._gateway, self._listen, self._port = gateway, listen, port
+    def __init__(self, gateway: Gateway, listen: Callable[[str, int], Socket], first: int, port: int) -> None:
+        self._gateway, self._listen, self._first, self._port = gateway, listen, first, port
         self._open: dict[str, set[int]] = {}
 
     async def open(self, sandbox_id: str, seat: int) -> int:
@@ -35,11 +35,12 @@ class Seats:
         if not 0 <= seat < MOST:
             raise UsageError(f"a box has model endpoints 0 to {MOST - 1}; got {seat}")
         seats = self._open.setdefault(sandbox_id, set())
+        port = self._port + seat - 1 if seat else self._first
         if seat and seat not in seats:
-            sock = self._listen(sandbox_id, self._port + seat)
+            sock = self._listen(sandbox_id, port)
             seats.add(seat)
             await self._gateway.attach(seat_name(sandbox_id, seat), sock)
-        return self._port + seat
+        return port
 
     def has(self, sandbox_id: str, seat: int) -> bool:
         return seat in self._open.get(sandbox_id, ())

@@ -73,7 +73,8 @@ TASK = f"{__name__}:Together"
 @pytest.fixture
 async def pools(node: rpc.Client) -> AsyncIterator[dict[str, Pool]]:
     box = SandboxConfig(memory="64m", pids=64)
-    async with Pool(box, 1) as main, Pool(box, 1) as other:
+    proxied = SandboxConfig(memory="64m", pids=64, network=["example.com"])  # its proxy has a port in the box, too
+    async with Pool(proxied, 1) as main, Pool(box, 1) as other:
         yield {TASK: main, box_key(TASK, "other"): other}
 
 
@@ -107,7 +108,7 @@ async def test_two_agents_of_one_sandbox_have_their_own_endpoint_budget_and_conv
     episode, agents = await one(run)
     left = Together.left
     assert left["main:a"] == "http://127.0.0.1:41414/v1 for a for a "
-    assert left["main:b"] == "http://127.0.0.1:41415/v1 for b rate_limit_exceeded", "its budget is its own"
+    assert left["main:b"] == "http://127.0.0.1:41420/v1 for b rate_limit_exceeded", "its budget is its own"
     assert left["main:given"] == "to all" and left["main:x"] == "y"
     assert [sample.agent for sample in episode.samples] == ["a", "a", "b"]
     assert "You are b.\n\nb's own" in tokenizer.decode(episode.samples[2].ids)
