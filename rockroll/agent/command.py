@@ -38,16 +38,23 @@ async def route(
     token: str,
     budget: Mapping[str, float] | None = None,
     tools: Mapping[str, str] | None = None,
+    seat: int = 0,
 ) -> str | None:
     """From now on the model calls of this sandbox go to the relay at `upstream`, under this token; None: they are
     refused.
 
     budget: what they may use up together (docs/model-service.md). tools: MCP servers' URLs by name, which the box may
-    ask at its endpoint's /mcp/NAME. Returns why calls of the route before were refused
-    for want of its budget, as a sentence; None where none was.
+    ask at its endpoint's /mcp/NAME. seat: which of the box's endpoints, see `take_seat`. Returns why calls of the route
+    before were refused for want of its budget, as a sentence; None where none was.
     """
     body = {"id": sandbox.id, "upstream": upstream, "token": token, "budget": budget or {}, "tools": tools or {}}
-    return await sandbox.ask("model.route", body)
+    return await sandbox.ask("model.route", {**body, "seat": seat})
+
+
+async def take_seat(sandbox: Sandbox, seat: int) -> dict[str, str]:
+    """One more model endpoint in a sandbox, for an agent beside others, until its route ends: the variables that tell
+    clients where it is. 0 is the one that every sandbox has."""
+    return await sandbox.ask("model.seat", {"id": sandbox.id, "seat": seat})
 
 
 class CommandAgent:
@@ -65,16 +72,24 @@ class CommandAgent:
         """The agent's files and the task's, by their absolute path in the sandbox."""
         await asyncio.gather(*(sandbox.write_file(path, data) for path, data in {**self._files, **files}.items()))
 
-    async def run(self, sandbox: Sandbox, instruction: str, cwd: str, env: Mapping[str, str]) -> Observation:
-        """Run the command to its end, in the session that the pool has opened. Its time is the caller's to count:
-        cancelled, it is killed."""
+    async def run(
+        self,
+        sandbox: Sandbox,
+        instruction: str,
+        cwd: str,
+        env: Mapping[str, str],
+        *,
+        session: str = DEFAULT_SESSION,
+    ) -> Observation:
+        """Run the command to its end, in a session that is open: the pool's, or another. Its time is the caller's to
+        count: cancelled, it is killed."""
         command = script(self._line, cwd, {**self.config.env, **env, "ROCKROLL_INSTRUCTION": instruction})
-        return await sandbox.arun(command, max_output=OUTPUT_KEPT)
+        return await sandbox.arun(command, session=session, max_output=OUTPUT_KEPT)
 
-    async def end(self, sandbox: Sandbox) -> None:
+    async def end(self, sandbox: Sandbox, session: str = DEFAULT_SESSION) -> None:
         """Kill every process of the agent, what it left in the background included."""
         try:
-            await sandbox.close_session(DEFAULT_SESSION)
+            await sandbox.close_session(session)
         except SessionError:
             # Its shell is gone already, and all that it started with it.
             pass

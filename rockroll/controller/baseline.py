@@ -17,7 +17,7 @@ from rockroll.rollout.tasks import EnvTask, Policy, resolve_all
 
 async def evaluate(config: RunConfig, by: Policy) -> Evaluation:
     """Raises UsageError for a task that has no such policy, or that an agent works on in a sandbox."""
-    tasks = resolve_all(config.domains, config.agent)
+    tasks = resolve_all(config.domains, config.crew)
     found = []
     for number, at in enumerate(held_out(config.domains, config.eval.episodes)):
         task = tasks[Arm(at.task, at.level)]

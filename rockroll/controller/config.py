@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from rockroll.agent.config import AgentConfig
+from rockroll.agent.team import TeamConfig
 from rockroll.data.config import DataConfig
 from rockroll.engine.config import EngineConfig
 from rockroll.observe.config import MetricsConfig
 from rockroll.observe.trackers import NAMES as TRACKERS
 from rockroll.rollout.config import RolloutConfig, TaskConfig
-from rockroll.rollout.domain import DomainConfig, check
+from rockroll.rollout.domain import DomainConfig, check, one_crew
 from rockroll.sandbox.config import SandboxConfig
 from rockroll.train.algorithm import DATA_OBJECTIVES
 from rockroll.train.config import TrainConfig
@@ -160,6 +161,8 @@ class RunConfig:
     Qwen/Qwen3-0.6B, also with @REVISION."""
     agent: AgentConfig | None = None
     """The agent program for tasks that work in a sandbox; tasks with reset and step need none."""
+    team: TeamConfig | None = None
+    """In place of `agent`: several agents in each episode (docs/agents.md, "Several agents")."""
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)
     """The boxes of the run."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
@@ -197,6 +200,7 @@ class RunConfig:
             if name not in TRACKERS:
                 raise ValueError(f"track is a list of {', '.join(TRACKERS)}; got {name!r}")
         check(self.domains)
+        one_crew(self.agent, self.team)
         if 0 < self.eval.episodes < len(self.domains):
             raise ValueError(
                 f"eval episodes are shared among the tasks, so at least one for each of {len(self.domains)}; got "
@@ -231,10 +235,15 @@ class RunConfig:
         """All tasks, be it one or several."""
         return self.tasks if self.task is None else (self.task,)
 
+    @property
+    def crew(self) -> AgentConfig | TeamConfig | None:
+        """Who works on tasks in sandboxes that name nobody of their own."""
+        return self.agent or self.team
+
     def _check_deterministic(self) -> None:
         """Nothing may depend on the clock, or on which of two threads is first."""
         rollout = self.rollout
-        with_agent = self.agent is not None or any(each.agent for each in self.tasks)
+        with_agent = self.crew is not None or any(each.crew for each in self.tasks)
         wrong = [
             (with_agent, "a task with reset and step, without an agent: what a program in a sandbox asks, "
              "and when, depends on the clock; leave out the section agent"),

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rockroll.controller import domains, statistics
+from rockroll.controller import agents, domains, statistics
 from rockroll.controller.boxes import pool_sizes
 from rockroll.controller.census import Census
 from rockroll.controller.config import RunConfig
@@ -220,7 +220,7 @@ def _source(config: RunConfig, made: Parts, run: RunDir, first_step: int, tally:
     def row(groups: list[Group], version: int) -> Row:
         counted = {**statistics.batch_row(groups, version), **({} if config.replay else tally.row(groups))}
         mixture = made.rollout.mixture if made.rollout else None
-        return counted | domains.batch_row(config.domains, groups, mixture)
+        return counted | domains.batch_row(config.domains, groups, mixture) | agents.batch_row(groups)
 
     batch = functools.partial(to_batch, temperature=config.rollout.temperature, spans=config.records.advantages)
     if config.replay:
@@ -299,17 +299,18 @@ async def _evaluate_into(row: Row, config: RunConfig, made: Parts, status: Statu
 
 
 def to_batch(step: int, groups: list[Group], temperature: float, spans: int = 0) -> TrainBatch:
-    """The groups as the trainer takes them: every branch of an episode is a sample with that episode's reward.
+    """The groups as the trainer takes them: every branch of an episode is a sample with that episode's reward; of
+    several agents each is an episode of its own, in a group of its own (agents.py).
 
     spans: how many spans of equal advantages of each sample the trainer is to tell.
     """
     samples: list[TrainSample] = []
+    index: dict[tuple[int, str], int] = {}
     number = 0
-    for index, group in enumerate(groups):
-        for episode in group.episodes:
-            assert episode.reward is not None, "a group holds valid episodes only"
-            gains = _turn_rewards(episode)
-            for sample in episode.samples:
+    for at, group in enumerate(groups):
+        for part in agents.parts(group):
+            gains = _turn_rewards(part)
+            for sample in part.samples:
                 samples.append(
                     TrainSample(
                         ids=sample.ids,
@@ -317,8 +318,8 @@ def to_batch(step: int, groups: list[Group], temperature: float, spans: int = 0)
                         logprobs=sample.logprobs,
                         versions=sample.versions,
                         episode=number,
-                        group=index,
-                        reward=episode.reward,
+                        group=index.setdefault((at, part.agent), len(index)),
+                        reward=part.reward,
                         domain=group.task,
                         turns=[
                             Turn(
@@ -336,12 +337,12 @@ def to_batch(step: int, groups: list[Group], temperature: float, spans: int = 0)
     return TrainBatch(step=step, samples=samples, temperature=temperature, spans=spans)
 
 
-def _turn_rewards(episode: Episode) -> dict[int, float]:
+def _turn_rewards(part: agents.Part) -> dict[int, float]:
     """What each answer earned, by its number: what the environment gave for it, or the whole at the last one."""
-    if episode.turn_rewards:
-        return dict(enumerate(episode.turn_rewards))
-    last = max((turn.number for sample in episode.samples for turn in sample.turns), default=-1)
-    return {last: episode.reward or 0.0}
+    if part.turn_rewards:
+        return dict(enumerate(part.turn_rewards))
+    last = max((turn.number for sample in part.samples for turn in sample.turns), default=-1)
+    return {last: part.reward}
 
 
 class _Phases:

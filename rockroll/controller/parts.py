@@ -155,7 +155,7 @@ async def parts(
                 engine,
                 pools,
                 config.domains,
-                config.agent,
+                config.crew,
                 tokenizer,
                 seed=config.seed,
                 address=_relay_address(processes),

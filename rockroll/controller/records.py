@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from rockroll.controller.agents import compared
 from rockroll.controller.config import RecordsConfig
 from rockroll.observe.record import EpisodeLog
 from rockroll.observe.running import Running
@@ -44,10 +45,11 @@ class Records:
         told = iter(advantages)
         records: list[dict[str, Any]] = []
         for group in groups:
+            kept = compared(group)
             for episode in group.episodes:
                 record = msgspec.structs.asdict(episode)
                 if advantages:
-                    record["advantages"] = [next(told) for _ in episode.samples]
+                    record["advantages"] = [next(told) if one.agent in kept else [] for one in episode.samples]
                 records.append(record)
         self._log.write("train", step, records)
 

@@ -226,6 +226,18 @@ def _shape(value: Any) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Part:
+    """What one agent of several is given of a situation (docs/agents.md, "Several agents")."""
+
+    instruction: str | None = None
+    """Its own goal; None: the situation's."""
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    """As in Situation, for its sandbox alone."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Further environment variables of this agent."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Situation:
     """What one seed asks of an agent, and everything it needs in its sandbox."""
 
@@ -242,6 +254,9 @@ class Situation:
     Empty: one of the recipe's warm boxes."""
     timeout: float | None = None
     """Seconds that the agent has for this one, in place of the recipe's `agent.timeout`."""
+    parts: Mapping[str, Part] = field(default_factory=dict)
+    """By agent, where a team works on it: what each is given of its own. Agents that are left out, and one that works
+    alone, have what stands above."""
     secret: Any = None
     """What `grade` needs and the agent must not see: it never enters the sandbox."""
 
@@ -256,7 +271,9 @@ class SandboxTask(Protocol):
 
     What it may have beside: `async def prepare(self)`, called once before the first episode, for what takes time or may
     fail as a whole (images to build); `own_boxes = True`, where each of its situations names its `box`: then no box is
-    kept warm for it.
+    kept warm for it; `async def grade_team(self, sandboxes, situation)`, in place of `grade` where several agents work:
+    sandboxes by name, and a number for all of them or a mapping of agent to number back. `grade` may return a mapping,
+    too.
     """
 
     def situation(self, seed: int, split: Split) -> Situation:

@@ -20,6 +20,7 @@ BUILT_IN = {
     "rockroll:arithmetic": "rockroll.env.arithmetic:Arithmetic",
     "rockroll:code": "rockroll.env.code:CodeTask",
     "rockroll:frozen_lake": "rockroll.env.frozen_lake:FrozenLake",
+    "rockroll:handover": "rockroll.env.handover:HandoverTask",
     "rockroll:math": "rockroll.env.maths:Math",
     "rockroll:shell": "rockroll.env.shell:ShellTask",
     "rockroll:shell_quiz": "rockroll.env.shell_quiz:ShellQuiz",

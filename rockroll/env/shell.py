@@ -114,7 +114,7 @@ def split_of(situation: Situation) -> Split:
 def _draw(rng: random.Random) -> Situation:
     """One situation of either split."""
     kind = rng.choice(KINDS)
-    file, other, bystander = _names(rng, 3)
+    file, other, bystander = draw_names(rng, 3)
     first, last, third = rng.sample(WORDS, 3)
     files: dict[str, bytes] = {bystander: f"{third}\n".encode()}
     if kind in ("copy", "extract"):
@@ -145,7 +145,7 @@ def _draw(rng: random.Random) -> Situation:
     )
 
 
-def _names(rng: random.Random, count: int) -> list[str]:
+def draw_names(rng: random.Random, count: int) -> list[str]:
     """Names of letters, none of which occurs twice: each letter then says which one follows when a name is copied."""
     while True:
         letters = rng.sample(string.ascii_lowercase, count * NAME_LETTERS)

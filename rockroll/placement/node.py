@@ -1,7 +1,8 @@
 """The node: the process that holds this home's sandboxes and their model endpoints.
 
-In: calls over rpc (rockroll/sandbox/wire.py, and `model.route`). Out: their replies. It puts the sandbox room's host
-and the model service's gateway together and leaves everything else to them. A warden (warden.py) stands beside it.
+In: calls over rpc (rockroll/sandbox/wire.py, `model.route` and `model.seat`). Out: their replies. It puts the sandbox
+room's host and the model service's gateway together and leaves everything else to them. A warden (warden.py) stands
+beside it.
 
     python -m rockroll.placement.node [--address unix://…] [--ready-fd N] [--idle 60]
 
@@ -31,16 +32,27 @@ from rockroll.model_service.budget import Budget
 from rockroll.model_service.gateway import NO_BUDGET, Gateway, box_environment
 from rockroll.placement.guard import Guard
 from rockroll.placement.member import Member, Membership
+from rockroll.placement.seats import Seats, seat_name
 from rockroll.sandbox import wire
 from rockroll.sandbox.node.host import SandboxHost
 from rockroll.sandbox.node_client import NODE_MODULE, address_path, log_path
 
 ENDPOINT_PORT = 41414
 """Where a model answers inside each box (127.0.0.1): a port that no usual server takes."""
+SEATS_PORT = 41420
+"""Where one answers for the second agent of a box; the third's is the port after it. 41415 is the proxy's."""
 IDLE_S = 60.0
 PREDECESSOR_S = 60
 """How long a node waits for the one before it to finish deleting its boxes."""
 _log = logging.getLogger(__name__)
+
+
+class Seat(wire.Struct, frozen=True, kw_only=True):
+    """One of several model endpoints of one box."""
+
+    id: str
+    seat: int
+    """From 1 on: 0 is the one that every box has."""
 
 
 class Route(wire.Struct, frozen=True, kw_only=True):
@@ -59,6 +71,8 @@ class Route(wire.Struct, frozen=True, kw_only=True):
     """MCP servers that the box may ask at /mcp/NAME: URLs, by name; never shown in the box."""
     budget: Budget = NO_BUDGET
     """What all calls under this route may use up together; the relay is told when one is refused for it."""
+    seat: int = 0
+    """Which of the box's endpoints: each has a route of its own. One beside the first ends with upstream None."""
 
 
 class Node:
@@ -75,16 +89,22 @@ class Node:
         self._host = SandboxHost(
             endpoint_port=ENDPOINT_PORT,
             on_endpoint=self._gateway.attach,
-            on_endpoint_gone=self._gateway.shut,
+            on_endpoint_gone=self._endpoint_gone,
             on_removed=self._removed,
             env=lambda _: box_environment(ENDPOINT_PORT),
             hub=lambda: self._member.hub,
         )
-        handlers: dict[str, rpc.Handler] = {**self._host.handlers(), "model.route": self._route}
+        self._seats = Seats(self._gateway, self._host.listen, ENDPOINT_PORT, SEATS_PORT)
+        handlers: dict[str, rpc.Handler] = {
+            **self._host.handlers(),
+            "model.route": self._route,
+            "model.seat": self._seat,
+        }
+        own = {"model.route": Route, "model.seat": Seat, "node.join": Membership, "node.leave": wire.Empty}
         self._server = rpc.Server(
             address,
             handlers,
-            types={**wire.BODIES, "model.route": Route, "node.join": Membership, "node.leave": wire.Empty},
+            types={**wire.BODIES, **own},
             on_disconnect=self._client_gone,
         )
         self._member = Member(self._server, self._host.summary, self._watch_idle)
@@ -133,9 +153,18 @@ class Node:
         _log.info("ending: %s", why)
         self._over.set()
 
+    async def _seat(self, body: Seat, _peer: rpc.Peer) -> dict[str, str]:
+        """Opens it; what tells clients in the box where it is."""
+        return box_environment(await self._seats.open(self._host.resolve(body.id), body.seat))
+
     async def _route(self, body: Route, _peer: rpc.Peer) -> str | None:
-        return self._gateway.route(
-            self._host.resolve(body.id),
+        id = self._host.resolve(body.id)
+        if not body.seat and body.upstream is not None:
+            self._seats.gone(id)  # of an episode that was cancelled
+        if body.seat and not self._seats.has(id, body.seat) and body.upstream is None:
+            return None
+        over = self._gateway.route(
+            seat_name(id, body.seat),
             body.upstream,
             body.token,
             body.budget,
@@ -143,6 +172,13 @@ class Node:
             speaks=body.speaks,
             tools=body.tools,
         )
+        if body.upstream is None and body.seat:
+            self._seats.close(id, body.seat)
+        return over
+
+    def _endpoint_gone(self, sandbox_id: str) -> None:
+        self._gateway.shut(sandbox_id)
+        self._seats.gone(sandbox_id)
 
     def _client_gone(self, peer: rpc.Peer) -> None:
         """Its boxes go, in a task of the node's own: the server cancels its tasks when it closes, and a removal that is
@@ -156,6 +192,7 @@ class Node:
 
     def _removed(self, sandbox_id: str) -> None:
         self._gateway.forget(sandbox_id)
+        self._seats.gone(sandbox_id)
         self._watch_idle()
 
     def _watch_idle(self) -> None:

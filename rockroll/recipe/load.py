@@ -164,6 +164,10 @@ def _refuse_unknown(tree: dict[str, Any], cls: Any, path: Path_, lines: dict[Pat
         section = _section(hints[key])
         if section is not None and isinstance(value, dict):
             _refuse_unknown(value, section, (*path, key), lines, file)
+        named = _named(hints[key])
+        for name, item in value.items() if named is not None and isinstance(value, dict) else ():
+            if isinstance(item, dict):
+                _refuse_unknown(item, named, (*path, key, name), lines, file)
         for i, item in enumerate(value if isinstance(value, list) else ()):
             if section is not None and isinstance(item, dict):
                 _refuse_unknown(item, section, (*path, key, i), lines, file)
@@ -175,6 +179,12 @@ def _section(hint: Any) -> Any:
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) in (typing.Union, tuple):
         return next((s for s in map(_section, typing.get_args(hint)) if s is not None), None)
     return hint if dataclasses.is_dataclass(hint) else None
+
+
+def _named(hint: Any) -> Any:
+    """The dataclass of what a hint such as `dict[str, MemberConfig]` holds by name, or None."""
+    inside = typing.get_args(hint) if typing.get_origin(hint) is dict else ()
+    return inside[1] if inside and dataclasses.is_dataclass(inside[1]) else None
 
 
 _adapter: TypeAdapter[RunConfig] | None = None

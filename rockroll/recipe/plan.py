@@ -13,6 +13,7 @@ from typing import Any
 
 from rockroll import units
 from rockroll.agent.install import folder
+from rockroll.agent.team import TeamConfig
 from rockroll.controller import reporting
 from rockroll.controller.boxes import boxes, installed, own_boxes, pool_sizes
 from rockroll.controller.config import RunConfig
@@ -24,6 +25,7 @@ from rockroll.engine.kinds import gpu_bytes, kinds, on_gpu
 from rockroll.errors import UsageError
 from rockroll.recipe.load import dump
 from rockroll.rollout.domain import held_out, shares
+from rockroll.rollout.tasks import Crew
 from rockroll.train.config import TrainConfig
 from rockroll.train.critic import critic_config
 from rockroll.train.extent import adapter_parameters, context_of, parameters_of, state_bytes, widest
@@ -55,7 +57,7 @@ def plan(config: RunConfig) -> list[Line]:
     with_agent = boxes(config)
     what = f"objective {train.objective}"
     if config.task is not None:
-        what += f"; {config.task.env}, {'stepped by an agent program' if config.agent else 'stepped by rockroll'}"
+        what += f"; {config.task.env}, {_by(config.crew)}"
     elif config.tasks:
         what += f"; a mixture of {len(config.tasks)} tasks"
     lines = [
@@ -93,7 +95,7 @@ def plan(config: RunConfig) -> list[Line]:
         what = f"{preset.name}: {', '.join((*preset.python, *preset.npm))}; {there}"
         lines.append(Line(part="agent", where="this machine", what=what))
     for box, tasks, size in pool_sizes(config) if config.samples else ():
-        whose = f", for {', '.join(tasks)}" if config.tasks else ""
+        whose = f", for {', '.join(tasks)}" if config.tasks or "/" in tasks[0] else ""
         kind_of_box = (
             f"{size} at most, each of its task's own image and limits"
             if own_boxes(config, tasks)
@@ -140,6 +142,13 @@ def plan(config: RunConfig) -> list[Line]:
     if told:
         lines.append(Line(part="metrics", where="controller", what=", ".join(told)))
     return lines
+
+
+def _by(crew: Crew | None) -> str:
+    if isinstance(crew, TeamConfig):
+        order = "together" if crew.order == "together" else "in turn"
+        return f"worked on by {', '.join(crew.agents)}, {order}"
+    return "stepped by an agent program" if crew else "stepped by rockroll"
 
 
 _EXAMPLE = 80 << 30

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rockroll.agent.config import AgentConfig
+from rockroll.agent.team import TeamConfig
 from rockroll.rollout.config import TaskConfig
 from rockroll.sandbox.config import SandboxConfig
 
@@ -27,6 +28,8 @@ class DomainConfig(TaskConfig):
     """How much of the training it is, beside the others' weights: exact at any time to one group."""
     agent: AgentConfig | None = None
     """The program that works on it; left out: the recipe's `agent`, for a task that needs one."""
+    team: TeamConfig | None = None
+    """In place of `agent`: several agents that work on it together."""
     sandbox: SandboxConfig | None = None
     """Its boxes; left out: the recipe's `sandbox`."""
 
@@ -37,9 +40,22 @@ class DomainConfig(TaskConfig):
         if not 0 < self.weight < float("inf"):
             raise ValueError(f"tasks weight is a number above 0; got {self.weight}; to leave a task out, delete it")
 
+        one_crew(self.agent, self.team, f"tasks {self.name}: ")
+
     @property
     def label(self) -> str:
         return self.name
+
+    @property
+    def crew(self) -> AgentConfig | TeamConfig | None:
+        """Who works on it, where it says so."""
+        return self.agent or self.team
+
+
+def one_crew(agent: AgentConfig | None, team: TeamConfig | None, where: str = "") -> None:
+    """ValueError where both are given."""
+    if agent is not None and team is not None:
+        raise ValueError(f"{where}one agent works, as in agent: {{…}}, or several, as in team: {{agents: …}}; got both")
 
 
 def check(tasks: Sequence[TaskConfig]) -> None:

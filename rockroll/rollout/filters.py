@@ -18,7 +18,8 @@ that can be, and sampling on would never end."""
 def varied(group: Group) -> bool:
     """Whether its episodes earned different rewards: else every advantage is 0 (DAPO's dynamic sampling, arXiv
     2503.14476, section 3.2)."""
-    return len({episode.reward for episode in group.episodes}) > 1
+    earned = {(episode.reward, *(each.reward for each in episode.agents)) for episode in group.episodes}
+    return len(earned) > 1
 
 
 class Filter:

@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import Any, Self, cast
 
 from rockroll.agent.config import AgentConfig
+from rockroll.agent.team import MAIN, TeamConfig, box_key
 from rockroll.engine.api import Engine
 from rockroll.env.apart import Workers
 from rockroll.env.api import Split
@@ -37,10 +38,11 @@ from rockroll.rollout.journal import Journal
 from rockroll.rollout.ledger import Ledger
 from rockroll.rollout.mixture import Arm, Mixture
 from rockroll.rollout.opened import Ended
-from rockroll.rollout.sample import Episode, Event, Group
+from rockroll.rollout.sample import Episode, Event, Group, Placed
 from rockroll.rollout.seed import derive
 from rockroll.rollout.stream import Stream
-from rockroll.rollout.tasks import SEED_BITS, AgentTask, EnvTask, resolve_all
+from rockroll.rollout.tasks import SEED_BITS, AgentTask, EnvTask, TeamTask, resolve_all
+from rockroll.rollout.team_episode import TeamAttempt
 from rockroll.rollout.tokenizer import ChatTokenizer
 
 MODEL = "policy"
@@ -51,8 +53,9 @@ class Rollout:
     """Runs episodes of one task, or of several, against one engine.
 
     pool: where sandboxes come from, by the task's name where they differ; needed for a task that an agent works on.
-    address: of the relay (`ipc://…`); needed then too. agent: works on the tasks that need one and have none of their
-    own. seed: the run's; with the group it names every draw. events: told what happens, on the event loop.
+    address: of the relay (`ipc://…`); needed then too. agent: one or a team, works on the tasks that need one and have
+    none of their own; a team's further sandboxes come from the pools called `box_key(task, sandbox)`. seed: the run's;
+    with the group it names every draw. events: told what happens, on the event loop.
     journal: has every answered turn before its agent has; its opener closes it, after this. curriculum: keeps what one
     has measured, for a run that goes on; its opener closes it.
     Raises UsageError for a task and an agent that do not go together.
@@ -64,7 +67,7 @@ class Rollout:
         engine: Engine,
         pool: Boxes | Mapping[str, Boxes] | None,
         task: TaskConfig | Sequence[TaskConfig],
-        agent: AgentConfig | None,
+        agent: AgentConfig | TeamConfig | None,
         tokenizer: ChatTokenizer,
         *,
         seed: int = 0,
@@ -78,19 +81,23 @@ class Rollout:
         slow = any(each.slow for each in self.configs)
         self._threads = ThreadPoolExecutor(config.concurrency, "env") if slow else None
         self._workers = Workers() if any(each.where == "process" for each in self.configs) else None
-        self._boxes: dict[str, Boxes] = {}
+        self._boxes: dict[str, dict[str, Boxes]] = {}
+        """By task, and by the sandbox's name: an agent that works alone has `main`."""
         for arm, each in self.tasks.items():
             if isinstance(each, EnvTask):
                 apart = self._workers if each.config.where == "process" else None
                 self.tasks[arm] = replace(each, threads=self._threads, workers=apart)
                 if each.source is None:
                     continue
-            boxes = pool.get(arm.task) if isinstance(pool, Mapping) else pool
-            if boxes is None or (isinstance(each, AgentTask) and not address):
+            named = (MAIN, *each.team.sandboxes) if isinstance(each, TeamTask) else (MAIN,)
+            pools = pool if isinstance(pool, Mapping) else dict.fromkeys([arm.task], pool)
+            found = {name: boxes for name in named if (boxes := pools.get(box_key(arm.task, name))) is not None}
+            if len(found) < len(named) or (not isinstance(each, EnvTask) and not address):
                 raise UsageError(
-                    f"{each.name} takes sandboxes: a Rollout of it needs a pool, and for an agent the relay's address"
+                    f"{each.name} takes sandboxes: a Rollout of it needs a pool of each ({', '.join(named)}), and for "
+                    "an agent the relay's address"
                 )
-            self._boxes[arm.task] = boxes
+            self._boxes[arm.task] = found
         self.events = events
         self.mixture: Mixture | None = None
         """Which task a group is of, of the stream that was begun last."""
@@ -98,7 +105,7 @@ class Rollout:
         self._journal, self._curriculum = journal, curriculum
         self._seed, self._address = seed, address
         self._relay = None
-        if any(isinstance(each, AgentTask) for each in self.tasks.values()):
+        if any(isinstance(each, AgentTask | TeamTask) for each in self.tasks.values()):
             self._relay = Relay(address, self.chat, [MODEL], count=self.count, on_over=self._over)
         self._slots = asyncio.Semaphore(config.concurrency)
         self._dialogues: dict[str, Dialogue] = {}
@@ -111,7 +118,7 @@ class Rollout:
         """Open the relay, and have the tasks prepare what they need. RockrollError where its address is taken."""
         self._context_length = (await self._engine.info()).context_length
         for task in self.tasks.values():
-            if isinstance(task, AgentTask) and callable(prepare := getattr(task.task, "prepare", None)):
+            if isinstance(task, AgentTask | TeamTask) and callable(prepare := getattr(task.task, "prepare", None)):
                 await cast("Callable[[], Awaitable[None]]", prepare)()
         if self._relay:
             await self._relay.start()
@@ -284,7 +291,7 @@ class Rollout:
         """Runs one group to its end; whatever of it still runs then is cancelled. None where it is given up: its
         situation always breaks, or its task does and there are others. ended: told of each episode that ended by
         itself, before it counts."""
-        attempts: dict[int, Attempt] = {}
+        attempts: dict[int, Attempt | TeamAttempt] = {}
         guard = guards.of(state.task)
 
         async def run(start: Start) -> Episode:
@@ -311,11 +318,16 @@ class Rollout:
                     state.end(episode)
                 for index in state.running:
                     attempt = attempts.get(index)
-                    state.cancelled(index, attempt.dialogue.spent_tokens if attempt else 0)
+                    state.cancelled(index, attempt.spent_tokens if attempt else 0)
         return state.result() if state.complete else None
 
     async def _episode(
-        self, state: GroupState, start: Start, split: Split, sampling: Sampling, attempts: dict[int, Attempt]
+        self,
+        state: GroupState,
+        start: Start,
+        split: Split,
+        sampling: Sampling,
+        attempts: dict[int, Attempt | TeamAttempt],
     ) -> Episode:
         self._serial += 1
         id = f"{split}-{state.id}-{start.index}-{start.attempt}-{self._serial}"
@@ -323,34 +335,34 @@ class Rollout:
         names = (split, state.id if split == "train" else 0, state.task, state.seed, start.index, start.attempt)
         task = self.tasks[Arm(state.task, state.level)]
 
-        def answered(tokens: int) -> None:
-            turn = dialogue.transcript.turns[-1]
-            said = turn.text or (turn.calls[0].arguments if turn.calls else "")
-            self.events(Event("turn", split, self._running, tokens, id=id, said=said))
+        def talk(token: str, *whose: str) -> Dialogue:
+            def answered(tokens: int) -> None:
+                turn = dialogue.transcript.turns[-1]
+                said = turn.text or (turn.calls[0].arguments if turn.calls else "")
+                self.events(Event("turn", split, self._running, tokens, id=id, said=said))
 
-        dialogue = Dialogue(
-            id,
-            self._tokenizer,
-            self._engine,
-            replace(sampling, max_turns=task.config.max_turns),
-            derive(self._seed, *names),
-            answered,
-            self._journal,
-        )
+            limits = replace(sampling, max_turns=task.config.max_turns)
+            seed = derive(self._seed, *names, *whose)
+            dialogue = Dialogue(token, self._tokenizer, self._engine, limits, seed, answered, self._journal)
+            return dialogue
+
         place = Place(id=id, seed=state.seed, split=split, group=state.id, index=start.index, level=state.level)
         timed = self._config.episode_timeout > 0
-        attempt = Attempt(
-            place,
-            task,
-            dialogue,
-            self._boxes.get(state.task),
-            self._address,
-            lambda placed: self.events(Event("placed", split, self._running, placed=placed)),
-            cap=self._config.episode_timeout if timed else math.inf,
-            stall=self._config.stall_timeout if timed else math.inf,
-        )
+        cap = self._config.episode_timeout if timed else math.inf
+        stall = self._config.stall_timeout if timed else math.inf
+        boxes = self._boxes.get(state.task, {})
+
+        def placed(at: Placed) -> None:
+            self.events(Event("placed", split, self._running, placed=at))
+
+        if isinstance(task, TeamTask):
+            talks = {name: talk(f"{id}.{name}", name) for name in task.agents}
+            attempt = TeamAttempt(place, task, talks, boxes, self._address, placed, cap=cap, stall=stall)
+        else:
+            talks = {"": talk(id)}
+            attempt = Attempt(place, task, talks[""], boxes.get(MAIN), self._address, placed, cap=cap, stall=stall)
         attempts[start.index] = attempt
-        self._dialogues[id] = dialogue
+        self._dialogues |= {dialogue.id: dialogue for dialogue in talks.values()}
         self._running += 1
         self.events(Event("started", split, self._running, id=id, task=state.task))
         episode = None
@@ -359,9 +371,10 @@ class Rollout:
             return episode
         finally:
             self._running -= 1
-            del self._dialogues[id]
-            if self._relay:
-                self._relay.forget(id)
+            for dialogue in talks.values():
+                del self._dialogues[dialogue.id]
+                if self._relay:
+                    self._relay.forget(dialogue.id)
             episode = episode or attempt.cancelled()
             self.events(Event("finished", split, self._running, episode.sampled, episode))
 

@@ -50,6 +50,8 @@ class Sample(Struct, frozen=True):
     """The weight version that sampled the token; -1 where mask is False."""
     turns: list[SampledTurn] = []
     """In order; those shared with another branch are in both, also where only the other one trains them."""
+    agent: str = ""
+    """Whose conversation it is, where several agents worked; the numbers of its turns are that agent's own."""
 
     @property
     def sampled(self) -> int:
@@ -76,6 +78,28 @@ class TurnRecord(Struct, frozen=True, omit_defaults=True):
     """Why nothing of it, nor of what goes on from it, is trained."""
     thrown: int = 0
     """Tokens that were sampled for it and thrown away, since it began anew with new weights."""
+    agent: str = ""
+    """Who asked, where several agents worked."""
+
+
+class AgentRecord(Struct, frozen=True):
+    """What became of one agent of several."""
+
+    name: str
+    happened: str
+    """A row of rollout/verdict.py; `stopped`: the episode was over before it; `not_begun`: and it had not begun."""
+    reward: float | None
+    """Its share; None exactly where the episode is not scored."""
+    turns: int = 0
+    """Its model calls that were answered."""
+    sandbox: str = ""
+    """The id of the box that it worked in."""
+    detail: str = ""
+    """One sentence on why, where it did not come to its end in order."""
+    log: str = ""
+    """The end of what it printed, and of its log files."""
+    spent_s: dict[str, float] = {}
+    """Seconds that it had itself (agent), and that it waited for the model (engine)."""
 
 
 class Episode(Struct, frozen=True):
@@ -116,6 +140,12 @@ class Episode(Struct, frozen=True):
     """The id of the box that it had; empty where it had none. Another episode has it now, or nobody."""
     node: str = ""
     """The host of that box."""
+    agents: list[AgentRecord] = []
+    """Where several agents worked: what became of each. `reward` is the mean of theirs then."""
+
+    def earned_by(self, agent: str) -> float | None:
+        """The reward of that agent's calls; of the episode where there is one agent alone."""
+        return next((each.reward for each in self.agents if each.name == agent), self.reward)
 
     @property
     def valid(self) -> bool:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from rockroll.agent.command import CommandAgent
 from rockroll.agent.config import AgentConfig
+from rockroll.agent.team import TeamConfig
 from rockroll.env.apart import ApartEnv, Workers
 from rockroll.env.api import Action, SandboxTask, Split, Tokens, called, read_reset, read_step, read_tools
 from rockroll.env.boxed import BoxedEnv
@@ -85,7 +86,21 @@ class AgentTask:
         return self.config.label
 
 
-Task = EnvTask | AgentTask
+@dataclass(frozen=True)
+class TeamTask:
+    """A SandboxTask and the agents that work on it together."""
+
+    config: TaskConfig
+    task: SandboxTask
+    team: TeamConfig
+    agents: Mapping[str, CommandAgent]
+
+    @property
+    def name(self) -> str:
+        return self.config.label
+
+
+Task = EnvTask | AgentTask | TeamTask
 
 
 def works_in_sandbox(env: str) -> bool:
@@ -113,14 +128,18 @@ def brings_boxes(env: str) -> bool:
     return works_in_sandbox(env) and bool(getattr(find(env), "own_boxes", False))
 
 
-def resolve_all(configs: Sequence[TaskConfig], agent: AgentConfig | None) -> dict[Arm, Task]:
+Crew = AgentConfig | TeamConfig
+"""Who works on a task in a sandbox: one agent, or several."""
+
+
+def resolve_all(configs: Sequence[TaskConfig], agent: Crew | None) -> dict[Arm, Task]:
     """Every task at every of its levels. agent: works on those that need one and have none of their own.
 
     Raises UsageError as `resolve` does, and for an agent that no task needs.
     """
     found: dict[Arm, Task] = {}
     for config in configs:
-        own = config.agent if isinstance(config, DomainConfig) else None
+        own = config.crew if isinstance(config, DomainConfig) else None
         shared = (
             agent
             if len(configs) == 1 or (own is None and config.where != "sandbox" and works_in_sandbox(config.env))
@@ -128,23 +147,30 @@ def resolve_all(configs: Sequence[TaskConfig], agent: AgentConfig | None) -> dic
         )
         for level in range(max(1, len(config.levels))):
             found[Arm(config.label, level)] = resolve(at_level(config, level), own or shared)
-    if agent is not None and not any(isinstance(task, AgentTask) for task in found.values()):
-        raise UsageError("no task of this recipe is worked on in a sandbox: leave out the section `agent`")
+    if agent is not None and not any(isinstance(task, AgentTask | TeamTask) for task in found.values()):
+        raise UsageError(f"no task of this recipe is worked on in a sandbox: leave out the section `{_section(agent)}`")
     return found
 
 
-def resolve(config: TaskConfig, agent: AgentConfig | None) -> Task:
+def _section(crew: Crew) -> str:
+    return "team" if isinstance(crew, TeamConfig) else "agent"
+
+
+def resolve(config: TaskConfig, agent: Crew | None) -> Task:
     """The task of a recipe. Raises UsageError for one that is unknown, of neither kind, or without its agent."""
     if config.where == "sandbox" and not (config.env in BUILT_IN and works_in_sandbox(config.env)):
         # Not imported: what it needs is in the box's image, and need not be here.
         if agent is not None:
-            raise UsageError(f"{config.env} is an Env (where: sandbox) and has no agent: leave out the section `agent`")
+            raise UsageError(
+                f"{config.env} is an Env (where: sandbox) and has no agent: leave out the section `{_section(agent)}`"
+            )
         return EnvTask(config, takes_split=True, source=source(config.env))
     if not works_in_sandbox(config.env):
         cls = find(config.env)
         if agent is not None:
             raise UsageError(
-                f"{config.env} has reset and step and is played by rockroll's own loop: leave out the section `agent`"
+                f"{config.env} has reset and step and is played by rockroll's own loop: leave out the section "
+                f"`{_section(agent)}`"
             )
         takes_split = not inspect.isfunction(cls) and "split" in inspect.signature(cls).parameters
         if config.where == "here":
@@ -158,7 +184,10 @@ def resolve(config: TaskConfig, agent: AgentConfig | None) -> Task:
         raise UsageError(
             f"{config.env} is worked on by an agent in a sandbox: name it, as in agent: {{command: python3 /a.py}}"
         )
-    return AgentTask(config, cast(SandboxTask, make(config.env, **config.options)), CommandAgent(agent))
+    task = cast(SandboxTask, make(config.env, **config.options))
+    if isinstance(agent, TeamConfig):
+        return TeamTask(config, task, agent, {name: CommandAgent(each) for name, each in agent.agents.items()})
+    return AgentTask(config, task, CommandAgent(agent))
 
 
 class Game:
@@ -214,7 +243,7 @@ class Game:
         policy: Any = getattr(self._env, name, None)
         if not callable(policy):
             raise UsageError(
-                f"{type(self._env).__name__} has no {name}(), which is what plays as {by}: give it one (docs/tasks.md), "
+                f"{type(self._env).__name__} has no {name}(), which plays as {by}: give it one (docs/tasks.md), "
                 "or take one that `rockroll env scores` names"
             )
         try:

@@ -25,9 +25,13 @@ EXPORTED = 50_000
 """Tokens of a branch in a single file."""
 _SHOWN = {
     *("id", "task", "seed", "group", "index", "outcome", "cause", "reward", "samples", "turns", "duration_s", "detail"),
-    *("turn_rewards", "record", "began_at", "sandbox", "node", "advantages"),
+    *("turn_rewards", "record", "began_at", "sandbox", "node", "advantages", "agents", "happened", "level"),
 }
 """Fields that have a place on the page. Any other is shown under its name."""
+
+
+OF_SHELLS = ("rockroll:shell", "rockroll:handover")
+"""Tasks whose answers are commands: what follows one is what it printed."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,8 @@ class EpisodePages:
             "row": row,
             "place": place,
             "record": record,
-            "found": trajectory.branches(record),
+            "found": (found := trajectory.branches(record)),
+            "whose": [visible(branch.agent) for branch in found],
             "missing": words.missing,
             "group": Episodes(run).group(row) if row["split"] == "train" else [],
             "said": logs.around(run, began, began + row["duration"]) if broken and began else [],
@@ -95,6 +100,7 @@ class EpisodePages:
         start = max(0, min(start, total - 1)) // window * window
         return {
             "number": number,
+            "agent": visible(branch.agent),
             "total": total,
             "trained": sum(branch.mask),
             "start": start,
@@ -102,6 +108,6 @@ class EpisodePages:
             "window": window,
             "versions": branch.shown_versions,
             "advantages": bool(branch.advantages),
-            "blocks": trajectory.conversation(branch, words, record, commands=place.run.task == "rockroll:shell"),
+            "blocks": trajectory.conversation(branch, words, record, commands=place.run.task in OF_SHELLS),
             "tokens": trajectory.tokens(branch, words, start, start + window),
         }

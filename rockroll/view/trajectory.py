@@ -62,6 +62,8 @@ class Branch:
     """(number, start, end): what was sampled, here or in another branch."""
     advantages: list[tuple[int, int, float]]
     """(start, end, advantage); empty where none are recorded."""
+    agent: str = ""
+    """Whose conversation it is, where several agents worked."""
 
     @property
     def shown_versions(self) -> list[int]:
@@ -100,6 +102,7 @@ def _branch(sample: dict[str, Any], spans: Sequence[Sequence[float]]) -> Branch:
         _filled(sample.get("versions"), n, -1),
         sorted(answers, key=lambda answer: answer[1]),
         [(int(start), int(end), float(value)) for start, end, value in spans],
+        str(sample.get("agent") or ""),
     )
 
 

@@ -19,6 +19,6 @@ def made_runs(tmp_path_factory: pytest.TempPathFactory, made_model: Path) -> Pat
     """A folder with a longer run, a shorter one and a hostile one."""
     folder = tmp_path_factory.mktemp("runs")
     made.run(folder / "shell-a", made_model, steps=24)
-    made.run(folder / "shell-b", made_model, steps=8, seed=2)
+    made.run(folder / "shell-b", made_model, steps=8, seed=2, team=True)
     made.hostile(folder / "<img src=x onerror='window.pwned = 3'>", made_model)
     return folder

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from rockroll.observe.record import EpisodeLog
-from rockroll.rollout.sample import Episode, Sample, SampledTurn, TurnRecord
+from rockroll.rollout.sample import AgentRecord, Episode, Sample, SampledTurn, TurnRecord
 from rockroll.rollout.tokenizer import ChatTokenizer
 from rockroll.tiny import tokenizer as tiny
 
@@ -73,8 +73,27 @@ def episode(
     return record
 
 
-def run(path: Path, model: Path, *, steps: int = 12, seed: int = 1, task: str = "rockroll:shell") -> Path:
-    """A run that learned something, with some broken episodes."""
+def of_two(words: ChatTokenizer, record: dict[str, Any]) -> dict[str, Any]:
+    """The same episode, worked on by two agents: the second said other things, and broke."""
+    other = episode(words, record["id"], record["group"], record["index"], [TASKS[1][0], "ls"], 0.0)
+    ask, solve = ("asker", "solver")
+    named = [msgspec.structs.replace(each, agent=ask) for each in record["samples"]]
+    calls = [msgspec.structs.replace(each, agent=ask) for each in record["record"]]
+    calls += [msgspec.structs.replace(each, agent=solve) for each in other["record"]]
+    said = "the agent ended by itself with exit code 3: it said nothing"
+    agents = [
+        AgentRecord(ask, "finished", 1.0, turns=record["turns"], sandbox="aa203451c6a9"),
+        AgentRecord(solve, "agent_crashed", 0.0, turns=1, sandbox="bb203451c6a9", detail=said, log=HOSTILE),
+    ]
+    samples = [*named, *(msgspec.structs.replace(each, agent=solve) for each in other["samples"])]
+    advantages = [*record.get("advantages", []), *other["advantages"]]
+    return record | {"samples": samples, "record": calls, "agents": agents, "advantages": advantages, "reward": 0.5}
+
+
+def run(
+    path: Path, model: Path, *, steps: int = 12, seed: int = 1, task: str = "rockroll:shell", team: bool = False
+) -> Path:
+    """A run that learned something, with some broken episodes. team: two agents worked on its last step's first."""
     path.mkdir(parents=True)
     words = ChatTokenizer(model)
     (path / "recipe.yaml").write_text(
@@ -95,6 +114,8 @@ def run(path: Path, model: Path, *, steps: int = 12, seed: int = 1, task: str = 
                 number = (step * 4 + group) * 8 + index
                 id = f"train-{step * 4 + group}-{index}-0-{number}"
                 records.append(episode(words, id, step * 4 + group, index, said, float(won), version=step))
+        if team and step == steps:
+            records[0] = of_two(words, records[0])
         log.write("train", step, records)
     broken = episode(words, f"train-{steps * 4}-3-0-9", steps * 4, 3, [TASKS[0][0], "cat fyc"], None)
     broken |= {"outcome": "infra_error", "cause": "infra", "detail": "sandbox aa203451c6a9 died under its agent"}
@@ -130,7 +151,11 @@ def hostile(path: Path, model: Path) -> Path:
     said = [HOSTILE, HOSTILE, f"\x1b[31m\u202e{HOSTILE}", f"<tool_call>{HOSTILE}</tool_call>"]
     one = episode(words, HOSTILE, 4, 0, said, 1.0, task=HOSTILE, detail=HOSTILE, sandbox=HOSTILE, node=HOSTILE)
     one |= {HOSTILE: HOSTILE, "agent_log": HOSTILE, "outcome": "infra_error", "cause": HOSTILE}
-    one["record"] = [{"prompt_tokens": 3, "sampled": 4, "asked": {HOSTILE: HOSTILE}, "incomplete": HOSTILE}]
+    one["agents"] = [{"name": HOSTILE, "happened": HOSTILE, "reward": 0.5, "detail": HOSTILE, "log": HOSTILE}, {}]
+    one["samples"] = [msgspec.structs.replace(each, agent=HOSTILE) for each in one["samples"]]
+    one["record"] = [
+        {"agent": HOSTILE, "prompt_tokens": 3, "sampled": 4, "asked": {HOSTILE: HOSTILE}, "incomplete": HOSTILE}
+    ]
     log.write("train", 2, [one])
     with (path / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 2, f"{HOSTILE}/x": 0.5, HOSTILE: 1.0}) + "\n")

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 EPISODE = "/r/shell-a/e/train-000012/9"
+TEAM = "/r/shell-b/e/train-000008/0"
 EVERY = ("/", "/r/shell-a/", "/r/shell-a/episodes", "/r/shell-a/groups", EPISODE, "/metric?name=eval/pass_rate",
-         "/r/shell-a/errors", "/r/shell-a/logs")  # fmt: skip
+         "/r/shell-a/errors", "/r/shell-a/logs", TEAM, f"{TEAM}?branch=1")  # fmt: skip
 PHONE, DESK = {"width": 360, "height": 740}, {"width": 1200, "height": 800}
 
 

@@ -242,3 +242,17 @@ def test_the_time_line_can_be_taken_away_where_there_is_one(tmp_path: Path) -> N
         assert answer.json() == [] and "attachment" in answer.headers["content-disposition"]
         assert "trace.json" not in pages.get("/r/without/").text
         assert pages.get("/r/without/trace.json").status_code == 404
+
+
+# ---- several agents -------------------------------------------------------------------------------------------------
+
+
+def test_of_several_agents_each_has_its_branches_its_calls_and_what_became_of_it(pages: TestClient) -> None:
+    path = "/r/shell-b/e/train-000008/0"
+    first, second = pages.get(path).text, pages.get(path, params={"branch": 1}).text
+    assert "<h2>Conversation of asker</h2>" in first and "<h2>Conversation of solver</h2>" in second
+    assert ">1 asker</a>" in first and ">2 solver</a>" in first
+    assert '<th scope="row">solver</th><td>agent_crashed</td><td class="n">0</td>' in first
+    assert "exit code 3: it said nothing" in first and "what solver printed" in first
+    assert first.count("<td>asker</td>") + first.count("<td>solver</td>") >= 2, "each call says whose it is"
+    assert "Conversation of solver, branch 2 of 2" in pages.get(f"{path}/export").text

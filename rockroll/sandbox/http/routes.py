@@ -333,5 +333,6 @@ LOCAL_ONLY = {
     "image.write": "images go from node to node through a cluster's hub",
     "image.read": "images go from node to node through a cluster's hub",
     "model.route": "models are routed on the sandbox's own host",
+    "model.seat": "models are routed on the sandbox's own host",
 }
 """Methods that no route carries, and what to say of them."""

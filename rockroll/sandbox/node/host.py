@@ -36,6 +36,7 @@ from rockroll.sandbox.container.oci_exec import Runtime
 from rockroll.sandbox.container.podman import Podman, PodmanService
 from rockroll.sandbox.container.profile import first_id
 from rockroll.sandbox.container.spawner import Spawner
+from rockroll.sandbox.linux import netns
 from rockroll.sandbox.linux.process import become_subreaper
 from rockroll.sandbox.linux.reaper import Reaper
 from rockroll.sandbox.net.endpoint import Endpoint
@@ -228,6 +229,11 @@ class SandboxHost:
     def resolve(self, id: str) -> str:
         """The full id of an id, a unique prefix of one, or a name. Raises SandboxNotFound."""
         return self._box(id).id
+
+    def listen(self, id: str, port: int) -> Socket:
+        """A further socket, listening on 127.0.0.1:port inside a running box; the caller's to close. A restart of the
+        box ends it. Raises as netns.listen_in does."""
+        return netns.listen_in(self._box(id).init, port)
 
     def _box(self, id: str) -> Box:
         box = self._boxes.get(id) or self._find(id)
