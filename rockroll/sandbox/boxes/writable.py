@@ -59,6 +59,8 @@ class Writable:
             return
         try:
             await fill(upper)
+            if self.missed():  # they went beside the disk
+                await fill(await self._layer(container))
         except layer.NoSpace:
             if self._config.disk is None:
                 raise
