@@ -14,7 +14,7 @@ class DataConfig:
     """A data set for objective sft or dpo (docs/objectives.md)."""
 
     path: str
-    """A .jsonl file, a folder of them, `rockroll:shell_demonstrations`, `rockroll:shell_preferences`, or
+    """A .jsonl file, a folder of them, `rockroll:demonstrations` (a task's own solver), or another of rockroll's, or
     `module:Class` of your own: anything with a length and examples by number, such as one of `datasets`."""
     options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of a class."""
