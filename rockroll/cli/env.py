@@ -136,7 +136,7 @@ def demos(
 
     Examples:
 
-      rockroll env demos rockroll:sokoban --count 10000 --out sokoban.jsonl --option level=easy --option render=inner
+      rockroll env demos rockroll:sokoban --count 10000 --out sokoban.jsonl --option level=easy
 
       rockroll env demos my_tasks:Guess --noise 0.2 --out weak.jsonl
     """

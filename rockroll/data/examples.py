@@ -17,9 +17,9 @@ from typing import Any, Protocol
 from rockroll.errors import UsageError
 
 BUILT_IN = {
+    "rockroll:demonstrations": "rockroll.data.demonstrations:Demonstrations",
     "rockroll:shell_demonstrations": "rockroll.data.shell:Demonstrations",
     "rockroll:shell_preferences": "rockroll.data.shell:Preferences",
-    "rockroll:demonstrations": "rockroll.data.demonstrations:Demonstrations",
 }
 """Names of rockroll's own data sets, and where they are."""
 

@@ -212,8 +212,8 @@ class Game:
         policy: Any = getattr(self._env, name, None)
         if not callable(policy):
             raise UsageError(
-                f"{type(self._env).__name__} has no {name}(), which says what {by} would answer; give it one (docs/"
-                "tasks.md), or take rockroll:frozen_lake, rockroll:sokoban or rockroll:math"
+                f"{type(self._env).__name__} has no {name}(), which is what plays as {by}: give it one "
+                "(docs/tasks.md), or take a task that has, as rockroll:frozen_lake, rockroll:sokoban"
             )
         try:
             return cast("str | None", policy())
