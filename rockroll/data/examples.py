@@ -96,7 +96,7 @@ def where(examples: Examples, path: str, number: int) -> str:
 
 def _make(path: str, module_name: str, name: str, options: Mapping[str, Any]) -> Examples:
     if module_name == "rockroll":
-        raise UsageError(f"data: rockroll's own data sets are {', '.join(BUILT_IN)}; got {path!r}")
+        raise UsageError(f"data: rockroll's own data sets are {', '.join(sorted(BUILT_IN))}; got {path!r}")
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)
     try:

@@ -12,6 +12,7 @@ import sys
 import pytest
 
 from rockroll.errors import SandboxLost
+from rockroll.sandbox import wire
 from rockroll.sandbox.container import enter
 from rockroll.sandbox.container.spawner import FILES_A_START, STARTS_AT_ONCE
 from rockroll.sandbox.linux.process import Process
@@ -162,8 +163,9 @@ async def test_starts_that_wait_their_turn_hold_no_descriptors(host: SandboxHost
     assert 0 < groups <= STARTS_AT_ONCE * FILES_A_START
 
 
-async def test_shells_that_wait_their_turn_hold_no_pipes(host: SandboxHost, lab: Lab) -> None:
+async def test_shells_that_wait_their_turn_hold_no_pipes(host: SandboxHost) -> None:
     """Two thousand that do are more than a process may have, whatever else each holds."""
+    lab = await Lab(host, pids=8 * STARTS_AT_ONCE, memory="512m").up()
     await lab.execute("true")
     helper = host._spawner._process
     assert helper is not None
@@ -174,6 +176,7 @@ async def test_shells_that_wait_their_turn_hold_no_pipes(host: SandboxHost, lab:
     helper.send(signal.SIGCONT)
     assert len(set(await asyncio.gather(*opening))) == len(opening)
     assert STARTS_AT_ONCE <= nulls < STARTS_AT_ONCE + 8  # some are the tests' own
+    await lab.call("sandbox.delete", wire.Ref(id=lab.id))
 
 
 async def test_a_box_that_dies_meanwhile_is_lost(lab: Lab) -> None:
