@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -297,6 +298,15 @@ async def test_a_byte_at_a_time_is_not_a_frame_each(tmp_path: Path, monkeypatch:
     again = Journal.load(tmp_path / "j")
     assert (await again.observation()).stdout[:20] == b"01234567890123456789"
     assert (again.size, again.end) == (300_013, journal.end)
+
+
+async def test_a_signal_between_two_programs_of_a_command_is_for_the_second(shared: Lab) -> None:
+    """Bash itself is at work when the caller sees the first output: nothing is there yet that a signal could hit."""
+    command = await begin(shared, "echo on; i=0; while ((i < 3000)); do ((++i)); done; sleep 100")
+    async for _ in command.output():
+        break
+    await command.signal(signal.SIGKILL)
+    assert (await asyncio.wait_for(command.wait(), 20)).exit_code == 137
 
 
 async def test_a_full_disk_costs_the_record_and_not_the_command(tmp_path: Path) -> None:

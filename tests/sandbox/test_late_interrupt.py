@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rockroll.sandbox.exec.late_interrupt import LateInterrupt
+from rockroll.sandbox.exec.late_interrupt import LateInterrupt, send_late
 
 SHELL = """
 import os, signal, sys, time
@@ -60,3 +60,14 @@ async def test_what_stays_a_copy_or_was_its_program_already_gets_none() -> None:
     sleeper.kill()
     sleeper.wait()
     process.communicate(timeout=20)
+
+
+async def test_a_signal_that_meets_no_process_is_for_the_next_one() -> None:
+    found = iter([0, 0, 1])
+    send_late(lambda: next(found), lambda: False)
+    await asyncio.sleep(0.2)
+    assert next(found, None) is None, "it stopped when it had met one"
+    tries: list[float] = []
+    send_late(lambda: bool(tries.append(0)), lambda: len(tries) >= 2)
+    await asyncio.sleep(0.6)
+    assert len(tries) == 2, "and when the command was over"

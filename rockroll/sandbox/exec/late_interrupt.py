@@ -1,11 +1,13 @@
-"""Ctrl-C for what a shell has forked and what is not its program yet.
+"""Signals to what a shell is about to start: Ctrl-C for what it has forked and what is not its program yet, and any
+other for what it has not forked yet.
 
 In: the shell, and the processes of its command. Out: one more SIGINT for each that was still a copy of the shell when
 the first came, as soon as it is its program. Leaves the first one to session.py.
 
 Between fork and exec a child of bash has bash's own handler, which takes the signal, and exec forgets it: the program
 runs on, and bash, whose child did not die of SIGINT, goes on with the line. At a terminal that is rare. A caller that
-answers a command's first output by an interrupt would see it in one of some twenty.
+answers a command's first output by an interrupt would see it in one of some twenty. Another signal in that moment finds
+no process at all, and would be lost as well: it is for what comes next.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 LOOK_S = (0.002, 0.008, 0.03, 0.1, 0.3)
 """Seconds between one look and the next: exec comes within a millisecond where the machine is idle."""
@@ -51,6 +53,16 @@ class LateInterrupt:
                 os.close(pidfd)
                 del self._copies[pid]
         self.follow()
+
+
+def send_late(send: Callable[[], int], over: Callable[[], bool], looks: Iterator[float] | None = None) -> None:
+    """Now, and where that met no process, again at the next looks until it meets one, or the command is over.
+
+    send: returns how many processes it found.
+    """
+    looks = iter(LOOK_S) if looks is None else looks
+    if not over() and not send() and (delay := next(looks, None)) is not None:
+        asyncio.get_running_loop().call_later(delay, send_late, send, over, looks)
 
 
 def _arguments(pid: int) -> bytes:

@@ -26,7 +26,7 @@ from rockroll.sandbox.container import cgroup
 from rockroll.sandbox.container.cgroup import Scope
 from rockroll.sandbox.exec.environment import Changes, as_bash
 from rockroll.sandbox.exec.feed import Tether
-from rockroll.sandbox.exec.late_interrupt import LateInterrupt
+from rockroll.sandbox.exec.late_interrupt import LateInterrupt, send_late
 from rockroll.sandbox.exec.shell import Shell, Sink, Verdict
 from rockroll.sandbox.wire import Observation, Outcome, SessionInfo
 
@@ -285,7 +285,8 @@ class Session:
     def _send(self, shell: Shell, number: int) -> None:
         """A signal to what the command under way has started; Ctrl-C's is for bash as well, as on a terminal."""
         if number != signal.SIGINT:
-            cgroup.send(self.scope.started, (shell.pid,), number)
+            verdict = shell.verdict
+            send_late(lambda: cgroup.send(self.scope.started, (shell.pid,), number), verdict.done)
             return
         late = LateInterrupt(shell.pid, self.scope.started())
         shell.send(number)
