@@ -201,6 +201,20 @@ sys.stdin.read()
 """
 
 
+async def test_one_that_was_passed_on_in_between_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not this process's child at the first look, its child at the second: then no parent's end will ever tell."""
+    child = os.posix_spawn("/bin/sh", ["sh", "-c", "exit 7"], {})  # noqa: ASYNC221 - a fork
+    waitid, looks = os.waitid, [ChildProcessError()]
+
+    def look(*asked: int) -> object:
+        if looks:
+            raise looks.pop()
+        return waitid(*asked)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "waitid", look)
+    assert await asyncio.wait_for(Process(child, orphan=True).ended, 10) == 7
+
+
 async def test_a_program_that_ends_before_the_process_it_was_forked_from_keeps_its_exit_code(host: SandboxHost) -> None:
     """It was told as killed: one in a thousand starts under load, more with long arguments."""
     middle = await asyncio.create_subprocess_exec(

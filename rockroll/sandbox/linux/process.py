@@ -7,6 +7,7 @@ Leaves orphans that nobody waits for to reaper.py.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import os
 import signal
@@ -35,6 +36,23 @@ def birth(pid: int) -> int:
 
 def _parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+
+
+def _parent_handle(pid: int) -> int | None:
+    """A pidfd of its parent; None where that is this process by now, or where `pid` itself is gone."""
+    while True:
+        try:
+            if (parent := _parent(pid)) == os.getpid():
+                return None
+            handle = os.pidfd_open(parent)
+        except FileNotFoundError:
+            return None
+        except ProcessLookupError:
+            continue  # the parent ended between the two: its children have been passed on
+        with contextlib.suppress(OSError):
+            if _parent(pid) == parent:  # else the number might be another process's by now
+                return handle
+        os.close(handle)
 
 
 class Process:
@@ -76,10 +94,9 @@ class Process:
         """It was quicker to end than its parent. The parent's pidfd tells when its children have been passed on."""
         self._orphan = False
         self._loop.remove_reader(self._fd)
-        try:
-            parent = os.pidfd_open(_parent(self.pid))
-        except OSError:
-            return self._reap()  # it has ended meanwhile
+        parent = _parent_handle(self.pid)
+        if parent is None:  # the parent has ended meanwhile
+            return self._reap()
 
         def passed_on() -> None:
             self._loop.remove_reader(parent)
