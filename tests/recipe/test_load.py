@@ -23,16 +23,6 @@ train:
 """
 
 
-@pytest.fixture
-def recipe(tmp_path: Path):
-    def write(text: str) -> Path:
-        path = tmp_path / "r.yaml"
-        path.write_text(text)
-        return path
-
-    return write
-
-
 def test_values_reach_the_rooms_configurations(recipe) -> None:
     config = load(recipe(GOOD))
     assert (config.name, config.steps, config.rollout.groups, config.rollout.temperature) == ("try", 3, 2, 0.7)

@@ -29,16 +29,6 @@ team:
 """
 
 
-@pytest.fixture
-def recipe(tmp_path: Path):
-    def write(text: str) -> Path:
-        path = tmp_path / "r.yaml"
-        path.write_text(text)
-        return path
-
-    return write
-
-
 def test_it_comes_back_as_it_was_written(recipe) -> None:
     for path in (recipe(RECIPE), Path("recipes/team.yaml")):
         config = load(path)
