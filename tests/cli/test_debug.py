@@ -109,15 +109,21 @@ def box(node_home: Path) -> Iterator[Sandbox]:
         yield sandbox
 
 
-@pytest.fixture
-def shell(box: Sandbox) -> Iterator[Terminal]:
+@contextlib.contextmanager
+def at_prompt(name: str) -> Iterator[Terminal]:
     """A debug shell at its first prompt."""
-    terminal = Terminal("demo")
+    terminal = Terminal(name)
     try:
         terminal.until(PROMPT)
         yield terminal
     finally:
         terminal.close()
+
+
+@pytest.fixture
+def shell(box: Sandbox) -> Iterator[Terminal]:
+    with at_prompt("demo") as terminal:
+        yield terminal
 
 
 def processes(box: Sandbox, word: str) -> list[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from rockroll.sync import Sandbox, SandboxConfig
-from tests.cli.test_debug import PROMPT, WAIT_S, Terminal, gone, processes
+from tests.cli.test_debug import PROMPT, WAIT_S, Terminal, at_prompt, gone, processes
 from tests.placement.cluster import cluster
 
 
@@ -30,12 +30,8 @@ def box(tmp_path_factory: pytest.TempPathFactory, sandbox_image: str) -> Iterato
 
 @pytest.fixture
 def shell(box: Sandbox) -> Iterator[Terminal]:
-    terminal = Terminal("far-demo")
-    try:
-        terminal.until(PROMPT)
+    with at_prompt("far-demo") as terminal:
         yield terminal
-    finally:
-        terminal.close()
 
 
 def test_it_is_a_terminal_like_any_other_and_its_exit_code_comes_back(box: Sandbox, shell: Terminal) -> None:
