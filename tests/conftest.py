@@ -20,8 +20,26 @@ from hypothesis import settings
 from rockroll import home, rpc
 from rockroll.errors import HostError, SandboxNotFound
 from rockroll.sandbox import node_client, wire
-from rockroll.sandbox.container import image
+from rockroll.sandbox.container import image, runtime
 from rockroll.sandbox.container.podman import HOME_LABEL, Podman, PodmanService
+
+# A node of an ordinary user runs as root of a user namespace of his own: os.getuid() alone does not tell.
+IS_ROOT = os.getuid() == 0 and not runtime.is_rootless()
+LIMITS_HOLD = IS_ROOT or Path("/sys/fs/cgroup/cgroup.controllers").exists()
+"""On cgroup v1 the kernel lets no ordinary user limit anything."""
+needs_limits = pytest.mark.skipif(
+    not LIMITS_HOLD, reason="cgroup v1 lets no ordinary user limit a box or count its use"
+)
+needs_freezer = pytest.mark.skipif(
+    not LIMITS_HOLD, reason="cgroup v1 lets no ordinary user hold a running box still while its files are copied"
+)
+
+
+def allow_unenforced(home: Path) -> None:
+    """Where this user's limits do not hold, the node of this home makes boxes without: the rest of it is tested."""
+    if not LIMITS_HOLD:
+        (home / "node.yaml").write_text("limits: {allow_unenforced: true}\n")
+
 
 settings.register_profile("rockroll", deadline=None)  # a busy machine is no fault of what is tested
 settings.load_profile("rockroll")
@@ -43,6 +61,7 @@ def node_home(tmp_path_factory: pytest.TempPathFactory, sandbox_image: str) -> I
     """A ROCKROLL_HOME of this test file's own. Its node starts on demand; node and boxes are removed at the end, and
     nothing of them is left: whatever a test killed, the next node has swept it."""
     path = tmp_path_factory.mktemp("home")
+    allow_unenforced(path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ROCKROLL_HOME", str(path))
         yield path

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from rockroll.errors import PeerLost, RockrollError
-from rockroll.rpc.client import Client, connect
+from rockroll.rpc.client import Client
+from rockroll.rpc.dial import connect
 from rockroll.rpc.frame import MAX_MESSAGE
 from rockroll.rpc.keys import public_of
 from rockroll.rpc.line import Line, Lines

@@ -186,7 +186,7 @@ def steps(file: Path) -> Figures:
         values = [row[name] for row in rows if name in row]
         if values:
             found |= {f"{name} first": values[0], f"{name} last": values[-1], f"{name} max": max(values)}
-    names = ("time/step_s", "time/rollout_s", "time/train_s", "time/sync_s", "engine/paused_s", "tokens/trained")
+    names = ("time/step_s", "time/rollout_s", "time/train_s", "time/sync_s", "time/paused_s", "tokens/trained")
     for name in names:
         if values := [row[name] for row in trained if name in row]:
             found[f"{name} median"] = statistics.median(values)

@@ -17,10 +17,10 @@ from rockroll.errors import HostError
 
 
 @asynccontextmanager
-async def hub(file: Path) -> AsyncIterator[int]:
-    """A hub's process; its pid."""
+async def hub(file: Path, *options: str) -> AsyncIterator[int]:
+    """A hub's process; its pid. options: as of `rockroll hub`."""
     ready, told = os.pipe()
-    argv = ("-m", "rockroll.placement.hub", "--address", "tcp://127.0.0.1:0", "--file", str(file))
+    argv = ("-m", "rockroll.placement.hub", "--address", "tcp://127.0.0.1:0", "--file", str(file), *options)
     process = await asyncio.create_subprocess_exec(
         sys.executable, *argv, "--ready-fd", str(told), pass_fds=[told], stderr=asyncio.subprocess.DEVNULL
     )

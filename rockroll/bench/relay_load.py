@@ -41,9 +41,10 @@ from rockroll.model_service.dialects.openai_chat_answer import completion
 from rockroll.model_service.gateway import Gateway
 from rockroll.model_service.relay import OnDelta, Relay
 from rockroll.model_service.wire import ChatReply, ChatRequest, Message
-from rockroll.rollout.dialogue import Dialogue, Sampling
+from rockroll.rollout.dialogue import Dialogue
 from rockroll.rollout.journal import Journal
 from rockroll.rollout.tokenizer import ChatTokenizer
+from rockroll.rollout.wishes import Sampling
 
 TURNS = 10
 """Of a conversation; then a sandbox begins another, as its next episode would."""

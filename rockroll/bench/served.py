@@ -4,7 +4,8 @@
     the ids that this path made, all at once ─► vllm.LLM.generate, for as many tokens each        offline_tokens_per_s
 
 In: a model, how many calls at once, how many tokens each. Out: both rates and their ratio, over rounds in which one is
-measured right after the other: what else the machine does slows both. Callers, gateway and rollout side are processes
+measured right after the other: what else the machine does slows both; and the processor time of both sides, which a
+busy machine stretches less. Callers, gateway and rollout side are processes
 of their own, as in a run; the sandboxes are loopback sockets (bench/relay.py says what a namespace adds).
 
     python -m rockroll.bench.served ask|offline …        one of its processes
@@ -18,7 +19,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -36,11 +37,13 @@ from rockroll.engine.kinds import has_gpu
 from rockroll.errors import ProcessDied
 from rockroll.model_service.relay import OnDelta, Relay
 from rockroll.model_service.wire import ChatReply, ChatRequest
+from rockroll.placement import usage
 from rockroll.placement.local import Processes
 from rockroll.placement.needs import Needs
-from rockroll.rollout.dialogue import Dialogue, Sampling
+from rockroll.rollout.dialogue import Dialogue
 from rockroll.rollout.journal import Journal
 from rockroll.rollout.tokenizer import ChatTokenizer
+from rockroll.rollout.wishes import Sampling
 
 _WORDS = ("the", "file", "was", "moved", "to", "a", "folder", "that", "holds", "logs", "of", "last", "week", "again")
 _CONTEXT, _PROMPT_WORDS, _LINE = 1024, (40, 140), 2**26
@@ -99,15 +102,19 @@ async def run(
     """at_once callers, each `calls` calls of a round one after the other, each answer at most `tokens` tokens."""
     config = await asyncio.to_thread(configured, model, at_once, dtype, threads)
     begun = time.perf_counter()
-    async with _offline(config) as alone, _path(config, at_once, tokens) as (ports, noting):
+    async with _offline(config) as (alone, their_cpu_s), _path(config, at_once, tokens) as (ports, noting):
         started_s = time.perf_counter() - begun
         through: list[tuple[int, float]] = []
         offline: list[float] = []
+        path_cpu = offline_cpu = 0.0
         for number in range(-1, rounds):  # the first one warms both up
             noting.asked.clear()
+            cpu = _cpu_s(their_cpu_s)
             seconds = await _ask(ports, number, 1 if number < 0 else calls, tokens)
+            cpu, theirs = _cpu_s(their_cpu_s) - cpu, their_cpu_s()
             again = await alone(noting.asked)
             if number >= 0:
+                path_cpu, offline_cpu = path_cpu + cpu, offline_cpu + their_cpu_s() - theirs
                 through.append((sum(one.tokens for one in noting.asked), seconds))
                 offline.append(again)
     sampled = sum(count for count, _ in through)
@@ -117,12 +124,20 @@ async def run(
             "path_tokens_per_s": path,
             "path_per_offline": path / bare,
             "worst_round_path_per_offline": min(o / s for (_, s), o in zip(through, offline, strict=True)),
+            "path_cpu_ms_per_token": 1e3 * path_cpu / sampled,
+            "path_per_offline_tokens_per_cpu_s": offline_cpu / path_cpu if path_cpu else 0.0,
             "calls_per_round": float(at_once * calls),
             "tokens": float(sampled),
             "start_s": started_s,
         },
-        "baselines": {"offline_tokens_per_s": bare},
+        "baselines": {"offline_tokens_per_s": bare, "offline_cpu_ms_per_token": 1e3 * offline_cpu / sampled},
     }
+
+
+def _cpu_s(theirs: Callable[[], float]) -> float:
+    """Processor seconds of the path: of this process and all that it has started and lives, vLLM alone left out. The
+    callers, which are agents, live between two of these only."""
+    return usage.of(os.getpid())[0] - theirs()
 
 
 @asynccontextmanager
@@ -192,7 +207,8 @@ async def _calls(number: str, calls: str, tokens: str, *ports: str) -> None:
 
 @asynccontextmanager
 async def _offline(config: EngineConfig) -> AsyncIterator[Any]:
-    """vLLM alone, in a process of its own: a function from what was asked to the seconds it takes."""
+    """vLLM alone, in a process of its own: a function from what was asked to the seconds it takes, and one that says
+    its processor seconds so far."""
     with tempfile.TemporaryDirectory(prefix="rockroll-offline-") as folder:
         file = Path(folder) / "engine.json"
         file.write_bytes(msgspec.json.encode(config))
@@ -218,7 +234,7 @@ async def _offline(config: EngineConfig) -> AsyncIterator[Any]:
 
         try:
             await line()
-            yield measure
+            yield measure, lambda: usage.of(running.pid)[0]
         finally:
             running.stdin.close()
             await running.wait()

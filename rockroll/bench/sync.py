@@ -34,7 +34,7 @@ from rockroll.engine.api import GenerateRequest
 from rockroll.engine.client import EngineClient
 from rockroll.engine.config import EngineConfig
 from rockroll.errors import CanaryError, ProcessDied
-from rockroll.placement import handover
+from rockroll.placement import handover, usage
 from rockroll.train import folder as whole
 from rockroll.train.extent import parameters_of
 from rockroll.train.tensor_file import write_tensors
@@ -66,23 +66,34 @@ async def run(kind: str, model: str, syncs: int, dtype: str = "float32") -> dict
         async with running(config, Path(place)) as (engine, pid):
             figures = await _soak(engine, pid, [folder, other], syncs)
             if memory != Path(disk):
-                figures |= await _way(engine, folder, memory, syncs, "memory")
-            baselines = await _way(engine, folder, Path(disk) / "weights", syncs + WAYS, "disk")
+                figures |= await _way(engine, pid, folder, memory, syncs, "memory")
+            baselines = await _way(engine, pid, folder, Path(disk) / "weights", syncs + WAYS, "disk")
             return {"figures": figures, "baselines": baselines}
 
 
-async def _way(engine: EngineClient, source: Path, target: Path, version: int, name: str) -> dict[str, float]:
-    """Seconds to write the weights at `target` as a trainer does, and of the engine's pause to take them."""
+async def _way(engine: EngineClient, pid: int, source: Path, target: Path, version: int, name: str) -> dict[str, float]:
+    """Seconds to write the weights at `target` as a trainer does, and of the engine's pause to take them; of the clock
+    and of the processors, since only the second is the same on a busy machine."""
     tensors = await asyncio.to_thread(weights.read, source)
     wrote: list[float] = []
     paused: list[float] = []
+    write_cpu: list[float] = []
+    load_cpu: list[float] = []
     for number in range(1, WAYS + 1):
-        begun = time.perf_counter()
+        begun, cpu = time.perf_counter(), time.process_time()
         digest = await asyncio.to_thread(_write, source, tensors, target)
         wrote.append(time.perf_counter() - begun)
+        write_cpu.append(time.process_time() - cpu)
+        cpu, _ = usage.of(pid)
         loaded = await engine.load(str(target), version + number, digest)
         paused.append(loaded.paused_s)
-    return {f"{name}_write_p50_s": statistics.median(wrote), f"{name}_paused_p50_s": statistics.median(paused)}
+        load_cpu.append(usage.of(pid)[0] - cpu)
+    return {
+        f"{name}_write_p50_s": statistics.median(wrote),
+        f"{name}_write_cpu_p50_s": statistics.median(write_cpu),
+        f"{name}_paused_p50_s": statistics.median(paused),
+        f"{name}_load_cpu_p50_s": statistics.median(load_cpu),
+    }
 
 
 def _write(source: Path, tensors: dict[str, Tensor], target: Path) -> str:

@@ -13,7 +13,7 @@ import typer
 from rockroll.errors import UsageError
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="An id, the beginning of one, or a name.")]
-Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Ids, beginnings of ids, or names.")]
+Ids = Annotated[list[str], typer.Argument(metavar="ID", help="Ids, beginnings of ids, or names.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Raw = Annotated[bool, typer.Option("--raw", help="Every byte as it is, to a terminal too: see docs/security.md.")]
 Upstream = Annotated[str | None, typer.Option(metavar="URL", help="The server to ask, as OPENAI_BASE_URL would say.")]

@@ -31,6 +31,7 @@ def session(as_json: AsJson = False) -> None:
 @app.command()
 def sandbox(
     count: Annotated[int, typer.Option(help="How many sandboxes at once, and alive together.")] = 500,
+    podman: Annotated[bool, typer.Option(help="Plain Podman starts as many, for comparison.")] = True,
     as_json: AsJson = False,
 ) -> None:
     """Sandboxes from a warm pool, cold, and by the hundred at once, against plain Podman. About two minutes.
@@ -39,7 +40,7 @@ def sandbox(
     """
     from rockroll.bench import sandbox as bench
 
-    _show(lambda: bench.run(count), as_json)
+    _show(lambda: bench.run(count, podman=podman), as_json)
 
 
 @app.command()

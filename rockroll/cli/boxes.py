@@ -176,7 +176,7 @@ def restart(ids: Ids, as_json: Json = False) -> None:
 
 
 def down(
-    ids: Annotated[list[str] | None, typer.Argument(metavar="ID...", help="Ids, beginnings of ids, or names.")] = None,
+    ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Ids, beginnings of ids, or names.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every sandbox of this user.")] = False,
     as_json: Json = False,
 ) -> None:

@@ -35,7 +35,7 @@ INPUT_PART = 1 << 18
 
 def exec_(
     id: Id,
-    command: Annotated[list[str], typer.Argument(metavar="-- CMD...", help="The program and its arguments.")],
+    command: Annotated[list[str], typer.Argument(metavar="-- CMD", help="The program and its arguments.")],
     session: Annotated[str | None, typer.Option(help="Run it in this Bash session, opened on first use.")] = None,
     timeout: Annotated[str | None, typer.Option(help="Kill it after this time, as in 30 or 5m; exit code 124.")] = None,
     stdin: Annotated[bool, typer.Option("--stdin", "-i", help="Give it this command's standard input.")] = False,

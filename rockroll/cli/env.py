@@ -30,7 +30,7 @@ MARKS = {"ok": ("ok", "green"), "warn": ("warn", "yellow"), "fail": ("FAIL", "re
 @app.command()
 def ls(
     library: Annotated[
-        str | None, typer.Argument(metavar="[LIBRARY]", help="List this one's, as gymnasium, gem; it is imported.")
+        str | None, typer.Argument(metavar="LIBRARY", help="List this one's, as gymnasium, gem; it is imported.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -164,7 +164,7 @@ def demos(
 @app.command()
 def scores(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]…", help="As in a recipe; none: rockroll's own.")
+        list[str] | None, typer.Argument(metavar="NAME", help="As in a recipe; none: rockroll's own.")
     ] = None,
     option: Annotated[
         list[str] | None,

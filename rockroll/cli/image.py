@@ -103,8 +103,14 @@ def ls(json: AsJson = False) -> None:
 
 
 @app.command()
-def pull(name: str, json: AsJson = False) -> None:
-    """Fetch an image from a registry into the store that sandboxes use."""
+def pull(
+    name: Annotated[str, typer.Argument(metavar="IMAGE", help="As its registry calls it, the registry's host first.")],
+    json: AsJson = False,
+) -> None:
+    """Fetch an image from a registry into the store that sandboxes use.
+
+    Example: rockroll image pull docker.io/library/python:3.12-slim
+    """
     from rockroll.sandbox.container import image
     from rockroll.sandbox.container.podman import PodmanService
 

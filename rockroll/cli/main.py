@@ -13,7 +13,23 @@ from typing import Annotated, Any
 import typer
 
 from rockroll import __version__
-from rockroll.cli import bench, cluster, debug, doctor, env, image, model_service, sandbox, serve, tasks, train, view
+from rockroll.cli import (
+    bench,
+    cluster,
+    debug,
+    doctor,
+    env,
+    evaluate,
+    image,
+    model_service,
+    plan,
+    rollout,
+    sandbox,
+    serve,
+    tasks,
+    train,
+    view,
+)
 from rockroll.cli.text import safe_lines
 from rockroll.errors import RockrollError
 
@@ -53,9 +69,9 @@ app.add_typer(cluster.app, name="cluster")
 app.command("view")(view.view)
 app.command("model-service")(model_service.model_service)
 app.command("train")(train.train)
-app.command("rollout")(train.rollout)
-app.command("plan")(train.plan)
-app.command("eval")(train.evaluate)
+app.command("rollout")(rollout.rollout)
+app.command("plan")(plan.plan)
+app.command("eval")(evaluate.evaluate)
 app.add_typer(env.app, name="env")
 app.add_typer(tasks.app, name="tasks")
 app.add_typer(image.app, name="image")

@@ -65,7 +65,7 @@ def _row(event: NetworkEvent) -> list[str]:
 def forward(
     id: Id,
     ports: Annotated[
-        list[str], typer.Argument(metavar="[LOCAL:]PORT...", help="Ports in the sandbox; LOCAL 0 is any free one here.")
+        list[str], typer.Argument(metavar="[LOCAL:]PORT", help="Ports in the sandbox; LOCAL 0 is any free one here.")
     ],
     local: Annotated[int | None, typer.Option(help="The port here, where one is forwarded.")] = None,
     address: Annotated[str, typer.Option(help="The address here to listen at.")] = "127.0.0.1",

@@ -100,7 +100,7 @@ def kill(
 
 def env(
     id: Id,
-    changes: Annotated[list[str] | None, typer.Argument(metavar="[K=V]...", help="Variables to set.")] = None,
+    changes: Annotated[list[str] | None, typer.Argument(metavar="K=V", help="Variables to set.")] = None,
     unset: Annotated[list[str] | None, typer.Option(metavar="K", help="A variable to remove.")] = None,
     as_json: Json = False,
 ) -> None:

@@ -25,7 +25,7 @@ app = typer.Typer(
     help="Folders of terminal tasks, in Harbor's or Terminal-Bench's layout (docs/tasks.md).", no_args_is_help=True
 )
 Folder = Annotated[
-    Path | None, typer.Argument(metavar="[DIR]", help="A task, or a folder of them; left out: rockroll's own three.")
+    Path | None, typer.Argument(metavar="DIR", help="A task, or a folder of them; left out: rockroll's own three.")
 ]
 StandIn = Annotated[
     list[str] | None,

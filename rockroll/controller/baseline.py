@@ -7,7 +7,7 @@ no engine and no sandbox. Leaves playing to rollout/own_play.py.
 from __future__ import annotations
 
 from rockroll.controller.config import RunConfig
-from rockroll.controller.loop import Evaluation, rated
+from rockroll.controller.evaluation import Evaluation, rated
 from rockroll.errors import UsageError
 from rockroll.rollout.domain import held_out
 from rockroll.rollout.mixture import Arm

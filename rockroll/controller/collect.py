@@ -15,8 +15,8 @@ import time
 
 from rockroll.controller import domains, statistics
 from rockroll.controller.config import RunConfig
-from rockroll.controller.loop import status_events
 from rockroll.controller.parts import Parts, parts
+from rockroll.controller.progress import status_events
 from rockroll.controller.records import Records
 from rockroll.controller.run_dir import RunDir
 from rockroll.controller.tally import Tally
@@ -79,6 +79,7 @@ async def _collect(
                 made.processes.bound_logs(config.records.most("logs_keep"))
                 ledger.rotate(step)
                 ledger.prune(step)
+                made.rollout.checkpointed(ledger.floor)
                 episodes += sum(len(group.episodes) for group in groups)
                 status.curve.append(row["reward/mean"])
                 display.line(f"step {step:>4}   reward {row['reward/mean']:.3f}   {seconds:.1f} s")

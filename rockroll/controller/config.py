@@ -195,6 +195,7 @@ class RunConfig:
             raise ValueError(
                 "what is to be learnt is one task, as in task: {env: rockroll:shell}, or several, as in "
                 f"tasks: [{{name: a, env: …}}, {{name: b, env: …}}]; got {'both' if self.task else 'neither'}"
+                f"{'' if self.task else ', and no data set (data: {path: my.jsonl}, for train.objective sft or dpo)'}"
             )
         for name in self.track:
             if name not in TRACKERS:

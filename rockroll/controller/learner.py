@@ -62,6 +62,7 @@ class Learner:
         if self._critic is None:
             return await self._policy.step(batch)
         assert self._config.critic is not None
+        samples = len(batch.samples)
         batch, branched = unbranched(batch)
         begun = time.monotonic()
         values = await self._critic.values(batch)
@@ -79,7 +80,8 @@ class Learner:
                 "episodes/branched": float(branched),
                 "time/critic_s": seconds,
             },
-            advantages=[] if branched else report.advantages,  # they are told by sample, and some were left out
+            # they are told by sample: where some were left out, nobody knows whose they are
+            advantages=report.advantages if len(batch.samples) == samples else [],
         )
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from rockroll import units
 from rockroll.controller.config import RunConfig
+from rockroll.controller.model_path import find
 from rockroll.engine.config import EngineConfig
 from rockroll.errors import UsageError
 from rockroll.train.config import TrainConfig
@@ -107,23 +108,26 @@ def split(
     train: TrainConfig,
     engine: EngineConfig,
     *,
-    models: int = 1,
+    frozen: int = 0,
     adapter: int = 0,
     critic: TrainConfig | None = None,
+    valued: Shape | None = None,
 ) -> Split:
-    """gpu: bytes in all. models: copies that the trainer holds, a frozen one included. adapter: parameters of the one
-    that is trained. critic: a second trainer, which learns while the first one waits.
+    """gpu: bytes in all. frozen: parameters of the model that the trainer holds beside its own and does not train.
+    adapter: parameters of the one that is trained. critic: a second trainer, which learns while the first one waits.
+    valued: the shape of its model, where that is another one.
 
     UsageError where not even one request of whole length would fit beside the trainer.
     """
     context = min(filter(None, (engine.context_length, shape.context)), default=shape.context)
     width = 2 if engine.dtype != "float32" else 4
     trainer = state_bytes(shape.parameters, train, adapter) + CUDA
-    trainer += (models - 1) * shape.parameters * (2 if train.dtype == "bfloat16" else 4)
+    trainer += frozen * (2 if train.dtype == "bfloat16" else 4)
     batch = batch_bytes(shape, train, context)
     if critic is not None:
-        trainer += state_bytes(shape.parameters, critic) + CUDA
-        batch = max(batch, batch_bytes(shape, critic, context))
+        valued = valued or shape
+        trainer += state_bytes(valued.parameters, critic) + CUDA
+        batch = max(batch, batch_bytes(valued, critic, context))
     served = shape.parameters * width + CUDA + GRAPHS
     request = shape.kv * width * context
     left = int((gpu * (1 - SPARE) - trainer - batch) // engine.replicas) - served
@@ -149,10 +153,13 @@ def shared(engine: EngineConfig, made: Split) -> EngineConfig:
     return replace(engine, gpu_share=made.share, memory=memory)
 
 
-def computed(config: RunConfig, model: Path, gpu: int) -> Split:
-    """The split of a recipe. gpu: bytes. Raises as `split`."""
+def computed(config: RunConfig, model: Path, gpu: int, teacher: Path | None = None) -> Split:
+    """The split of a recipe. gpu: bytes. teacher: the folder of one that is learnt from. Raises as `split`."""
     train = config.train
-    models = 1 + int(train.objective == "distill" or train.has_reference)
+    frozen = parameters_of(teacher) if teacher is not None else parameters_of(model) if train.has_reference else 0
     critic = critic_config(train, config.steps) if train.has_critic else None
     adapter = adapter_parameters(model, train)
-    return split(gpu, shape_of(model), train, config.engine, models=models, adapter=adapter, critic=critic)
+    other = find(train.critic.model, "train critic model") if train.critic and train.critic.model else None
+    valued = shape_of(other.folder) if other is not None and other.folder is not None and not other.todo else None
+    shape = shape_of(model)
+    return split(gpu, shape, train, config.engine, frozen=frozen, adapter=adapter, critic=critic, valued=valued)

@@ -111,7 +111,7 @@ async def parts(
         )
         open_share = train and not ray and config.engine.gpu_share is None and config.train.device != "cpu"
         if open_share and on_gpu(config.engine) and (gpu := gpu_bytes()):
-            made = computed(config, Path(model), gpu)
+            made = computed(config, Path(model), gpu, Path(teacher) if teacher else None)
             _log.info("GPU memory %s", made)
             engine_config = shared(engine_config, made)
         engine = None
@@ -253,6 +253,6 @@ async def open_processes(logs: Path, ray: str) -> Processes:
     """Where the run's processes will be: here, or on the cluster at `ray`."""
     if not ray:
         return Processes(logs)
-    from rockroll.placement.ray import Places  # Ray takes a second to import, and need not be installed
+    from rockroll.placement.on_ray.places import Places  # Ray takes a second to import, and need not be installed
 
     return Places(logs, ray)

@@ -50,6 +50,8 @@ class Records:
                 record = msgspec.structs.asdict(episode)
                 if advantages:
                     record["advantages"] = [next(told) if one.agent in kept else [] for one in episode.samples]
+                    if not (episode.samples or episode.agents):
+                        next(told)  # the trainer had a sample for its reward alone
                 records.append(record)
         self._log.write("train", step, records)
 

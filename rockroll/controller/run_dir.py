@@ -87,9 +87,10 @@ class RunDir:
         for partial in self.checkpoints.glob("step_*.partial"):
             shutil.rmtree(partial)
         for step in self.steps()[:-keep] if keep else []:
-            shutil.rmtree(self.checkpoint(step))
             shutil.rmtree(self.critic_checkpoint(step), ignore_errors=True)
             self._position(step).unlink(missing_ok=True)
+            # by another name first: what a death leaves of it is no checkpoint, and goes with the next ones
+            shutil.rmtree(self.checkpoint(step).rename(self.checkpoints / f"step_{step}.partial"))
 
     @property
     def ledger(self) -> Path:

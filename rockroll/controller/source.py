@@ -80,7 +80,7 @@ class Source(Protocol):
 
 class Sampled(Source):
     """The groups of a rollout. stream: makes one. batch: what the trainer is given of groups. row: what is to say about
-    them, given the trainer's version."""
+    them, given the trainer's version. checkpointed: told the lowest group that a run may still go on with."""
 
     phase = "rollout"
 
@@ -90,8 +90,10 @@ class Sampled(Source):
         ledger: Ledger,
         batch: Callable[[int, list[Group]], TrainBatch],
         row: Callable[[list[Group], int], Row],
+        checkpointed: Callable[[int], None],
     ) -> None:
         self._make, self._ledger, self._batch, self._row = stream, ledger, batch, row
+        self._checkpointed = checkpointed
         self._stream: Stream | None = None
 
     def again(self) -> Iterator[tuple[int, TrainBatch]]:
@@ -121,6 +123,7 @@ class Sampled(Source):
     def saved(self, step: int, *, oldest: int) -> None:
         self._ledger.rotate(step)
         self._ledger.prune(oldest)
+        self._checkpointed(self._ledger.floor)
 
     @property
     def _open(self) -> Stream:

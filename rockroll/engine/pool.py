@@ -118,7 +118,14 @@ class EnginePool:
         self._placing.routes.weights_changed()
         self._tell()
         try:
-            loaded = await asyncio.gather(*(self._deliver(life, weights) for life in self._placing.serving.values()))
+            # also where one fails: none may still be taking these weights when the next ones come
+            ended = await asyncio.gather(
+                *(self._deliver(life, weights) for life in self._placing.serving.values()), return_exceptions=True
+            )
+            loaded = [proof for proof in ended if not isinstance(proof, BaseException)]
+            for failed in ended:
+                if isinstance(failed, BaseException):
+                    raise failed
         except BaseException:
             self._weights = before
             raise
@@ -160,7 +167,7 @@ class EnginePool:
             "engine/replicas": len(self._placing.serving),
             "engine/restarts": self._restarts,
             "engine/reissued": self._reissued,
-            "engine/paused_s": self._paused_s,
+            "time/paused_s": self._paused_s,
         }
 
     def stats(self) -> dict[str, Stats]:
@@ -233,13 +240,14 @@ class EnginePool:
             await self._until(lambda: life.number in self._placing.serving or life.number in self._gone)
         return None
 
-    async def _bring_up(self, life: Life) -> None:
+    async def _bring_up(self, life: Life, health: Health) -> None:
         """The current weights, proved; those that came meanwhile, too. Then it serves."""
         has: Weights | None = None
         while (weights := self._weights) is not has:
             assert weights is not None
             try:
-                await proved(life, weights)
+                async with asyncio.timeout(health.loading_s):
+                    await proved(life, weights)
                 has = weights
             except EngineError as error:
                 if is_death(error):
@@ -254,7 +262,7 @@ class EnginePool:
 
     async def _slot(self, number: int) -> None:
         """A replica's lives, one after the other."""
-        name = f"engine-{number}"
+        name, replaced = f"engine-{number}", 0
         for attempt in itertools.count():
             try:
                 error = await self._live(number, name, attempt)
@@ -263,12 +271,16 @@ class EnginePool:
                 return
             except Exception as failed:  # noqa: BLE001 - whatever it is, those who wait must hear of it
                 error = EngineError(f"{name} cannot be started: {type(failed).__name__}: {failed}")
+            if error.fields.get("cause") == "drained":  # nothing is wrong with it
+                _log.warning("%s goes to another node: %s", name, error)
+                continue
             # a CanaryError is of a replacement: the weights do not arrive in a new process either
             if isinstance(error, CanaryError) or number in self._starting:
                 await self._end(error, told=True)
-            elif attempt < self._restarts_each:
+            elif replaced < self._restarts_each:
+                replaced += 1
                 self._restarts += 1
-                _log.warning("%s is replaced, %d of %d: %s", name, attempt + 1, self._restarts_each, error)
+                _log.warning("%s is replaced, %d of %d: %s", name, replaced, self._restarts_each, error)
                 continue
             else:
                 await self._give_up(number, error)
@@ -298,7 +310,11 @@ class EnginePool:
                 died.set_result(error)
 
         address, process = await self._start(name, attempt, on_death)
-        client = await self._connect(address)
+        try:
+            client = await self._connect(address)
+        except Exception:
+            await process.stop()  # the next attempt starts another, and this one would load its model for nobody
+            raise
         life = Life(number, name, client, died)
         working = asyncio.ensure_future(self._work(life))
         try:
@@ -317,9 +333,10 @@ class EnginePool:
 
     async def _work(self, life: Life) -> None:
         """Serves; raises what it is to be replaced for."""
-        await life.client.info()
-        await self._bring_up(life)
         health, loop = self._health(), asyncio.get_running_loop()
+        async with asyncio.timeout(health.starting_s):
+            await life.client.info()
+        await self._bring_up(life, health)
         async with aclosing(life.client.pulse()) as pulses:
             while True:
                 async with asyncio.timeout(health.silent_s):

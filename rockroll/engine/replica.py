@@ -46,5 +46,7 @@ def cause(working: asyncio.Future[None], name: str) -> RockrollError:
     if isinstance(error, RockrollError):
         return error
     if isinstance(error, TimeoutError):
-        return EngineError(f"{name} is silent: neither a sign of life nor weights in time")
+        return EngineError(
+            f"{name} is silent: it has neither started, nor taken weights, nor given a sign of life in time"
+        )
     return EngineError(f"{name} cannot be watched: {type(error).__name__}: {error}")

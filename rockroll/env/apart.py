@@ -91,7 +91,11 @@ class ApartEnv:
     async def reset(self, seed: int | None = None) -> tuple[str, dict[str, Any]]:
         if self._worker is None:
             self._worker = await self._workers.take()
-            await self._ask("make", self._name, self._options)
+            try:
+                await self._ask("make", self._name, self._options)
+            except BaseException:
+                self.close()  # it has an earlier episode's environment, or none: no reset is to reach that
+                raise
         observation, system, tools = await self._ask("reset", seed)
         said = {"system": system, "tools": tools}
         return observation, {name: value for name, value in said.items() if value}
@@ -114,7 +118,11 @@ class ApartEnv:
         if self._worker is None:
             raise EnvError(f"{self._name}: {method} comes after reset")
         limit = max(self._limit, START_S) if method == "make" else self._limit
-        return await self._worker.told(self._name, limit, method, *arguments)
+        try:
+            return await self._worker.told(self._name, limit, method, *arguments)
+        finally:
+            if self._worker is not None and self._worker.astray:
+                self.close()  # the answer that is still to come would be taken for the next call's
 
 
 class Worker:

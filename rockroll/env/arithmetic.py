@@ -43,7 +43,7 @@ TEXT_RULES = (
 )
 TOOL_RULES = "Work out the value, with the tools for each operation. When you know it, answer with the number alone."
 _CALC = re.compile(r"calc\s+(-?\d+)\s*([-+*])\s*(-?\d+)")
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.0+)?(?!\d)")
+_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,8 @@ class Arithmetic:
         numbers = _NUMBER.findall(action)
         if not numbers:
             return "answer with a number", False, False
-        last = numbers[-1].replace(",", "").partition(".")[0]
-        right = len(last) <= DIGITS and int(last) == value
+        last, _, part = numbers[-1].replace(",", "").partition(".")
+        right = not part.strip("0") and len(last) <= DIGITS and int(last) == value  # 12.5 is neither 12 nor 5
         return "right" if right else "wrong", right, True
 
     def _calculated(self, a: int | None, sign: str, b: int | None) -> str:

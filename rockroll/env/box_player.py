@@ -64,16 +64,17 @@ def make(argument):
         place.write_text(text, "utf-8")
     sys.path.insert(0, folder)
     try:
-        cls = getattr(importlib.import_module(argument["module"]), argument["cls"])
+        module = importlib.import_module(argument["module"])
     except ModuleNotFoundError as error:
         raise Refused(
             f"{name}: there is no Python module {error.name!r} in the sandbox's image, nor beside the task on this "
             "side; install it in an image and name that in the recipe's sandbox.image, or use where: process"
         ) from None
-    except AttributeError:
-        raise Refused(f"{argument['module']} has no class {argument['cls']!r}") from None
     except Exception as error:  # noqa: BLE001
         raise Refused(f"{name}: importing {argument['module']} failed: {type(error).__name__}: {error}") from None
+    cls = getattr(module, argument["cls"], None)
+    if cls is None:
+        raise Refused(f"{argument['module']} has no class {argument['cls']!r}")
     if not all(callable(getattr(cls, method, None)) for method in ("reset", "step")):
         raise Refused(f"{name}: where: sandbox is for an Env, with reset and step; it has not both")
     try:

@@ -63,6 +63,8 @@ class BoxedEnv:
         self._read = bytearray()
         self._said = b""
         """The end of what it printed."""
+        self._astray = False
+        """A call did not come back: its answer may still come, and would be taken for the next call's."""
 
     async def reset(self, seed: int | None = None) -> tuple[Any, ...]:
         if self._program is None:
@@ -84,6 +86,8 @@ class BoxedEnv:
 
     async def _start(self) -> None:
         source = self._source
+        self._read.clear()
+        self._astray = False
         try:
             self._program = await self._sandbox.start_command(
                 ["python3", "-I", "-u", "-c", _PLAYER], stdin=True, max_output=KEPT
@@ -111,6 +115,9 @@ class BoxedEnv:
     async def _ask(self, method: str, argument: Any, limit: float) -> Any:
         if self._program is None:
             raise EnvError(f"{self._source.name}: {method} comes after reset")
+        if self._astray:
+            raise EnvError(f"{self._source.name}: a call before this {method} did not come back; aclose comes first")
+        self._astray = True
         try:
             async with asyncio.timeout(limit):
                 reply = await self._asked(self._program, method, argument)
@@ -121,6 +128,7 @@ class BoxedEnv:
         except SandboxError as error:
             # Its input is closed where the process has ended, and the end says more.
             raise EnvError(f"{self._source.name}: {method}: {await self._epitaph() or error}") from None
+        self._astray = False
         match reply:
             case ["ok", list() | None as value]:
                 return None if value is None else tuple(value)

@@ -136,6 +136,8 @@ class Actions:
             action = numpy.array(values).reshape(self._space.shape).astype(self._space.dtype)
         except OverflowError:
             return None
+        if action.dtype.kind in "iu" and action.reshape(-1).tolist() != values:
+            return None  # it does not fit the type: 257 would be another action, 1
         return action if self._space.contains(action) else None
 
     def write(self, action: Any) -> str:

@@ -149,7 +149,7 @@ def _number(text: str) -> Fraction | None:
     if not _PLAIN.fullmatch(text):
         return None
     try:
-        return Fraction(text.replace(" ", ""))
+        return Fraction("".join(text.split()))  # Python 3.11 takes no space of any kind beside the stroke
     except ZeroDivisionError:
         return None
 

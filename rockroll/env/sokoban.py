@@ -24,7 +24,9 @@ from typing import Any, ClassVar, Literal, get_args
 
 from rockroll.env.frozen_lake import MOVES, NAMES
 
-Render = Literal["spaced", "compact", "inner", "list"]
+Render = Literal["spaced", "compact", "inner", "list", "near"]
+Lost = Literal["goes_on", "ends"]
+Pays = Literal["share", "solved"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class Room:
         """The room with these boxes and that player."""
         if render == "list":
             return self._listed(boxes, player)
+        if render == "near":
+            return f"{self._listed(boxes, player)}={self._beside(boxes, player)}"
         fields = ["_"] * (self.size * self.size)
         for at in self.walls:
             fields[at] = "#"
@@ -86,6 +90,14 @@ class Room:
         )
         return f"#{walls.upper()}@{players}${pushed}.{goals}"
 
+    def _beside(self, boxes: frozenset[int] | set[int], player: int) -> str:
+        """What going left, down, right and up would meet: _ nothing, X a box that moves, # what does not."""
+        blocked = self.walls | boxes
+        return "".join(
+            "_" if (to := player + way) not in blocked else "X" if to in boxes and to + way not in blocked else "#"
+            for way in _ways(self.size).values()
+        )
+
 
 class Sokoban:
     """GEM's `reset` and `step` over one room.
@@ -96,6 +108,12 @@ class Sokoban:
     render: spaced (fields with a space between, as GEM's), compact (without: a field is a token for a model that spells
     letters), inner (compact, without the walls around), or list, for the smallest models: the fields within the outer
     walls are a, b, c, … row by row, and the room is `#` its walls in capitals, `@` you, `$` the boxes, `.` the goals.
+    near is list, and after a `=` what stands to your left, below, to your right and above: `_` nothing, `X` a box that
+    can be pushed that way, `#` what is in the way.
+    lost: what comes of a box on a field from which no pushes bring it home, such as a corner. goes_on, as GEM's, or
+    ends: the game is over, and earns nothing. Which rooms are solved is the same by both; ends saves the steps that
+    could earn no more than a part, and tells which push it was.
+    pays: what a game earns that its limit of steps ends: the share of boxes that are home, as GEM's, or 0 for solved.
     split: the rooms of "train" and "eval" are disjoint.
     """
 
@@ -111,6 +129,8 @@ class Sokoban:
         rules: str = RULES,
         split: Literal["train", "eval"] = "train",
         render: Render = "spaced",
+        lost: Lost = "goes_on",
+        pays: Pays = "share",
     ) -> None:
         if level not in LEVELS:
             raise ValueError(f"level is {', '.join(LEVELS)}; got {level!r}")
@@ -120,9 +140,13 @@ class Sokoban:
             raise ValueError(f"size is 5 to 16, with the walls around; got {self._level.size}")
         if render not in get_args(Render):
             raise ValueError(f"render is {', '.join(get_args(Render))}; got {render!r}")
-        if render == "list" and (self._level.size - 2) ** 2 > len(NAMES):
-            raise ValueError(f"render: list has letters for rooms of size 7 at most; got size {self._level.size}")
+        if render in ("list", "near") and (self._level.size - 2) ** 2 > len(NAMES):
+            raise ValueError(f"render: {render} has letters for rooms of size 7 at most; got size {self._level.size}")
+        for name, value, known in (("lost", lost, get_args(Lost)), ("pays", pays, get_args(Pays))):
+            if value not in known:
+                raise ValueError(f"{name} is {' or '.join(known)}; got {value!r}")
         self._render: Render = render
+        self._ends, self._shares = lost == "ends", pays == "share"
         if not 1 <= self._level.boxes <= (most := (self._level.size - 2) ** 2 // 6):
             raise ValueError(f"boxes are 1 to {most} in a room of size {self._level.size}; got {self._level.boxes}")
         if self._level.steps < 4 * self._level.boxes:
@@ -140,6 +164,7 @@ class Sokoban:
         """A room for this seed."""
         self.room = random_room(random.Random(seed), self._level, self._split)
         self.boxes, self.player = set(self.room.boxes), self.room.player
+        self._hopeful = _pushes_home(self.room, self._ways).keys() if self._ends else set[int]()
         self._steps, self._over = 0, False
         self._ahead: list[str] = []
         return f"{self._rules}\n{self.grid()}".lstrip("\n"), {}
@@ -156,11 +181,13 @@ class Sokoban:
             self._go(self._ways[move])
         self._steps += 1
         home = len(self.boxes & self.room.goals)
-        terminated = home == len(self.boxes)
+        solved, lost = home == len(self.boxes), self._ends and not self.boxes <= self._hopeful
+        terminated = solved or lost
         truncated = not terminated and self._steps >= self._level.steps
         self._over = terminated or truncated
+        reward = 1.0 if solved else home / len(self.boxes) if truncated and self._shares else 0.0
         note = "" if said else f"Say {self._said}.\n"
-        return note + self.grid(), home / len(self.boxes) if self._over else 0.0, terminated, truncated, {}
+        return note + self.grid(), reward, terminated, truncated, {}
 
     def grid(self) -> str:
         """The room as lines of letters."""

@@ -14,7 +14,7 @@ import os
 import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from msgspec import DecodeError, Struct, json
@@ -115,8 +115,9 @@ class EpisodeIndex:
             with os.scandir(self.folder) as entries:
                 for entry in entries:
                     if entry.name.endswith(".jsonl") and "-" in entry.name:
-                        stat = entry.stat()
-                        there[entry.name] = (stat.st_size, stat.st_mtime_ns)
+                        with suppress(FileNotFoundError):  # the run's bound took it meanwhile
+                            stat = entry.stat()
+                            there[entry.name] = (stat.st_size, stat.st_mtime_ns)
             todo = sorted(name for name, found in there.items() if known.get(name) != found)
             for name in known.keys() - there.keys():
                 with database:

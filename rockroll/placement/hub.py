@@ -2,13 +2,14 @@
 
 In: trunks (rpc/trunk.py). Out: their messages, brought to each other unread; which node a box is placed on, which one
 holds it; who is there, and who is gone. Leaves the boxes to the nodes, whose registries are the truth: a hub that is
-started anew knows what they tell it when they dial again, and the calls between clients and nodes go on.
+started anew knows what they tell it when they dial again, and the calls between clients and nodes go on. Which nodes
+there are it knows from FILE.nodes (hub_roster.py), and waits for them.
 
     python -m rockroll.placement.hub --address tcp://IP:PORT --file FILE
 
     node    joined ──► up ◄──► suspect (unheard for SUSPECT_S, or cut for RETURN_S) ──► forgotten after FORGET_S
     client  heard ──► gone: it said so, its connection ended and did not return, or it was unheard for OWNER_S
-                        └──► every node is told, and removes what it owned
+                        └──► every node is told, and removes what it owned; and who has asked after it
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from rockroll import logs, rpc
 from rockroll.errors import HostError, RockrollError, UsageError
 from rockroll.placement.hub_images import HubImages
 from rockroll.placement.hub_placing import HubPlacing
+from rockroll.placement.hub_roster import Roster
 from rockroll.release import VERSION
+from rockroll.rpc.departures import GONE, Notices
 from rockroll.rpc.keys import public_of
 from rockroll.rpc.line import Line
 from rockroll.rpc.switch import Switch
@@ -56,9 +59,11 @@ class Hub:
         self._told: dict[bytes, asyncio.Queue[wire.Told]] = {}
         self._over = asyncio.Event()
         self._images = HubImages(self._scheduler)
-        self._placing = HubPlacing(self._scheduler, self._trunks, self._switch.heard, self._notify)
+        self._roster = Roster(file.with_name(file.name + ".nodes"))
+        self._placing = HubPlacing(self._scheduler, self._trunks, self._switch.heard, self._roster, self._notify)
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        self._notices = Notices(self._is_gone, self._expect)
         self._server = rpc.Server(
             "the hub",
             {
@@ -66,10 +71,11 @@ class Hub:
                 "node.report": self._report,
                 "node.leave": self._leave_cluster,
                 "cluster.bye": self._bye,
+                GONE: self._notices.wait,
                 **self._placing.handlers(),
                 **self._images.handlers(),
             },
-            types=wire.BODIES,
+            types={**wire.BODIES, GONE: bytes},
         )
 
     async def run(self, ready: int | None = None) -> None:
@@ -114,12 +120,13 @@ class Hub:
                 changed = True
             elif (state == "suspect") != (node.state == "suspect"):
                 _log.warning("node %s is %s", name, "not heard" if state == "suspect" else "heard again")
-                calm = "draining" if name in self._placing.drained else "up"
+                calm = "draining" if name in self._roster.drained else "up"
                 self._scheduler.mark(name, "suspect" if state == "suspect" else calm)
                 changed = True
         clients = [trunk for trunk in heard if trunk not in self._members]
         if gone := self._presence.gone({trunk: heard[trunk] for trunk in clients}, now):
             self._gone(gone)
+        self._roster.look()
         if changed:
             self._notify()
 
@@ -130,6 +137,15 @@ class Hub:
             self._leave(trunk)
         for queue in self._told.values():
             queue.put_nowait(wire.Told(gone=clients))
+        self._notices.tell(clients)
+
+    def _is_gone(self, trunk: bytes) -> bool:
+        """One that has come back is not."""
+        return self._presence.is_buried(trunk) and trunk not in self._switch.heard
+
+    def _expect(self, trunk: bytes) -> None:
+        if trunk not in self._switch.heard:
+            self._presence.expect(trunk, self._loop.time())
 
     def _leave(self, trunk: bytes) -> None:
         for peer in self._server.peers:
@@ -140,6 +156,7 @@ class Hub:
         """A node is gone."""
         name = self._members.pop(trunk)
         self._trunks.pop(name, None)
+        self._roster.left(name)
         self._told.pop(trunk, None)
         self._scheduler.leave(name)
         self._presence.bury(trunk)
@@ -170,13 +187,12 @@ class Hub:
         self._scheduler.join(body.name, body.cpus, body.memory, body.pids, body.images, body.load)
         for row in body.boxes:
             self._scheduler.put(body.name, row)
-        if body.name in self._placing.drained:
+        self._roster.joined(body.name, trunk)
+        if body.name in self._roster.drained:
             self._scheduler.mark(body.name, "draining")
-        now = self._loop.time()
-        gone = [each for each in body.clients if self._presence.is_buried(each) and each not in self._switch.heard]
-        for client in body.clients:
-            if client not in gone and client not in self._switch.heard:
-                self._presence.expect(client, now)
+        gone = [each for each in body.clients if self._is_gone(each)]
+        for client in set(body.clients).difference(gone):
+            self._expect(client)
         _log.info("node %s joined with %d boxes", body.name, len(body.boxes))
         self._scheduler.dispatch()
         self._notify()

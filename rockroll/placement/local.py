@@ -2,7 +2,7 @@
 
 In: argument lists and log files. Out: children that die with this process, whose deaths are known at once and told
 with the end of their log. Leaves what they do to the rooms whose `server` modules they run, and the same on other
-machines to ray.py, whose `Places` has the surface of `Processes`.
+machines to on_ray/places.py, whose `Places` has the surface of `Processes`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The node: the process that holds this home's sandboxes and their model endpoints.
 
-In: calls over rpc (rockroll/sandbox/wire.py, `model.route` and `model.seat`). Out: their replies. It puts the sandbox
+In: calls over rpc (rockroll/sandbox/wire/, `model.route` and `model.seat`). Out: their replies. It puts the sandbox
 room's host and the model service's gateway together and leaves everything else to them. A warden (warden.py) stands
 beside it.
 

@@ -33,7 +33,10 @@ _MAY = (
     "metrics",
 )
 _MAY_IN = {
-    "rollout": ("concurrency", "replacements", "incomplete", "journal", "journal_keep", "episode_timeout", "on_update")
+    "rollout": (
+        *("concurrency", "replacements", "failure_rate", "incomplete", "journal", "journal_keep"),
+        *("episode_timeout", "stall_timeout", "on_update"),
+    )
 }
 _MAY_NOT: dict[str, str] = {
     "model": "the checkpoint's weights are of the other model",

@@ -216,5 +216,6 @@ def _doc(path: Path_) -> str:
     examples = {
         "name": "give the run a name",
         "steps": "how many training steps",
+        "env": "rockroll:NAME, LIBRARY:NAME, or module:Class of your own; `rockroll env ls` lists what there is",
     }
     return examples.get(str(path[-1]), "a value is needed here")

@@ -157,13 +157,15 @@ _EXAMPLE = 80 << 30
 
 def gpu_memory(config: RunConfig, model: Model) -> list[Line]:
     """How one GPU is divided between trainer and engine. Nothing of a model that is yet to be fetched."""
-    if model.folder is None or model.todo:
+    teacher = find(config.train.teacher, "train teacher") if config.train.teacher else None
+    if any(one is not None and (one.folder is None or one.todo) for one in (model, teacher)):
         return []
     gpu = gpu_bytes() if on_gpu(config.engine) else 0
     if not gpu and not config.engine.device.startswith("cuda") and config.engine.dtype == "float32":
         return []  # a CPU's recipe on a CPU
     try:
-        made = computed(config, model.folder, gpu or _EXAMPLE)
+        assert model.folder is not None
+        made = computed(config, model.folder, gpu or _EXAMPLE, teacher.folder if teacher else None)
         what = str(made)
         if config.engine.gpu_share is not None:
             what += f"; the recipe's gpu_share is {config.engine.gpu_share:g}, the one computed {made.share:g}"

@@ -2,7 +2,8 @@
 
 In: records of mixture.py. Out: RUN_DIR/curriculum.jsonl, one record a line, and the records of the run before. Leaves
 what they mean to mixture.py. A record survives the death of every process; the last line of one that was killed in the
-middle of writing is dropped.
+middle of writing is dropped. At a checkpoint one record takes the place of all: the file is as long as what was
+measured since then, and the groups that are open.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import msgspec
 
+from rockroll.append import write_whole
 from rockroll.errors import HostError
-from rockroll.rollout.mixture import Record
+from rockroll.rollout.mixture import Folded, Record
 
 _decoder = msgspec.json.Decoder(Record)
 
@@ -44,6 +46,16 @@ class CurriculumLog:
             os.write(self._file, msgspec.json.encode(record) + b"\n")
         except OSError as error:
             raise HostError(f"{self._path} cannot be written: {error.strerror}; is the disk full?") from None
+
+    def fold(self, record: Folded) -> None:
+        """It says what all records before it say: they go. HostError where it cannot be written, and they stay."""
+        write_whole(self._path, msgspec.json.encode(record) + b"\n")
+        self.close()
+
+    @property
+    def empty(self) -> bool:
+        """Nothing was ever put into it."""
+        return self._file is None and not self.past
 
     def close(self) -> None:
         if self._file is not None:

@@ -13,14 +13,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from rockroll.engine.api import Engine, GenerateRequest, Generation, Piece
 from rockroll.errors import EngineError, HostError, ModelServiceError, UsageError
-from rockroll.model_service.wire import ChatReply, ChatRequest, Delta, Tool
+from rockroll.model_service.wire import ChatReply, ChatRequest, Delta
 from rockroll.rollout.answering import Answering
 from rockroll.rollout.journal import Entry, Journal
 from rockroll.rollout.messages import Given
@@ -28,62 +27,10 @@ from rockroll.rollout.sample import TurnRecord
 from rockroll.rollout.seed import derive
 from rockroll.rollout.tokenizer import ChatTokenizer
 from rockroll.rollout.transcript import Prompt, Transcript, Turn
+from rockroll.rollout.wishes import NO_WISHES, Sampling, Wishes
 
 REFUSALS = 8
 """An agent that goes on asking after so many refusals is not going to stop: its episode is ended for it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How answers are drawn, and how many there may be."""
-
-    temperature: float
-    top_p: float
-    max_tokens: int
-    """Of one answer."""
-    max_turns: int
-    context_length: int
-    """Prompt and answer together."""
-    anew: bool = False
-    """A call under way when weights change begins anew with them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wishes:
-    """What one call asks for beside an answer. None and empty: it does not say."""
-
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    seed: int | None = None
-    """Equal prompts with equal seeds get equal answers within an episode; other episodes draw otherwise."""
-    index: int = 0
-    """Which of several answers to one prompt: each draws for itself."""
-    stop: Sequence[str] = ()
-    tools: Sequence[Tool] = ()
-    tool_choice: str = "auto"
-    """auto; none: what looks like a call is text; required, =NAME: the answer is made to begin as a call."""
-    parallel_tool_calls: bool = True
-    """False: the answer ends after its first call."""
-    logprobs: bool = False
-    prompt: str | None = None
-    """Text to go on from, in place of messages."""
-
-    @staticmethod
-    def of(request: ChatRequest) -> Wishes:
-        return Wishes(
-            max_tokens=request.max_tokens,
-            temperature=request.temperature,
-            top_p=request.top_p,
-            seed=request.seed,
-            index=request.index,
-            stop=request.stop,
-            tools=request.tools,
-            tool_choice=request.tool_choice,
-            parallel_tool_calls=request.parallel_tool_calls,
-            logprobs=request.logprobs is not None,
-            prompt=request.prompt,
-        )
 
 
 class Dialogue:
@@ -166,7 +113,7 @@ class Dialogue:
     async def ask(
         self,
         messages: Sequence[Given],
-        wishes: Wishes = Wishes(),
+        wishes: Wishes = NO_WISHES,
         on_delta: Callable[[Delta], None] | None = None,
     ) -> Turn:
         """The model's answer; `on_delta` is told it as it comes.

@@ -2,7 +2,8 @@
 
 In: a task, a seed, the engine through a Dialogue, and for agents a sandbox and a route to the relay. Out: an Episode,
 whatever happens, but for a cancellation and for failures that would meet every episode alike. Leaves replacing and
-comparing to group.py, the number of episodes at once to runner.py, and several agents to team_episode.py.
+comparing to group.py, the number of episodes at once to runner.py, several agents to team_episode.py, and what it comes
+to as a record to ending.py.
 
     Env:    game.reset ──► ask ──► game.step ──► ask … ──► the sum of rewards      in a leased box: where: sandbox
     agent:  lease ──► route, files ──► the agent runs, its calls arrive at `chat` ──► its processes killed ──► grade
@@ -17,29 +18,18 @@ import contextlib
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from rockroll.env.api import Situation, Split
-from rockroll.errors import (
-    EnvError,
-    HostError,
-    ImageMissing,
-    LimitNotEnforced,
-    ModelServiceError,
-    PeerLost,
-    ProcessDied,
-    RockrollError,
-    SandboxError,
-    SandboxLost,
-)
+from rockroll.env.api import Situation
+from rockroll.errors import HostError, ModelServiceError, PeerLost, SandboxLost
 from rockroll.rollout.at_work import Worker, fault
-from rockroll.rollout.clock import TimeUp, Watch
+from rockroll.rollout.clock import Watch
 from rockroll.rollout.dialogue import Dialogue
-from rockroll.rollout.grade import graded, number, situation_of, time_up
+from rockroll.rollout.ending import Ending, Place, ending_of, recorded
+from rockroll.rollout.grade import graded, number, situation_of
 from rockroll.rollout.sample import Episode, Placed
 from rockroll.rollout.tasks import AgentTask, EnvTask, Game
-from rockroll.rollout.verdict import TABLE, AgentRun, Happened, of_agent, of_time
 from rockroll.sandbox.on_demand import OnDemand
 
 if TYPE_CHECKING:
@@ -47,9 +37,6 @@ if TYPE_CHECKING:
 
     from rockroll.sandbox.client import Sandbox
     from rockroll.sandbox.config import SandboxConfig
-
-FATAL = (HostError, ImageMissing, LimitNotEnforced, PeerLost, ProcessDied)
-"""Failures that the next episode would meet too: they end the batch."""
 
 
 class Boxes(Protocol):
@@ -59,29 +46,6 @@ class Boxes(Protocol):
     def config(self) -> SandboxConfig: ...
 
     def lease(self) -> AbstractAsyncContextManager[Sandbox]: ...
-
-
-@dataclass(frozen=True)
-class Ending:
-    """How an episode ended, and what it earned (None where that does not count)."""
-
-    happened: Happened
-    earned: float | None = None
-    detail: str = ""
-    log: str = ""
-    """The end of what the agent said."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Which episode this is."""
-
-    id: str
-    seed: int
-    split: Split
-    group: int
-    index: int
-    level: int = 0
 
 
 class Attempt:
@@ -115,7 +79,7 @@ class Attempt:
     async def run(self) -> Episode:
         """Raises only what is FATAL, and CancelledError."""
         try:
-            ending = await self._attempt()
+            ending = await ending_of(self._attempt(), self._watch, {"": self.dialogue})
         finally:
             await self.dialogue.close()
         return self._episode(ending)
@@ -130,29 +94,11 @@ class Attempt:
         return self._episode(Ending("cancelled"))
 
     async def _attempt(self) -> Ending:
-        """How it ended, with what it raises turned into what happened."""
-        try:
-            if isinstance(task := self._task, EnvTask):
-                if task.source is not None:
-                    return await self._in_box(task)
-                return await self._watch.within(self._play(lambda: task.game(self.place.split)))
+        if isinstance(task := self._task, AgentTask):
             return await self._with_sandbox(task)
-        except TimeUp as up:
-            self.dialogue.killed()
-            happened = of_time(up.expired)
-            return Ending(happened, None, time_up(up, self._watch.clock.spent))
-        except EnvError as error:
-            return Ending("env_raised", None, str(error))
-        except SandboxLost as error:
-            cause = error.fields.get("cause") if "agent" in self._watch.clock.spent else None
-            run = AgentRun(asked=bool(self.dialogue.asked), outcome="lost", box=cause)
-            return Ending(of_agent(run), None, str(error))
-        except FATAL:
-            raise
-        except SandboxError as error:
-            return Ending("ours_failed", None, str(error))
-        except RockrollError as error:
-            return Ending("engine_failed", None, str(error))
+        if task.source is not None:
+            return await self._in_box(task)
+        return await self._watch.within(self._play(lambda: task.game(self.place.split)))
 
     # ---- an Env ----------------------------------------------------------------------------------------------
 
@@ -210,11 +156,12 @@ class Attempt:
         except PeerLost as error:
             # The node died, and its boxes with it. The pool's next lease starts another, or says why it cannot.
             raise SandboxLost(str(error)) from error
-        if TABLE[worked.happened].score != "earned":
-            return Ending(worked.happened, None, worked.detail, worked.log)
+        ending = Ending(worked.happened, None, worked.detail, worked.log)
+        if ending.verdict.score != "earned":
+            return ending
         self._watch.hold("env")
         earned = await graded(task.name, lambda: task.task.grade(sandbox, situation))
-        return Ending(worked.happened, number(task.name, earned), worked.detail, worked.log)
+        return replace(ending, earned=number(task.name, earned))
 
     # ---- both ------------------------------------------------------------------------------------------------
 
@@ -231,32 +178,8 @@ class Attempt:
             yield sandbox
 
     def _episode(self, ending: Ending) -> Episode:
-        place, spent, at = self.place, self._watch.clock.spent, self._at
-        took = sum(seconds for name, seconds in spent.items() if name != "pool")
-        outcome, cause, score = TABLE[ending.happened]
-        if outcome not in ("ok", "truncated"):
-            self.dialogue.killed()
-        reward = {"earned": ending.earned, "failure": self._task.config.failure_reward, "replaced": None}[score]
-        return Episode(
-            id=place.id,
-            task=self._task.name,
-            seed=place.seed,
-            group=place.group,
-            index=place.index,
-            outcome=outcome,
-            cause=cause,
-            reward=reward,
-            samples=self.dialogue.transcript.samples(),
-            turns=self.dialogue.turns,
-            duration_s=took,
-            detail=ending.detail,
+        reward, talks = ending.reward(self._task.config), {"": self.dialogue}
+        return recorded(
+            *(self.place, self._task.name, ending, reward, talks, self._watch, self._at),
             turn_rewards=self._turn_rewards,
-            record=self.dialogue.record,
-            happened=ending.happened,
-            log=ending.log,
-            level=place.level,
-            spent_s={name: round(seconds, 4) for name, seconds in spent.items()},
-            began_at=time.time() - took,
-            sandbox=at.sandbox if at else "",
-            node=at.node if at else "",
         )

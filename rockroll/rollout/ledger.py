@@ -21,7 +21,7 @@ import msgspec
 from rockroll.append import Appended, unwritable
 from rockroll.errors import HostError, UsageError
 from rockroll.rollout import frames
-from rockroll.rollout.opened import Began, Books, Ended, Opened, Record
+from rockroll.rollout.opened import Began, Books, Ended, Opened, Record, Taken, Whole
 
 MAGIC = b"rockroll ledger 1\n"
 
@@ -82,6 +82,11 @@ class Ledger:
         for path in files[: heads[-1]] if heads else []:
             path.unlink()
 
+    @property
+    def floor(self) -> int:
+        """A run that goes on, from whichever checkpoint, begins no group below this number, nor goes on with one."""
+        return min(self._now.open, default=self._now.next)
+
     def close(self) -> None:
         self._file.close()
 
@@ -98,7 +103,9 @@ class Ledger:
         aside.unlink(missing_ok=True)
         file = Appended(aside)
         try:
-            file.add(MAGIC + (b"" if after is None else b"".join(frames.pack(_encode(each)) for each in self._open())))
+            file.add(
+                MAGIC + (b"" if after is None else b"".join(frames.pack(_encode(each)) for each in self._open(after)))
+            )
             if after is not None:
                 file.sync()
             aside.rename(path)
@@ -110,11 +117,20 @@ class Ledger:
         self._number += 1
         return file
 
-    def _open(self) -> list[_Head | Record]:
+    def _open(self, after: int) -> list[_Head | Record]:
+        """What is open now, after the batches of before that are still to be trained."""
         now = self._now
         records: list[_Head | Record] = [
             _Head(now.next, {id: (tokens, dict(discarded)) for id, (tokens, discarded) in now.books.groups.items()})
         ]
+        for version, groups in sorted(self.past.batches.items()):
+            if version < after:
+                continue
+            for group in groups:  # what is booked on it already is in it; the version of its weights is in its tokens
+                chosen = [episode.index for episode in group.episodes]
+                whole = Whole(msgspec.structs.replace(group, episodes=[]), chosen)
+                records += [Began(group.id, 0), *(Ended(episode) for episode in group.episodes), whole]
+            records.append(Taken(version, [group.id for group in groups], 0))
         for id, kept in now.open.items():
             records += [Began(id, kept.version), *(Ended(episode) for episode in kept.episodes)]
             records += [kept.whole] if kept.whole else []

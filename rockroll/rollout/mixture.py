@@ -14,13 +14,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from msgspec import Struct
 
 from rockroll.rollout.config import CurriculumConfig, TaskConfig
 from rockroll.rollout.domain import shares
 from rockroll.rollout.seed import derive
+
+T = TypeVar("T")
 
 
 class Arm(NamedTuple):
@@ -47,7 +49,26 @@ class Drawing(Struct, frozen=True, tag="drawing"):
     shares: dict[str, list[float]]
 
 
-Record = Measured | Drawing
+class Folded(Struct, frozen=True, tag="folded"):
+    """Every record before it in one: where the draws stand, and what is still to be known of groups from `since` on."""
+
+    since: int
+    arms: list[int]
+    """What those groups are of, in their order, as a place in the arms of `shares`."""
+    credit: dict[str, list[float]]
+    """Of the draws (see Turns), by task and level."""
+    shares: dict[str, list[float]]
+    later: dict[str, dict[str, list[float]]]
+    """Shares from a group on that was not drawn yet, by its number."""
+    rates: dict[str, list[float | None]]
+    """By task and level; null where nothing was measured."""
+    measured: list[int]
+    """Which of those groups are in the rates, or in `fresh`."""
+    fresh: list[Measured]
+    """Those that are not in the rates yet."""
+
+
+Record = Measured | Drawing | Folded
 
 
 @dataclass
@@ -105,8 +126,10 @@ class Mixture:
         self._base = [part[arm.task] / levels[arm.task] for arm in self.arms]
         self._seed, self._batch, self.curriculum, self._log = seed, batch, curriculum, log
         self._turns = Turns(seed, len(self.arms))
+        self._first = 0
+        """No group below this number is asked for any more."""
         self._drawn: list[int] = []
-        """The arm of every group number that was asked for."""
+        """The arm of every group from that number on that was asked for."""
         self._shares = self._base
         self._later: dict[int, list[float]] = {}
         """Shares from a group number on that was not drawn yet."""
@@ -119,15 +142,19 @@ class Mixture:
         for record in past if curriculum else ():
             if isinstance(record, Measured):
                 self._take(record)
-            else:
+            elif isinstance(record, Drawing):
                 self._settle()
                 self._later[record.since] = self._known(record.shares)
+            else:
+                self._unfold(record)
 
     def arm(self, number: int) -> Arm:
         """What the group of that number is of."""
-        while len(self._drawn) <= number:
-            self._drawn.append(self._draw(len(self._drawn)))
-        found = self.arms[self._drawn[number]]
+        if number < self._first:
+            return self.instead(number)  # a run that goes on begins no such group
+        while self._next <= number:
+            self._drawn.append(self._draw(self._next))
+        found = self.arms[self._drawn[number - self._first]]
         return self.instead(number) if found.task in self.benched else found
 
     def instead(self, number: int) -> Arm:
@@ -149,17 +176,55 @@ class Mixture:
 
     def measure(self, number: int, arm: Arm, rate: float, kept: bool) -> None:
         """A group is complete. Counted once for each number; when a batch of them is, the draws after that follow."""
-        if self.curriculum is None or number in self._seen:
+        if self.curriculum is None or number in self._seen or number < self._first:
             return
         record = Measured(number, arm.task, arm.level, rate, kept)
         self._log(record)
         self._take(record)
         if sum(each.kept for each in self._fresh) >= self._batch:
             self._settle()
-            since = max(len(self._drawn), *self._later, 0)
+            since = max([self._next, *self._later])
             drawing = Drawing(since, self._by_task(self._following()))
             self._log(drawing)
             self._later[since] = self._known(drawing.shares)
+
+    def fold(self, floor: int) -> Folded:
+        """Forget what is known of groups below number `floor` alone: no run that goes on will ask for one of them.
+        Returns the record that says what all records up to now say of the others."""
+        floor = max(self._first, min(floor, self._next))
+        del self._drawn[: floor - self._first]
+        self._first = floor
+        self._seen = {number for number in self._seen if number >= floor}
+        return Folded(
+            since=floor,
+            arms=list(self._drawn),
+            credit=self._by_task(self._turns.credit),
+            shares=self._by_task(self._shares),
+            later={str(since): self._by_task(shares) for since, shares in self._later.items()},
+            rates=self._by_task([self.rates.get(arm) for arm in self.arms]),
+            measured=sorted(self._seen),
+            fresh=list(self._fresh),
+        )
+
+    def _unfold(self, folded: Folded) -> None:
+        self._first, self._seen, self._fresh = folded.since, set(folded.measured), list(folded.fresh)
+        for arm in self.arms:
+            rates = folded.rates.get(arm.task, [])
+            if arm.level < len(rates) and (rate := rates[arm.level]) is not None:
+                self.rates[arm] = rate
+        if not self._same(folded.shares):  # the draws begin anew, with the recipe's own shares
+            self._turns.drawn = folded.since
+            return
+        self._drawn = list(folded.arms)
+        self._turns.credit = [folded.credit[arm.task][arm.level] for arm in self.arms]
+        self._turns.drawn = self._next
+        self._shares = self._known(folded.shares)
+        self._later = {int(since): self._known(shares) for since, shares in folded.later.items()}
+
+    @property
+    def _next(self) -> int:
+        """The first number that was not drawn yet."""
+        return self._first + len(self._drawn)
 
     @property
     def shares(self) -> dict[Arm, float]:
@@ -203,16 +268,20 @@ class Mixture:
             base[arm.task] = base.get(arm.task, 0.0) + share
         return [each / of_task[arm.task] * base[arm.task] for arm, each in zip(self.arms, wanted, strict=True)]
 
-    def _by_task(self, shares: Sequence[float]) -> dict[str, list[float]]:
-        found: dict[str, list[float]] = {}
-        for arm, share in zip(self.arms, shares, strict=True):
-            found.setdefault(arm.task, []).append(share)
+    def _by_task(self, values: Sequence[T]) -> dict[str, list[T]]:
+        found: dict[str, list[T]] = {}
+        for arm, value in zip(self.arms, values, strict=True):
+            found.setdefault(arm.task, []).append(value)
         return found
+
+    def _same(self, recorded: dict[str, list[float]]) -> bool:
+        """Whether these are shares of the arms of now, in their order."""
+        return [(task, len(each)) for task, each in recorded.items()] == [
+            (task, len(each)) for task, each in self._by_task(self._base).items()
+        ]
 
     def _known(self, recorded: dict[str, list[float]]) -> list[float]:
         """Recorded shares for the arms of now; the recipe's own where its tasks are others than then."""
-        if {task: len(each) for task, each in recorded.items()} != {
-            task: len(each) for task, each in self._by_task(self._base).items()
-        }:
+        if not self._same(recorded):
             return self._base
         return [recorded[arm.task][arm.level] for arm in self.arms]

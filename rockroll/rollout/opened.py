@@ -83,8 +83,11 @@ class Kept:
     @property
     def group(self) -> Group:
         assert self.whole is not None
-        chosen = [e for e in self.episodes if e.valid and e.index in self.whole.indices]
-        return msgspec.structs.replace(self.whole.group, episodes=sorted(chosen, key=lambda e: e.index))
+        group, indices = self.whole.group, self.whole.indices
+        # of a group that was given up and begun with another situation, those of the first are here too
+        mine = [e for e in self.episodes if (e.task, e.seed) == (group.task, group.seed)]
+        chosen = [e for e in mine if e.valid and e.index in indices]
+        return msgspec.structs.replace(group, episodes=sorted(chosen, key=lambda e: e.index))
 
 
 class Books:

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, Self, cast
+from typing import Self, cast
 
 from rockroll.agent.config import AgentConfig
 from rockroll.agent.team import MAIN, TeamConfig, box_key
@@ -28,9 +28,10 @@ from rockroll.model_service.wire import ChatReply, ChatRequest
 from rockroll.rollout.admission import Admission, Position
 from rockroll.rollout.config import RolloutConfig, TaskConfig
 from rockroll.rollout.curriculum_log import CurriculumLog
-from rockroll.rollout.dialogue import Dialogue, Sampling
+from rockroll.rollout.dialogue import Dialogue
 from rockroll.rollout.domain import HeldOut
-from rockroll.rollout.episode import Attempt, Boxes, Place
+from rockroll.rollout.ending import Place
+from rockroll.rollout.episode import Attempt, Boxes
 from rockroll.rollout.filters import Filter
 from rockroll.rollout.group import GroupState, Start
 from rockroll.rollout.guards import Guards
@@ -38,12 +39,14 @@ from rockroll.rollout.journal import Journal
 from rockroll.rollout.ledger import Ledger
 from rockroll.rollout.mixture import Arm, Mixture
 from rockroll.rollout.opened import Ended
+from rockroll.rollout.owned import Owned
 from rockroll.rollout.sample import Episode, Event, Group, Placed
 from rockroll.rollout.seed import derive
 from rockroll.rollout.stream import Stream
 from rockroll.rollout.tasks import SEED_BITS, AgentTask, EnvTask, TeamTask, resolve_all
 from rockroll.rollout.team_episode import TeamAttempt
 from rockroll.rollout.tokenizer import ChatTokenizer
+from rockroll.rollout.wishes import Sampling
 
 MODEL = "policy"
 """The name under which agents see the model. Any other name that they ask for is answered too."""
@@ -218,6 +221,12 @@ class Rollout:
             note=ledger.put if ledger else lambda _: None,
         )
 
+    def checkpointed(self, floor: int) -> None:
+        """A checkpoint is whole, and a run that goes on asks for groups from number `floor` on alone: what a curriculum
+        keeps is shortened to them."""
+        if self._curriculum is not None and self.mixture is not None and not self._curriculum.empty:
+            self._curriculum.fold(self.mixture.fold(floor))
+
     async def batch(self, step: int, groups: int | None = None, episodes: int | None = None) -> list[Group]:
         """One batch and no more: the groups of one training step. Cancelling it cancels every episode."""
         size = (groups or self._config.groups) + self._config.redundancy.groups
@@ -233,7 +242,7 @@ class Rollout:
         places = [HeldOut(first, each) if isinstance(each, int) else each for each in held_out]
         states = [GroupState(number, at.task, at.seed, 1, level=at.level) for number, at in enumerate(places)]
         found: list[Group | None] = []
-        async with _Owned() as owned:
+        async with Owned() as owned:
             for state in states:
                 owned.start(self._group(state, "eval", sampling, guards))
             while len(found) < len(states):
@@ -298,7 +307,7 @@ class Rollout:
             async with self._slots:
                 return await self._episode(state, start, split, sampling, attempts)
 
-        async with _Owned() as owned:
+        async with Owned() as owned:
             try:
                 for start in state.begin():
                     owned.start(run(start))
@@ -314,11 +323,13 @@ class Rollout:
                 if not guards.bench(state.task, error, mixture):
                     raise
             finally:
-                for episode in await owned.cancel():
-                    state.end(episode)
-                for index in state.running:
-                    attempt = attempts.get(index)
-                    state.cancelled(index, attempt.spent_tokens if attempt else 0)
+                try:
+                    for episode in await owned.cancel():
+                        state.end(episode)
+                finally:  # also where the group itself is cancelled meanwhile
+                    for index in state.running:
+                        attempt = attempts.get(index)
+                        state.cancelled(index, attempt.spent_tokens if attempt else 0)
         return state.result() if state.complete else None
 
     async def _episode(
@@ -377,36 +388,3 @@ class Rollout:
                     self._relay.forget(dialogue.id)
             episode = episode or attempt.cancelled()
             self.events(Event("finished", split, self._running, episode.sampled, episode))
-
-
-class _Owned:
-    """Tasks that end with this block: whatever runs at its end is cancelled and awaited. The first failure is raised
-    by `next`; failures after it are those of tasks that were being cancelled, and nobody's."""
-
-    def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[Any]] = set()
-
-    def start(self, work: Coroutine[Any, Any, Any]) -> None:
-        self._tasks.add(asyncio.get_running_loop().create_task(work))
-
-    async def next(self) -> list[Any]:
-        """What the tasks that ended now returned; at least one. Raises the failure of one that failed."""
-        done, self._tasks = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
-        failures = [error for task in done if not task.cancelled() and (error := task.exception())]
-        if failures:
-            raise failures[0]
-        return [task.result() for task in done]
-
-    async def cancel(self) -> Iterable[Any]:
-        """Cancel all and await them; what those returned that had ended meanwhile."""
-        tasks, self._tasks = self._tasks, set()
-        for task in tasks:
-            task.cancel()
-        results = await asyncio.gather(*tasks, return_exceptions=True)
-        return [result for result in results if not isinstance(result, BaseException)]
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.cancel()

@@ -25,10 +25,10 @@ from rockroll.env.source import Source, source
 from rockroll.errors import EnvError, UsageError
 from rockroll.model_service.wire import Tool
 from rockroll.rollout.config import TaskConfig
-from rockroll.rollout.dialogue import Wishes
 from rockroll.rollout.domain import DomainConfig, at_level
 from rockroll.rollout.mixture import Arm
 from rockroll.rollout.transcript import Turn
+from rockroll.rollout.wishes import Wishes
 from rockroll.sandbox.client import Sandbox
 
 Policy = Literal["expert", "random"]

@@ -2,7 +2,7 @@
 
 In: a task, a seed, a Dialogue for each agent, and where each sandbox comes from. Out: an Episode, as episode.py makes
 one, whose samples, calls and rewards say whose they are. Leaves who begins and what it comes to as an episode to
-team.py, and one agent's work to at_work.py.
+team.py, one agent's work to at_work.py, and the record to ending.py.
 
     lease every sandbox ──► endpoints, sessions, files ──► the agents, together or in turn ──► all are dead ──► grade
 
@@ -21,21 +21,20 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from rockroll.agent.command import take_seat
 from rockroll.agent.team import MAIN
 from rockroll.env.api import Part, Situation
-from rockroll.errors import EnvError, FileError, HostError, PeerLost, RockrollError, SandboxError, SandboxLost
+from rockroll.errors import EnvError, FileError, HostError, PeerLost, SandboxLost
 from rockroll.rollout.at_work import Worked, Worker
 from rockroll.rollout.clock import TimeUp, Watch
 from rockroll.rollout.dialogue import Dialogue
-from rockroll.rollout.episode import FATAL, Boxes, Ending, Place
+from rockroll.rollout.ending import Ending, Place, ending_of, recorded
+from rockroll.rollout.episode import Boxes
 from rockroll.rollout.grade import graded, situation_of, time_up
 from rockroll.rollout.sample import AgentRecord, Episode, Placed
 from rockroll.rollout.tasks import TeamTask
 from rockroll.rollout.team import BOX_GONE, Team, mean, of_member, shares
-from rockroll.rollout.verdict import TABLE, AgentRun, of_agent, of_time
+from rockroll.rollout.verdict import AgentRun, of_time
 from rockroll.sandbox.on_demand import OnDemand
 from rockroll.sandbox.wire import DEFAULT_SESSION
 
@@ -82,7 +81,7 @@ class TeamAttempt:
     async def run(self) -> Episode:
         """Raises only what is FATAL, and CancelledError."""
         try:
-            ending = await self._attempt()
+            ending = await ending_of(self._with_sandboxes(), self._watch, self._dialogues)
         finally:
             for dialogue in self._dialogues.values():
                 await dialogue.close()
@@ -107,27 +106,6 @@ class TeamAttempt:
             self._watch.asks(bool(self._asking))
 
         return asks
-
-    async def _attempt(self) -> Ending:
-        """How it ended, with what it raises turned into what happened."""
-        try:
-            return await self._with_sandboxes()
-        except TimeUp as up:
-            for dialogue in self._dialogues.values():
-                dialogue.killed()
-            return Ending(of_time(up.expired), None, time_up(up, self._watch.clock.spent))
-        except EnvError as error:
-            return Ending("env_raised", None, str(error))
-        except SandboxLost as error:
-            cause = error.fields.get("cause") if "agent" in self._watch.clock.spent else None
-            asked = any(dialogue.asked for dialogue in self._dialogues.values())
-            return Ending(of_agent(AgentRun(asked=asked, outcome="lost", box=cause)), None, str(error))
-        except FATAL:
-            raise
-        except SandboxError as error:
-            return Ending("ours_failed", None, str(error))
-        except RockrollError as error:
-            return Ending("engine_failed", None, str(error))
 
     async def _with_sandboxes(self) -> Ending:
         task = self._task
@@ -167,13 +145,14 @@ class TeamAttempt:
         detail = self._told.get(whose, ("", ""))[0]
         detail = f"{whose}: {detail}" if whose and detail else detail or "no agent asked the model anything"
         detail = "" if happened == "finished" else detail
-        if TABLE[happened].score != "earned":
-            return Ending(happened, None, detail)
+        ending = Ending(happened, None, detail)
+        if ending.verdict.score != "earned":
+            return ending
         self._watch.hold("env")
         grade = await graded(task.name, lambda: self._grade(situation))
         failure = task.config.failure_reward
         self._rewards = shares(task.name, grade, list(task.team.agents), team.failed, failure)
-        return Ending(happened, mean(self._rewards), detail)
+        return dataclasses.replace(ending, earned=mean(self._rewards))
 
     async def _grade(self, situation: Situation) -> Any:
         task = self._task.task
@@ -276,38 +255,13 @@ class TeamAttempt:
     # ---- the record ------------------------------------------------------------------------------------------
 
     def _episode(self, ending: Ending) -> Episode:
-        place, spent, at, config = self.place, self._watch.clock.spent, self._at, self._task.config
-        took = sum(seconds for name, seconds in spent.items() if name != "pool")
-        outcome, cause, score = TABLE[ending.happened]
-        if outcome not in ("ok", "truncated"):
-            for dialogue in self._dialogues.values():
-                dialogue.killed()
+        config, score = self._task.config, ending.verdict.score
         self._team.stop()
         if score != "earned":
             self._rewards = dict.fromkeys(self._dialogues, config.failure_reward) if score == "failure" else {}
-        reward = {"earned": ending.earned, "failure": config.failure_reward, "replaced": None}[score]
-        talks, put = self._dialogues.items(), msgspec.structs.replace
-        return Episode(
-            id=place.id,
-            task=self._task.name,
-            seed=place.seed,
-            group=place.group,
-            index=place.index,
-            outcome=outcome,
-            cause=cause,
-            reward=reward,
-            samples=[put(each, agent=name) for name, talk in talks for each in talk.transcript.samples()],
-            turns=sum(dialogue.turns for dialogue in self._dialogues.values()),
-            duration_s=took,
-            detail=ending.detail,
-            record=[put(each, agent=name) for name, talk in talks for each in talk.record],
-            happened=ending.happened,
-            level=place.level,
-            spent_s={name: round(seconds, 4) for name, seconds in spent.items()},
-            began_at=time.time() - took,
-            sandbox=at.sandbox if at else "",
-            node=at.node if at else "",
-            agents=[self._agent(name) for name in self._dialogues],
+        return recorded(
+            *(self.place, self._task.name, ending, ending.reward(config), self._dialogues, self._watch, self._at),
+            agents=map(self._agent, self._dialogues),
         )
 
     def _agent(self, name: str) -> AgentRecord:

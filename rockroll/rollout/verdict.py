@@ -1,7 +1,7 @@
 """Whose doing it was: from what happened to an episode to its outcome, its cause, and what becomes of its score.
 
 In: what happened, as a word; for an agent's run, the facts that tell the word. Out: one row of a table. Pure: no I/O,
-no clock. Leaves finding out what happened to episode.py and the times to clock.py.
+no clock. Leaves finding out what happened to episode.py and ending.py, and the times to clock.py.
 
     earned    scored with what it earned: the env's rewards, or the grade of what the agent left
     failure   scored with the task's `failure_reward`: the policy did it to itself, and would do it again if it were not

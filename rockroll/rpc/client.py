@@ -43,12 +43,11 @@ from rockroll.rpc.frame import (
 )
 from rockroll.rpc.keys import call_with
 from rockroll.rpc.stream import Stream
-from rockroll.rpc.trunk import Trunk, parsed
 from rockroll.rpc.zeromq import ZmqLink, ZmqPort
 
 T = TypeVar("T")
 BACK_S, COMING_S = 30.0, 900.0
-"""How long a call waits for a ZeroMQ server that is not there: one that was there before, one that may be starting."""
+"""How long a call waits for a server that is not there: one that was there before, one that may be starting."""
 _log = logging.getLogger(__name__)
 
 
@@ -68,7 +67,7 @@ class _Pending:
 
 
 class Client:
-    """Calls methods at one address. Made by `connect`; belongs to one event loop."""
+    """Calls methods at one address. Made by `connect` (dial.py); belongs to one event loop."""
 
     def __init__(self, address: str, key: Path | None = None) -> None:
         self.address = address
@@ -80,7 +79,7 @@ class Client:
         self._stream: Stream | None = None
         self._port: ZmqPort | None = None
         self._there = not address.startswith(("ipc:", "tcp:"))
-        """Whether the server is connected; a ZeroMQ client may come before it."""
+        """Whether the server is connected; a client by ZeroMQ or through a hub may come before it."""
         self._was_there = False
         self._greeted = False
         """The server has said which version it speaks."""
@@ -107,30 +106,9 @@ class Client:
         """A frame from the other side of the link."""
         self._on_frame(data)
 
-    async def _open_through_hub(self) -> None:
-        """A connection to the hub that is broken for a while costs nothing: what was asked is answered after it."""
-        name, hub, public = parsed(self.address)
-        self.address = f"hub://{name.hex()}"  # errors name it, and the key is nobody's to read
-        trunk = Trunk(hub, public)
-        await trunk.open(within=None)
-        self._on_close = trunk.close
-
-        def dial() -> None:
-            self._greeted = False
-            self._link = trunk.line(name, self._on_frame, ended)
-            self._link.send(hello())
-
-        def ended() -> None:
-            self._fail_pending(PeerLost(f"the process at {self.address} has ended, or has given this one up"))
-            dial()
-
-        dial()
-
-    async def _open(self) -> None:
+    async def open(self) -> None:
+        """Begins to connect; `connect` (dial.py) says how that may fail."""
         scheme, _, place = self.address.partition("://")
-        if scheme == "hub":
-            await self._open_through_hub()
-            return
         if scheme == "unix":
             loop = asyncio.get_running_loop()
             try:
@@ -192,6 +170,7 @@ class Client:
         if pending := self._pending.get(call_id):
             why = "has not come back" if self._was_there else "never came"
             pending.fail(PeerLost(f"nothing answered at {self.address}: its process {why}; is it up?"))
+            self._link.send(frame(CANCEL, call_id))  # else a server that comes later would run it for nobody
 
     def _on_frame(self, data: bytes | bytearray) -> None:
         try:
@@ -290,7 +269,8 @@ class Client:
         """One reply, decoded to `type`. Raises what the handler raised, PeerLost if its process died.
 
         timeout: seconds, then TimeoutError; PeerLost where by then no server has been there to be asked. Without one,
-        a ZeroMQ call waits BACK_S for a server that has gone to come back, COMING_S for one that was never there.
+        a call by ZeroMQ or through a hub waits BACK_S for a server that has gone to come back, COMING_S for one that
+        was never there.
         parts: sent after the body, each when the handler is near to taking it; none is asked for once the handler has
         answered. What `parts` raises is raised here, and the handler is cancelled. The caller closes it.
         """
@@ -390,14 +370,3 @@ def _fail_with(pending: _Pending, sent: asyncio.Future[None]) -> None:
 
 
 _END_OF_STREAM = RockrollError("the stream ended")
-
-
-async def connect(address: str, key: Path | None = None) -> Client:
-    """A client of the server at `address`. PeerLost at once where nothing answers a unix address; ZeroMQ waits.
-
-    key: the file of the key that both ends of a tcp link hold. Where that leads to another host it is always used, by
-    default the home's; HostError where that is missing.
-    """
-    client = Client(address, key)
-    await client._open()
-    return client

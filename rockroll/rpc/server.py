@@ -24,6 +24,7 @@ import msgspec
 import zmq
 
 from rockroll.errors import RemoteError, RockrollError
+from rockroll.rpc.departures import Departures
 from rockroll.rpc.frame import (
     CALL,
     CANCEL,
@@ -100,8 +101,8 @@ class Server:
     handlers: method -> `async def h(body, peer)` or an async generator of the same arguments; what is called with
     parts takes them as a third: `async def h(body, peer, parts: Parts)`.
     types: method -> the type its body is decoded to (default: plain msgpack types); a misfit is refused.
-    on_disconnect: called with the peer when its link ends; its calls are cancelled. A ZeroMQ client that comes back is
-    another peer.
+    on_disconnect: called with the peer when its link ends, or the hub says that it is gone; its calls are cancelled. A
+    ZeroMQ client that comes back is another peer.
     key: as in `connect`; made where it is missing.
     """
 
@@ -126,6 +127,9 @@ class Server:
         self._unix: asyncio.AbstractServer | None = None
         self._port: ZmqPort | None = None
         self._trunk: Trunk | None = None
+        self._departures: Departures | None = None
+        self._followed: set[bytes] = set()
+        """Trunks that are peers, whose end the hub is asked for."""
         self._probes: set[asyncio.TimerHandle] = set()
 
     def add(self, handlers: Mapping[str, Handler]) -> None:
@@ -144,8 +148,9 @@ class Server:
                 await self._listen_unix(place)
             elif scheme == "hub":
                 name, hub, public = parsed(self.address)
-                self._trunk = Trunk(hub, public, on_line=self._accept_line, name=name)
-                await self._trunk.open()
+                trunk = self._trunk = Trunk(hub, public, on_line=self._accept_line, name=name)
+                self._departures = Departures(trunk)
+                await trunk.open()
             else:
                 port = ZmqPort(zmq.ROUTER, self._on_message, lambda: None, self._someone_gone, asks=scheme == "tcp")
                 port.sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -168,6 +173,23 @@ class Server:
         peer = self.join(name.hex(), line)
         line.on_frame = lambda data: self.hear(peer, data)
         line.on_ended = lambda: self.hush(peer)
+        if name not in self._followed:
+            self._followed.add(name)
+            self._spawn(self._until_gone(name))
+
+    async def _until_gone(self, name: bytes) -> None:
+        """A peer that came through the hub leaves when the hub says that it is gone."""
+        assert self._trunk is not None and self._departures is not None
+        try:
+            await self._departures.of(name)
+        except RockrollError as error:
+            _log.warning("rpc: the end of peer %s would not be known: %s", name.hex(), error)
+            return
+        finally:
+            self._followed.discard(name)
+        self._trunk.end(name)
+        if (peer := self._peers.get(name.hex())) is not None:
+            self.leave(peer)
 
     async def _listen_unix(self, path: str) -> None:
         if len(os.fsencode(path)) > 107:

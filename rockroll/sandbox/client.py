@@ -1,7 +1,8 @@
 """`Sandbox`: a sealed box of one's own, as a Python object.
 
-In: a SandboxConfig, commands, bytes. Out: Observations, bytes, and errors of rockroll/errors.py. Leaves the work to the
-node process (host.py), which `connect_node` starts on demand, and files to client_files.py; this file only carries.
+In: a SandboxConfig, commands, bytes. Out: Observations, bytes, and errors of rockroll/errors.py. Here is its life; the
+rest of it is in client_link.py (the calls), client_commands.py, client_files.py and client_inside.py. Leaves the work
+to the node process (host.py), which `connect_to` starts on demand; all of this only carries.
 
     Sandbox(config) ── start ──► running ── stop ──► stopped ── start ──► running
                                     ├── died ──► exited ── restore ──► running
@@ -12,50 +13,27 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import Any, Self, TypeVar
 
-from rockroll.errors import (
-    ImageMissing,
-    PeerLost,
-    RockrollError,
-    SandboxError,
-    SandboxLost,
-    SandboxNotFound,
-    UsageError,
-)
+from rockroll.errors import ImageMissing, PeerLost, SandboxLost, SandboxNotFound, UsageError
 from rockroll.sandbox import where, wire
+from rockroll.sandbox.client_commands import Commands
 from rockroll.sandbox.client_files import Files
-from rockroll.sandbox.command import Command
+from rockroll.sandbox.client_home import delete_snapshot as delete_snapshot
+from rockroll.sandbox.client_home import list_sandboxes as list_sandboxes
+from rockroll.sandbox.client_home import snapshots as snapshots
+from rockroll.sandbox.client_inside import Inside
 from rockroll.sandbox.config import SandboxConfig
-from rockroll.sandbox.forward import Forward
 from rockroll.sandbox.node_client import connect_to
-from rockroll.sandbox.wire import (
-    DEFAULT_SESSION,
-    MAX_OUTPUT,
-    CommandInfo,
-    NetworkInfo,
-    Observation,
-    Owner,
-    ProcessInfo,
-    Recycled,
-    Restored,
-    SandboxInfo,
-    SnapshotInfo,
-    State,
-    Stats,
-)
-
-if TYPE_CHECKING:
-    from rockroll.sandbox.node_client import Node
+from rockroll.sandbox.wire import Owner, Recycled, Restored, SandboxInfo, SnapshotInfo
 
 T = TypeVar("T")
 DELETES_AT_ONCE = 64
 """Calls under way. How many boxes go at once is the node's to say."""
 
 
-class Sandbox(Files):
+class Sandbox(Commands, Inside, Files):
     """One sandbox. Every method that names a box that is gone raises SandboxNotFound, which says how it ended; a box
     that dies meanwhile, or whose node dies, SandboxLost, with the cause in `fields`. After the death of the node alone
     the next call works again: the box lives on, and its sessions come back with their state.
@@ -80,15 +58,11 @@ class Sandbox(Files):
         token: str | None = None,
         cluster: where.Cluster | None = None,
     ) -> None:
-        self._outlives_node = outlives_node
-        self._place = where.place(base_url, token, cluster)
-        if isinstance(self._place, where.Server) and not outlives_node:
+        place = where.place(base_url, token, cluster)
+        if isinstance(place, where.Server) and not outlives_node:
             raise UsageError("outlives_node=False: over HTTP nothing can keep that; leave it out, or base_url")
+        super().__init__(place, owner, outlives_node=outlives_node)
         self.config = config or SandboxConfig()
-        self.owner: Owner = owner
-        self._info: SandboxInfo | None = None
-        self._node: Node | None = None
-        self._attached = False
 
     @classmethod
     async def attach(
@@ -107,32 +81,8 @@ class Sandbox(Files):
         await sandbox._narrow()
         return sandbox
 
-    @property
-    def info(self) -> SandboxInfo:
-        """What the node said last about this box; `refresh` asks again. SandboxError before the first `start`."""
-        if self._info is None:
-            raise SandboxError(
-                "this sandbox was not started: use `async with Sandbox(...)`, or await its start() first"
-            )
-        return self._info
-
-    @property
-    def id(self) -> str:
-        return self.info.id
-
-    @property
-    def name(self) -> str:
-        return self.info.name
-
-    @property
-    def connected(self) -> bool:
-        """Whether the link to the node still stands that was last used for this box."""
-        return self._node is not None and self._node.closed is None
-
     def __repr__(self) -> str:
         return f"Sandbox({self._info.id}, {self._info.state})" if self._info else "Sandbox(not started)"
-
-    # ---- life ------------------------------------------------------------------------------------------------
 
     async def start(self) -> Self:
         """Makes the box, or starts it again after `stop`. ImageMissing, LimitNotEnforced, HostError."""
@@ -245,264 +195,12 @@ class Sandbox(Files):
         self._info = await self._call("sandbox.get", self._ref, SandboxInfo)
         return self._info
 
-    async def stats(self) -> Stats:
-        """What the box has used: CPU seconds, bytes of memory and disk, processes."""
-        return await self._call("sandbox.stats", self._ref, Stats)
-
-    async def processes(self) -> list[ProcessInfo]:
-        """Every process in the box, init first, numbered as the box does: owner, command line, state, use, session."""
-        return await self._call("sandbox.processes", self._ref, list[ProcessInfo])
-
-    async def signal(self, process: int | ProcessInfo, name: str = "TERM") -> None:
-        """Sends a signal ("TERM", "SIGKILL", "10") to one process of the box.
-
-        process: a row of `processes()`, then that process or none gets it; or a pid as the box numbers it, then
-        whoever has it now. SandboxError where it is gone, UsageError for init.
-        """
-        pid, birth = (process, 0) if isinstance(process, int) else (process.pid, process.birth)
-        await self._call("sandbox.signal", wire.Signal(id=self.id, pid=pid, signal=name, birth=birth))
-
-    async def env(self) -> dict[str, str]:
-        """The environment of a program that would start in the box now."""
-        return await self._call("sandbox.env", self._ref, dict[str, str])
-
-    async def set_env(self, changes: Mapping[str, str | None]) -> dict[str, str]:
-        """Sets variables, or removes those whose value is None; returns the environment after that.
-
-        For programs and sessions that start later, also after `stop` and `start`, and for open sessions from their next
-        command on (as by `export`); a command that is running keeps what it has. `recycle` forgets all of it.
-        """
-        return await self._call("sandbox.set_env", wire.SetEnv(id=self.id, changes=dict(changes)), dict[str, str])
-
-    async def network(self) -> NetworkInfo:
-        """Whom the box may reach, and what it has asked its proxy for: counts, and the last connections."""
-        return await self._call("sandbox.network", self._ref, NetworkInfo)
-
-    def forward(
-        self,
-        port: int,
-        *,
-        local: int = 0,
-        address: str = "127.0.0.1",
-        on_error: Callable[[RockrollError], None] | None = None,
-    ) -> Forward:
-        """`async with sandbox.forward(8080) as place:` connections to `place` on this host (place.host, place.port,
-        f"http://{place}") go to that port of the box's own loopback, whatever its network.
-
-        local: the port on this host; 0: any free one. on_error: told of each connection that found nothing listening,
-        or broke off; it is logged otherwise. UsageError where the place is taken.
-        """
-        return Forward(self, port, local=local, address=address, on_error=on_error)
-
     async def __aenter__(self) -> Self:
         return self if self._attached else await self.start()
 
     async def __aexit__(self, *_: object) -> None:
         if not self._attached:
             await finish(self.delete())
-
-    # ---- commands --------------------------------------------------------------------------------------------
-
-    async def arun(
-        self,
-        command: str | bytes,
-        *,
-        session: str = DEFAULT_SESSION,
-        timeout: float | None = None,
-        max_output: int = MAX_OUTPUT,
-        command_id: str | None = None,
-    ) -> Observation:
-        """Runs a command in a persistent Bash session, which is opened on first use: variables, functions and the
-        working directory stay for the next command.
-
-        timeout: seconds; then everything that the command started is killed and the outcome is "timeout"; the session
-        stays usable. max_output: bytes kept of each stream. Cancelling the call kills the command.
-        command_id: a name for it; then it goes on should this process die, and the same call, made again by whomever,
-        finds it instead of running it twice.
-        """
-        if command_id is not None:
-            begun = await self.start_command(
-                command, session=session, timeout=timeout, max_output=max_output, command_id=command_id
-            )
-            return await begun._wait_or_cancel()
-        code = command.encode("utf-8", "surrogateescape") if isinstance(command, str) else command
-        body = wire.Run(id=self.id, command=code, session=session, timeout=timeout, max_output=max_output)
-        return await self._call("session.run", body, Observation)
-
-    async def start_command(
-        self,
-        command: str | bytes | Sequence[str],
-        *,
-        session: str = DEFAULT_SESSION,
-        stdin: bool = False,
-        timeout: float | None = None,
-        env: Mapping[str, str] | None = None,
-        cwd: str | None = None,
-        max_output: int = MAX_OUTPUT,
-        command_id: str | None = None,
-    ) -> Command:
-        """Begins a command and returns: a string is a line for the session, a list is a program without a shell.
-
-        stdin: whether `Command.send_input` will be used; else it reads /dev/null. env, cwd: of a program (a session has
-        its own). command_id: a name for it, made up if left out; one that is known finds that command, and is refused
-        with UsageError where it stands for another one. The command goes on if this process dies.
-        """
-        line = isinstance(command, str | bytes)
-        if line and (env or cwd):
-            raise UsageError("env and cwd go with a program, given as a list; a session has its own (create_session)")
-        code = command.encode("utf-8", "surrogateescape") if isinstance(command, str) else command
-        body = wire.Start(
-            id=self.id,
-            command_id=command_id or secrets.token_hex(8),
-            command=code if isinstance(code, bytes) else None,
-            argv=None if isinstance(code, bytes) else list(code),
-            session=session,
-            env=dict(env or {}),
-            cwd=cwd,
-            stdin=stdin,
-            timeout=timeout,
-            max_output=max_output,
-        )
-        await self._call("command.start", body)
-        return Command(self, body.command_id)
-
-    def command(self, command_id: str) -> Command:
-        """The command of that id, started by whomever."""
-        return Command(self, command_id)
-
-    async def commands(self) -> list[CommandInfo]:
-        """Those under way and the last 256 that ended, of `start_command` and of `arun` with a command_id."""
-        return await self._call("command.list", self._ref, list[CommandInfo])
-
-    async def execute(
-        self,
-        argv: Sequence[str],
-        *,
-        timeout: float | None = None,
-        env: Mapping[str, str] | None = None,
-        cwd: str | None = None,
-        stdin: bytes = b"",
-        max_output: int = MAX_OUTPUT,
-    ) -> Observation:
-        """Runs one program without a shell. Its exit code comes from a wait outside the box, where nothing fakes it."""
-        if isinstance(argv, str | bytes) or not argv:
-            raise UsageError(f"execute takes the program and its arguments as a list, as in ['ls', '/']; got {argv!r}")
-        body = wire.Execute(
-            id=self.id,
-            argv=list(argv),
-            timeout=timeout,
-            env=dict(env or {}),
-            cwd=cwd,
-            stdin=stdin,
-            max_output=max_output,
-        )
-        return await self._call("execute", body, Observation)
-
-    async def create_session(
-        self, session: str = DEFAULT_SESSION, *, env: Mapping[str, str] | None = None, cwd: str | None = None
-    ) -> None:
-        """Opens a Bash session with these variables in this folder. SessionError where one has that name."""
-        await self._call("session.create", wire.SessionSpec(id=self.id, session=session, env=dict(env or {}), cwd=cwd))
-
-    async def close_session(self, session: str = DEFAULT_SESSION) -> None:
-        """Ends a session and every process in it."""
-        await self._call("session.close", wire.SessionSpec(id=self.id, session=session))
-
-    async def logs(self, *, offset: int = 0, follow: bool = False) -> AsyncIterator[bytes]:
-        """What the commands of this box printed, from byte `offset` on; with `follow`, until the box is gone."""
-        node = await self._connected()
-        body = wire.Logs(id=self.id, offset=offset, follow=follow)
-        try:
-            async for chunk in node.stream("logs", body, type=wire.LogChunk):
-                yield chunk.data
-        except PeerLost as error:
-            raise SandboxLost(f"the node died while the log was read: {error}", cause="node_lost") from error
-
-    # ---- calls -----------------------------------------------------------------------------------------------
-
-    async def ask(self, method: str, body: Any) -> Any:
-        """A method of the node about this box that is not the sandbox room's own (placement adds `model.route`)."""
-        return await self._call(method, body, cast(Any, Any))
-
-    @property
-    def _ref(self) -> wire.Ref:
-        return wire.Ref(id=self.id)
-
-    async def _connected(self) -> Node:
-        if self._node is None:
-            self._node = await connect_to(self._place)
-        elif self._node.closed is not None:
-            if not self._outlives_node:
-                raise SandboxLost("the node that held this sandbox died; take another sandbox", cause="node_lost")
-            try:
-                self._node = await connect_to(self._place, self._info.node if self._info else None)
-            except PeerLost as error:
-                raise SandboxLost(f"sandbox {self.id} is out of reach: {error}", cause="node_lost") from error
-            await self._claim(self._node)
-        return self._node
-
-    async def _narrow(self) -> None:
-        """From now on its node is asked, and no longer the whole cluster."""
-        if self._info is not None and isinstance(self._place, where.Hub):
-            try:
-                self._node = await connect_to(self._place, self._info.node)
-            except PeerLost as error:
-                raise SandboxLost(f"sandbox {self.id} is out of reach: {error}", cause="node_lost") from error
-
-    async def _claim(self, node: Node) -> None:
-        """A new node has taken this box over: it lives as long as this connection, as it did on the last one's."""
-        if self.owner == "connection" and self._info is not None and not self._attached:
-            try:
-                await node.call("sandbox.claim", self._ref)
-            except SandboxNotFound:
-                return  # the call that comes next says so
-
-    async def _call(
-        self, method: str, body: Any, type: type[T] = object, *, parts: AsyncIterator[Any] | None = None
-    ) -> T:
-        node = await self._connected()
-        try:
-            return await node.call(method, body, type=type, parts=parts)
-        except PeerLost as error:
-            raise SandboxLost(f"the node died while {method} was under way: {error}", cause="node_lost") from error
-
-    async def _call_all(self, method: str, body: Any, type: type[T]) -> T:
-        """As _call, of the whole cluster where the box is in one: more than its node has a part in it."""
-        node = await self._connected()
-        if isinstance(self._place, where.Hub):
-            node = await connect_to(self._place)
-        try:
-            return await node.call(method, body, type=type)
-        except PeerLost as error:
-            raise SandboxLost(f"a node died while {method} was under way: {error}", cause="node_lost") from error
-
-
-async def list_sandboxes(
-    *,
-    labels: Mapping[str, str] | None = None,
-    state: State | None = None,
-    all: bool = False,
-    base_url: str | None = None,
-    token: str | None = None,
-    cluster: where.Cluster | None = None,
-) -> list[SandboxInfo]:
-    """The sandboxes of this home, of that server or of that cluster, that carry every label given and are in that
-    state; with `all` also those that are gone (the last 1,000), each with the cause and time of its end."""
-    node = await connect_to(where.place(base_url, token, cluster))
-    body = wire.List(all=all, labels=dict(labels or {}), state=state)
-    return await node.call("sandbox.list", body, type=list[SandboxInfo])
-
-
-async def snapshots(*, base_url: str | None = None, token: str | None = None) -> list[SnapshotInfo]:
-    """Every snapshot of this home, or of that server, the oldest first."""
-    node = await connect_to(where.place(base_url, token))
-    return await node.call("snapshot.list", wire.Empty(), type=list[SnapshotInfo])
-
-
-async def delete_snapshot(name: str, *, base_url: str | None = None, token: str | None = None) -> SnapshotInfo:
-    """Removes a snapshot; boxes that were started from it keep their files. SnapshotNotFound."""
-    node = await connect_to(where.place(base_url, token))
-    return await node.call("snapshot.delete", wire.SnapshotRef(name=name), type=SnapshotInfo)
 
 
 async def finish(work: Coroutine[Any, Any, T]) -> T:

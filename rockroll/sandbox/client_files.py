@@ -1,7 +1,7 @@
 """The files of a sandbox: the part of `Sandbox` that reads, writes and copies them.
 
 In: paths in the box (str, or bytes where they are not UTF-8), paths on this side. Out: bytes, FileStats, Copied, or
-FileError. Leaves connecting to client.py, and everything inside the box to the node.
+FileError. Leaves connecting to client_link.py, and everything inside the box to the node.
 
 Client and node share no file system here: a tree travels as parts (tree.py), read and written on either side by the
 same code.

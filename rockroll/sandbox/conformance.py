@@ -225,7 +225,10 @@ ESCAPES = {
 
 
 async def a_timeout_leaves_no_process(s: Subject) -> None:
+    unbounded = "pids" in s.sandbox.info.unenforced  # then a fork bomb is the host's affair, not only its box's
     for number, (what, line) in enumerate(ESCAPES.items()):
+        if unbounded and what == "a fork bomb":
+            continue
         mark = f"771{number}"
         outcome, code = await s.code(line.replace("MARK", mark), timeout=0.5)
         assert (outcome, code) == ("timeout", None), f"{what}: {outcome}"

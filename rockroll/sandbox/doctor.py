@@ -35,7 +35,8 @@ PACKAGES = ("aiohttp", "msgspec", "pyzmq", "typer", "rich", "pydantic", "torch",
 LIMITS = SandboxConfig(cpus=0.5, memory="64m", pids=32)
 CGROUP_CURE = (
     "as root every limit holds; an ordinary user needs cgroup v2 and a systemd login session (loginctl enable-linger); "
-    "until then: rockroll sandbox up --allow-unenforced, allow_unenforced in Python and in recipes"
+    "until then: rockroll sandbox up --allow-unenforced, allow_unenforced in Python and in recipes, "
+    "limits.allow_unenforced in node.yaml for all"
 )
 
 

@@ -21,7 +21,7 @@ from rockroll.sandbox import wire
 from rockroll.sandbox.linux.streams import Streams, streams
 
 if TYPE_CHECKING:
-    from rockroll.sandbox.client import Sandbox
+    from rockroll.sandbox.client_link import Link
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Forward:
 
     def __init__(
         self,
-        sandbox: Sandbox,
+        sandbox: Link,
         port: int,
         *,
         local: int = 0,

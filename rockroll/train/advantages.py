@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def group_advantages(rewards: Tensor, group: Tensor, *, normalise: bool = True, std_eps: float = 1e-6) -> Tensor:
-    """GRPO advantages: each reward against the others of its task (arXiv 2402.03300, eq. 3).
+    """GRPO advantages: each reward against the others of its task (arXiv 2402.03300).
 
     rewards: [N] one scalar per valid episode. group: [N] int group index, any values.
     Returns [N] in float32: (reward - mean) / (std + std_eps) within the group; std is the population's (over n,
@@ -52,7 +52,7 @@ def batch_advantages(rewards: Tensor, *, std_eps: float = 1e-8) -> Tensor:
 
 
 def discounted_returns(rewards: Sequence[float], gamma: float) -> list[float]:
-    """Return of each turn of one episode: G_k = r_k + γ·G_{k+1} (Sutton & Barto 2018, eq. 3.9).
+    """Return of each turn of one episode: G_k = r_k + γ·G_{k+1} (Sutton & Barto 2018, chapter 3).
 
     rewards: [K] in order of the turns. gamma: in [0, 1]. Returns [K].
     """
@@ -94,7 +94,7 @@ def gigpo_advantages(
 def gae(
     rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float = 1.0, lam: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimates of one unbranched episode (arXiv 1506.02438, eq. 16), masked tokens skipped.
+    """Generalised advantage estimates of one unbranched episode (arXiv 1506.02438), masked tokens skipped.
 
     rewards, values: [T] per token; mask: [T] bool, True on sampled tokens. Only those are steps: δ_t = r_t + γ·V_u -
     V_t where u is the next sampled token, and what stands between them (prompts, tool results) adds no step of

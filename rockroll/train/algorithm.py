@@ -50,6 +50,10 @@ Advantage = Literal["group", "leave_one_out", "batch", "reward", "turn_returns",
     gae             generalised advantage estimates of each token with a critic's values, whitened over the batch
 """
 
+Ratio = Literal["decoupled", "direct"]
+"""What the policy's ratio is taken against: the trainer at the step's start, with a correction for what the engine was
+(decoupled), or the engine that sampled, without one (direct)."""
+
 RatioLevel = Literal["token", "sequence", "geometric"]
 """What a probability ratio is taken of: one token, the product over the sequence, or that product's geometric mean."""
 
@@ -71,6 +75,7 @@ Aggregation = Literal["token_mean", "sequence_mean_of_sums", "sequence_mean_of_m
 _COMMON: dict[str, Any] = {
     "advantage": "group",
     "std_normalisation": True,
+    "ratio": "decoupled",
     "ratio_level": "token",
     "surrogate": "clip",
     "clip_low": 0.2,
@@ -82,7 +87,7 @@ _COMMON: dict[str, Any] = {
 PRESETS: dict[str, dict[str, Any]] = {
     # arXiv 2503.14476: clip-higher, token mean, no KL
     "dapo": _COMMON | {"clip_high": 0.28},
-    # arXiv 2402.03300, eq. 3
+    # arXiv 2402.03300
     "grpo": _COMMON | {"aggregation": "sequence_mean_of_means"},
     # arXiv 2503.20783: neither the std nor the answer's own length divides
     "dr_grpo": _COMMON | {"std_normalisation": False, "aggregation": "constant_length"},
@@ -102,11 +107,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # arXiv 2506.13585; the ratio is bounded above alone (the bound itself is not in the paper)
     "cispo": _COMMON | {"surrogate": "weight", "clip_low": 1.0, "clip_high": 4.0},
-    # arXiv 2503.14286: good answers count whole, bad ones by min(ratio, 1)
+    # arXiv 2503.14286: good answers count whole, bad ones by min(ratio, 1). The ratio is to the policy that sampled: to
+    # the trainer at the step's start it would be 1 in the only update that most recipes make of a batch
     "topr": _COMMON
     | {
         "advantage": "group",
         "std_normalisation": False,
+        "ratio": "direct",
         "ratio_level": "sequence",
         "surrogate": "weight",
         "clip_low": 0.0,

@@ -17,6 +17,7 @@ from rockroll.train.algorithm import (
     Algorithm,
     Correction,
     ObjectiveName,
+    Ratio,
     RatioLevel,
     Surrogate,
 )
@@ -67,7 +68,7 @@ class TrainConfig:
     """gae: how the critic learns. Left out there: by CriticConfig's own values."""
     step_weight: float = 1.0
     """gigpo: how much a turn's own advantage counts beside its episode's."""
-    ratio: Literal["decoupled", "direct"] = "decoupled"
+    ratio: Ratio | None = None
     """What the policy's ratio is taken against: the trainer at the step's start, with a correction for what the engine
     was (decoupled), or the engine itself, without one (direct)."""
     ratio_level: RatioLevel | None = None
@@ -253,7 +254,7 @@ class TrainConfig:
             )
 
     def learning_rate(self, updates: int) -> float:
-        """Of the next update, after so many. Linear warm-up, then the schedule (cosine: arXiv 1608.03983, eq. 5)."""
+        """Of the next update, after so many. Linear warm-up, then the schedule (cosine: arXiv 1608.03983)."""
         if updates < self.warmup_steps:
             return self.lr * (updates + 1) / self.warmup_steps
         if self.schedule == "constant" or self.schedule_updates <= self.warmup_steps:

@@ -55,17 +55,21 @@ def assign(
         if of_turn is not None:
             row.advantages += _spread(batch.samples[row.sample], row, of_turn)
     if config.domain_normalisation:
-        evened = even_out([row.advantages for row in rows], [batch.samples[row.sample].domain for row in rows])
+        domains = [batch.samples[row.sample].domain for row in rows]
+        evened = even_out([row.advantages for row in rows], [row.kept for row in rows], domains)
         for row, advantages in zip(rows, evened, strict=True):
             row.advantages = advantages
     return _metrics(groups, rewards, of_episode)
 
 
 def _by_critic(batch: TrainBatch, rows: Sequence[Row], config: TrainConfig) -> dict[str, float]:
-    """GAE of every trained token, whitened over all that count."""
+    """GAE of every trained token, whitened over all that count; with `domain_normalisation` over those of each task."""
     raw = [advantages for advantages, _ in estimates(batch, rows, config)]
-    for row, advantages in zip(rows, whiten(raw, [row.kept for row in rows]), strict=True):
-        row.advantages = advantages
+    domains = [batch.samples[row.sample].domain if config.domain_normalisation else "" for row in rows]
+    for name in dict.fromkeys(domains):
+        mine = [i for i, domain in enumerate(domains) if domain == name]
+        for i, advantages in zip(mine, whiten([raw[i] for i in mine], [rows[i].kept for i in mine]), strict=True):
+            rows[i].advantages = advantages
     before, after = torch.cat(raw), torch.cat([row.advantages for row in rows])
     return {
         "advantage/mean": float(before.mean()),

@@ -30,22 +30,28 @@ def whiten_apart(rewards: Tensor, domains: Sequence[str]) -> Tensor:
     return found
 
 
-def even_out(advantages: Sequence[Tensor], domains: Sequence[str]) -> list[Tensor]:
-    """Scales each task's advantages so that all have one root mean square over their tokens: that of all together.
+def even_out(advantages: Sequence[Tensor], kept: Sequence[Tensor | None], domains: Sequence[str]) -> list[Tensor]:
+    """Scales each task's advantages so that all have one root mean square over the tokens that count: that of all
+    together.
 
-    advantages: one [n] a row, n ≥ 0 trained tokens; domains: the row's task. A task whose advantages are all 0 keeps
-    them, and does not count for the others.
+    advantages: one [n] a row, n ≥ 0 trained tokens; kept: [n] bool each, None: all count; domains: the row's task. A
+    task whose advantages are all 0 keeps them, and does not count for the others.
     """
-    sizes = [len(row) for row in advantages]
-    flat = torch.cat(list(advantages)) if advantages else torch.zeros(0)
-    of_token = [name for name, n in zip(domains, sizes, strict=True) for _ in range(n)]
-    scaled = flat.clone()
-    moving = [mine for mine in _apart(of_token) if bool((flat[mine] != 0).any())]
-    if moving:
-        whole = flat[torch.cat(moving)].double().square().mean().sqrt()
-        for mine in moving:
-            scaled[mine] = (flat[mine].double() * whole / flat[mine].double().square().mean().sqrt()).to(flat.dtype)
-    return list(scaled.split(sizes))
+    counted = [x.double() if k is None else x[k].double() for x, k in zip(advantages, kept, strict=True)]
+    of_task: dict[str, list[Tensor]] = {}
+    for x, task in zip(counted, domains, strict=True):
+        of_task.setdefault(task, []).append(x)
+    moving = {task: x for task, mine in of_task.items() if bool(((x := torch.cat(mine)) != 0).any())}
+    if not moving:
+        return list(advantages)
+    whole = _size(torch.cat(list(moving.values())))
+    scale = {task: whole / _size(x) for task, x in moving.items()}
+    return [(x.double() * scale.get(task, 1.0)).to(x.dtype) for x, task in zip(advantages, domains, strict=True)]
+
+
+def _size(values: Tensor) -> float:
+    """Their root mean square."""
+    return float(values.square().mean().sqrt())
 
 
 def _apart(domains: Sequence[str]) -> list[Tensor]:

@@ -124,7 +124,7 @@ def surrogate(
 
     logp, log_ratio: [n] with gradient. advantages: [n]. With r = exp(log_ratio) and b = r within [1 - low, 1 + high]
     (tokens of negative advantage: low_negative, high_negative where given):
-        clip    -min(r·A, b·A)              PPO, arXiv 1707.06347, eq. 7; two bounds: DAPO, arXiv 2503.14476
+        clip    -min(r·A, b·A)              PPO, arXiv 1707.06347; two bounds: DAPO, arXiv 2503.14476
                 dual > 1: for A < 0 no more than -dual·A (dual clip, arXiv 1912.09729)
         weight  -stop_gradient(b)·A·logp    CISPO, arXiv 2506.13585; TOPR, arXiv 2503.14286
         plain   -A·logp                     REINFORCE, Williams 1992
@@ -189,8 +189,8 @@ def value_loss(values: Tensor, old: Tensor, returns: Tensor, *, clip: float) -> 
     """The critic's loss of each token, and whether the bound took its gradient away.
 
     values: [n] with gradient. old: [n] those at the step's start. returns: [n] what they should have been.
-        clip > 0   max((V - R)², (V_old + bounded(V - V_old, ±clip) - R)²) / 2     arXiv 2005.12729, section 3
-        clip 0     (V - R)² / 2                                                    arXiv 1707.06347, eq. 9
+        clip > 0   max((V - R)², (V_old + bounded(V - V_old, ±clip) - R)²) / 2     arXiv 2005.12729
+        clip 0     (V - R)² / 2                                                    arXiv 1707.06347
     Returns ([n], [n] bool).
     """
     plain = (values - returns).square()

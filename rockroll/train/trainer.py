@@ -197,9 +197,22 @@ class RankTrainer:
             group["lr"] = self.config.learning_rate(self.updates)
         # At stage 0 in float32 DeepSpeed clips without telling the norm.
         norm = self._plain_norm() if self.config.zero_stage == 0 and self.config.dtype == "float32" else None
+        self._check_norm(norm)
         self.engine.step()
+        norm = float(self.engine.get_global_grad_norm()) if norm is None else norm
+        self._check_norm(norm)
         self.updates += 1
-        return float(self.engine.get_global_grad_norm() if norm is None else norm)
+        return norm
+
+    def _check_norm(self, norm: float | None) -> None:
+        """A finite loss may have a gradient that is not. DeepSpeed then leaves the update out with a warning, or, at
+        stage 3 in float32, makes weights of it that are no numbers; either way the next checkpoint must not be written.
+        The same on every rank."""
+        if norm is not None and not math.isfinite(norm):
+            raise TrainError(
+                f"the gradient's norm is {norm}, not a finite number; "
+                "continue from the last checkpoint with a lower train lr"
+            )
 
     def _loss(self, micro: MicroBatch, *, first: bool) -> Tensor:
         """This micro-batch's share of the loss; a stand-in for a missing one runs, as collectives need, for nothing."""

@@ -148,7 +148,7 @@ LEAST_SPAN = 1e-300
 
 def nice_ticks(low: float, high: float, about: int, *, whole: bool = False) -> list[float]:
     """Round numbers from at or below `low` to at or above `high`, some `about` of them."""
-    if low == high:
+    if high - low <= 1e-12 * max(abs(low), abs(high)):  # apart by rounding alone: no step would tell them apart
         low, high = (low - abs(low) * 0.1, high + abs(high) * 0.1) if low else (0.0, 1.0)
     high = max(high, low + LEAST_SPAN)
     rough = (high - low) / max(1, about - 1)
@@ -162,6 +162,8 @@ def nice_ticks(low: float, high: float, about: int, *, whole: bool = False) -> l
 
 def number(value: float) -> str:
     """Short, as a person reads it."""
+    if not math.isfinite(value):
+        return str(value)  # a pass rate of which no episode was valid
     if value == int(value) and abs(value) < 1e6:
         return f"{int(value):,}"
     if abs(value) >= 1e6 or abs(value) < 1e-3:

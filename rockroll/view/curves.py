@@ -6,6 +6,7 @@ chart.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ FIRST = ("eval/pass_rate", "reward/mean")
 """What is looked at first: drawn above all sections."""
 SECTIONS = ("eval", "reward", "groups", "episodes", "loss", "advantage", "logp_diff", "canary", "staleness", "tokens")
 """In this order; any other after them."""
+_BOUNDS = frozenset(("ci95_low", "ci95_high"))
+"""What a name has in it that is drawn as the interval of another."""
 SPREAD, EQUAL = "groups/reward_std", "groups/all_equal"
 """From the records, not from metrics.jsonl: the spread within groups, and the share of groups without any."""
 
@@ -78,7 +81,7 @@ def sections(runs: Iterable[Run]) -> list[tuple[str, list[str]]]:
         for row in run.rows:
             seen |= dict.fromkeys(row)
         for name in seen:
-            if name != "step" and not name.endswith(("/ci95_low", "/ci95_high")):
+            if name != "step" and _BOUNDS.isdisjoint(name.split("/")):
                 found.setdefault(name.partition("/")[0] if "/" in name else "other", {})[name] = None
         if Episodes(run).steps():
             found.setdefault("groups", {}).update({SPREAD: None, EQUAL: None})
@@ -100,10 +103,12 @@ def _of_run(run: Run, name: str, colour: int) -> Series:
         which = 1 if name == SPREAD else 2
         return Series(name=run.name, colour=colour, points=[(row[0], row[which]) for row in Episodes(run).spread()])
     rows = [row for row in run.rows if isinstance(row.get(name), int | float)]
-    stem = name.rpartition("/")[0]
     intervals = {}
-    if name.endswith("/pass_rate"):
-        bounds = f"{stem}/ci95_low", f"{stem}/ci95_high"
+    parts = name.split("/")
+    if "pass_rate" in parts:  # of one task it is eval/pass_rate/TASK, and its bounds eval/ci95_low/TASK
+        bounds = [
+            "/".join(bound if part == "pass_rate" else part for part in parts) for bound in ("ci95_low", "ci95_high")
+        ]
         intervals = {row["step"]: (row[bounds[0]], row[bounds[1]]) for row in rows if all(b in row for b in bounds)}
     points = [(float(row["step"]), float(row[name])) for row in rows]
     return Series(name=run.name, colour=colour, points=points, intervals=intervals)
@@ -113,9 +118,7 @@ def described(found: Sequence[Series], name: str) -> str:
     """A curve in words."""
     said = []
     for one in found:
-        values = [y for _, y in one.points]
-        said.append(
-            f"{one.name}: {number(values[-1])} at step {number(one.points[-1][0])}, "
-            f"lowest {number(min(values))}, highest {number(max(values))}"
-        )
+        values = [y for _, y in one.points if math.isfinite(y)]
+        line = f"{one.name}: {number(one.points[-1][1])} at step {number(one.points[-1][0])}"
+        said.append(f"{line}, lowest {number(min(values))}, highest {number(max(values))}" if values else line)
     return f"{name}. " + ". ".join(said)

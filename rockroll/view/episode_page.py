@@ -26,6 +26,7 @@ EXPORTED = 50_000
 _SHOWN = {
     *("id", "task", "seed", "group", "index", "outcome", "cause", "reward", "samples", "turns", "duration_s", "detail"),
     *("turn_rewards", "record", "began_at", "sandbox", "node", "advantages", "agents", "happened", "level"),
+    "log",
 }
 """Fields that have a place on the page. Any other is shown under its name."""
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import sqlite3
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +19,7 @@ from pathlib import Path
 from rockroll.view.runs import Run, Runs, is_run
 from rockroll.view.watch import Watch
 
+_log = logging.getLogger(__name__)
 LULL_S = 0.2
 """Changes come in bursts: at the end of a step, or with every episode that begins. One word is enough for each."""
 TOLD_EVERY = 50
@@ -123,7 +126,10 @@ class Live:
         self._tell({change for change in noted if change[1] != "episodes"})
         for name in [name for name, what in noted if what == "episodes"]:
             if run := self._runs.get(name):
-                await self._loop.run_in_executor(self._indexer, self._index, run)
+                try:
+                    await self._loop.run_in_executor(self._indexer, self._index, run)
+                except (sqlite3.Error, OSError) as error:  # a busy index, a full disk: the next change tries it again
+                    _log.warning("%s: its index was not brought up to date: %s", run.path, error)
         self._flushing = None
         if self._noted:
             self._flush_soon(LULL_S)

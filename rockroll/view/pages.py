@@ -91,7 +91,8 @@ class Pages:
     def curves(self, run: Names = None, smooth: float = 0.0) -> Response:
         chosen, smooth = self._runs.chosen(run or [], MOST_RUNS), _weight(smooth)
         found = curves.sections(chosen)
-        names = [name for _, of_section in found for name in of_section]
+        firsts = [name for name in curves.FIRST if any(name in of_section for _, of_section in found)]
+        others = [(section, [name for name in of_section if name not in firsts]) for section, of_section in found]
         return self._page(
             "curves.jinja",
             title="Curves",
@@ -99,10 +100,11 @@ class Pages:
             facts=self._facts(chosen),
             chosen=[each.name for each in chosen],
             smooth=smooth,
-            firsts=[(name, self._chart(chosen, name, smooth)) for name in curves.FIRST if name in names],
+            firsts=[(name, self._chart(chosen, name, smooth)) for name in firsts],
             sections=[
                 (section, [(name, self._chart(chosen, name, smooth)) for name in of_section])
-                for section, of_section in found
+                for section, of_section in others
+                if of_section
             ],
             query=_query(run or [], smooth),
             only=chosen[0] if len(chosen) == 1 else None,
@@ -254,7 +256,7 @@ class Pages:
 
     def export(self, name: str, file: str, line: int) -> Response:
         place = self._place(name, file, line)
-        called = re.sub(r"[^\w.-]", "_", f"{name}-{place.row['id']}")
+        called = re.sub(r"[^\w.-]", "_", f"{name}-{place.row['id']}", flags=re.ASCII)  # a header is Latin-1
         # Shown from here it would have this server's rights; taken away it has none.
         headers = {"content-disposition": f'attachment; filename="{called}.html"'}
         return HTMLResponse(self._episodes.export(place), headers=headers)

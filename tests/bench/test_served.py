@@ -34,7 +34,7 @@ async def test_both_get_the_same_work_and_the_rates_are_of_the_same_tokens(monke
             got.append(list(asked))
             return 8.0 if len(got) == 1 else 1.5
 
-        yield alone
+        yield alone, lambda: 2.0 * len(got)
 
     @asynccontextmanager
     async def path(config: EngineConfig, sandboxes: int, tokens: int) -> AsyncIterator[Any]:
@@ -49,6 +49,8 @@ async def test_both_get_the_same_work_and_the_rates_are_of_the_same_tokens(monke
     monkeypatch.setattr(served, "_offline", offline)
     monkeypatch.setattr(served, "_path", path)
     monkeypatch.setattr(served, "_ask", ask)
+    spent = iter([1.0, 2.0, 10.0, 14.0, 20.0, 24.0])
+    monkeypatch.setattr(served, "_cpu_s", lambda _: next(spent))
     result = await served.run(at_once=2, calls=3, tokens=10, rounds=2)
     assert [len(each) for each in got] == [2, 6, 6]
     assert got[1][0] == Asked([5, 0], 10) and got[2][5] == Asked([6, 5], 10)
@@ -56,6 +58,7 @@ async def test_both_get_the_same_work_and_the_rates_are_of_the_same_tokens(monke
     assert figures["path_tokens_per_s"] == 120 / 6 and result["baselines"]["offline_tokens_per_s"] == 120 / 3
     assert figures["path_per_offline"] == 0.5 and figures["worst_round_path_per_offline"] == 1.5 / 4
     assert figures["tokens"] == 120
+    assert figures["path_per_offline_tokens_per_cpu_s"] == 0.5, "4 s twice, where vLLM alone took 2"
 
 
 def test_an_engine_or_a_dtype_that_is_none_is_refused_and_each_engine_has_a_model() -> None:

@@ -278,7 +278,7 @@ def test_it_leaves_no_trace(box: Sandbox, shell: Terminal) -> None:
     shell.run("echo remembered")
     shell.type("exit\n")
     shell.end()
-    assert box.execute(["sh", "-c", "ls -A /root/.bash_history /dev/rr | grep -v '^[0-9]*$'"]).stdout == b""
+    assert box.execute(["sh", "-c", "(ls /root/.bash_history; ls -A /dev/rr) | grep -v '^[0-9]*$'"]).stdout == b""
 
 
 # ---- beside sessions ------------------------------------------------------------------------------------------------

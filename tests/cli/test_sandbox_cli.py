@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import IS_ROOT, needs_freezer, needs_limits
+
 ROCKROLL = [sys.executable, "-m", "rockroll"]
 
 pytestmark = pytest.mark.usefixtures("node_home")
@@ -52,6 +54,7 @@ def test_up_prints_what_ls_lists_and_down_removes_it() -> None:
     assert not {each["id"] for each in made} & {each["id"] for each in json.loads(sandbox("ls", "--json").stdout)}
 
 
+@needs_limits
 def test_flags_reach_the_box(tmp_path: Path) -> None:
     (tmp_path / "hello").write_text("from outside")
     tmp_path.chmod(0o755)  # root in the box is nobody out here
@@ -248,6 +251,7 @@ def test_watch_prints_changes_until_the_box_is_gone() -> None:
 # ---- snapshots and forks -------------------------------------------------------------------------------------------
 
 
+@needs_freezer
 def test_a_box_is_prepared_once_and_started_many_times(box: str) -> None:
     sandbox("exec", box, "--", "sh", "-c", "echo ready >/srv/file")
     taken = json.loads(sandbox("snapshot", box, "cli", "--json").stdout)
@@ -265,7 +269,7 @@ def test_a_box_is_prepared_once_and_started_many_times(box: str) -> None:
     assert b"no snapshot 'cli'; there are: none" in sandbox("up", "--snapshot", "cli", code=1).stderr
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="a disk limit needs root")
+@pytest.mark.skipif(not IS_ROOT, reason="a disk limit needs root")
 def test_a_disk_limit_is_shown(box: str) -> None:
     (made,) = json.loads(sandbox("up", "--disk", "32m", "--memory", "64m", "--json").stdout)
     assert b"No space left" in sandbox("exec", made["id"], "--", "sh", "-c", "yes >/srv/x", code=1).stderr
@@ -311,6 +315,7 @@ def test_logs_from_an_offset_and_the_last_lines() -> None:
     sandbox("down", id)
 
 
+@needs_limits
 def test_a_cpuset_reaches_the_box_and_one_that_cannot_be_is_refused() -> None:
     cpu = str(max(os.sched_getaffinity(0)))
     id = sandbox("up", "--memory", "64m", "--cpuset", cpu, "--allow-unenforced").stdout.decode().strip()

@@ -154,3 +154,14 @@ async def test_without_a_critic_a_batch_goes_to_the_policy_as_it_is(config: Trai
     given = msgspec.structs.replace(batch(1))
     assert report.metrics["tokens/trained"] == sum(sum(s.mask) for s in given.samples)
     assert not any(name.startswith("critic/") for name in report.metrics)
+
+
+async def test_advantages_are_told_of_every_sample_or_of_none(config: TrainConfig):
+    critic = replace(config.critic, head_start=0)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    both = Both(replace(config, critic=critic))
+    given = msgspec.structs.replace(batch(1, branched=0), spans=4)
+    report = await both.learner.step(given)
+    assert len(report.advantages) == len(given.samples)
+    masked = msgspec.structs.replace(given.samples[0], mask=[False] * 12, versions=[-1] * 12)
+    given = msgspec.structs.replace(given, step=2, samples=[masked, *given.samples[1:]])
+    assert (await both.learner.step(given)).advantages == []

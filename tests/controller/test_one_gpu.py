@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rockroll.controller.one_gpu import CUDA, GRAPHS, Shape, batch_bytes, shape_of, shared, split
+from rockroll.controller.config import RunConfig, TaskConfig
+from rockroll.controller.one_gpu import CUDA, GRAPHS, Shape, batch_bytes, computed, shape_of, shared, split
 from rockroll.engine.config import EngineConfig
 from rockroll.errors import UsageError
 from rockroll.train.config import TrainConfig
@@ -70,7 +71,7 @@ def test_computing_a_layer_again_saves_what_the_paper_says() -> None:
 
 
 def test_a_second_model_and_a_second_replica_have_their_place() -> None:
-    one, two = (split(80 * G, SMOL, TRAIN, ENGINE, models=models) for models in (1, 2))
+    one, two = (split(80 * G, SMOL, TRAIN, ENGINE, frozen=frozen) for frozen in (0, SMOL.parameters))
     assert two.trainer - one.trainer == SMOL.parameters * 2
     critic = critic_config(
         TrainConfig(
@@ -80,6 +81,8 @@ def test_a_second_model_and_a_second_replica_have_their_place() -> None:
     )
     with_critic = split(80 * G, SMOL, TRAIN, ENGINE, critic=critic)
     assert with_critic.trainer == 2 * one.trainer, "it has gradients and moments of its own, and is a process"
+    larger = split(80 * G, SMOL, TRAIN, ENGINE, critic=critic, valued=replace(SMOL, parameters=2 * SMOL.parameters))
+    assert larger.trainer == 3 * one.trainer - CUDA, "one that starts from another model has that one's size"
     small = replace(TRAIN, tokens_per_microbatch=4096)
     alone, beside = (split(24 * G, SMOL, small, replace(ENGINE, replicas=n)).requests for n in (1, 2))
     assert beside < alone == 256
@@ -115,6 +118,29 @@ def test_the_recipes_word_counts() -> None:
     own = replace(ENGINE, gpu_share=0.5)
     assert shared(own, made) is own
     assert shared(replace(ENGINE, memory="1g"), made).memory == "1g"
+
+
+def test_a_teacher_counts_with_its_own_size(tmp_path: Path) -> None:
+    config = {
+        "num_attention_heads": 1,
+        "hidden_size": 5,
+        "num_hidden_layers": 1,
+        "vocab_size": 9,
+        "max_position_embeddings": 64,
+    }
+    for name, rows in ("student", 3), ("teacher", 300):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+        save_file({"a": torch.zeros(rows, 5)}, tmp_path / name / "model.safetensors")
+    student, teacher = tmp_path / "student", tmp_path / "teacher"
+    alone = RunConfig(
+        name="r", steps=1, model="student", task=TaskConfig(env="rockroll:shell"), train=TRAIN, engine=ENGINE
+    )
+    taught = replace(alone, train=replace(TRAIN, objective="distill", teacher="teacher"))
+    copied = replace(alone, train=replace(TRAIN, kl=0.1))
+    plain, with_teacher = computed(alone, student, 80 * G), computed(taught, student, 80 * G, teacher)
+    assert with_teacher.trainer - plain.trainer == 300 * 5 * 2
+    assert computed(copied, student, 80 * G).trainer - plain.trainer == 3 * 5 * 2, "a frozen copy"
 
 
 def test_the_shape_is_read_from_the_models_folder(tmp_path: Path) -> None:

@@ -36,6 +36,14 @@ def test_each_branch_has_the_advantages_that_the_trainer_told(tmp_path: Path) ->
     assert found == {"a": [[[1, 2, 0.1]]], "b": [[[1, 2, 0.2]], [[1, 2, 0.3]]], "c": [[[1, 2, 0.4]]]}
 
 
+def test_an_episode_without_a_sample_has_none_of_the_next_ones_advantages(tmp_path: Path) -> None:
+    group = Group(0, "t", 7, [episode("a"), episode("b", branches=0), episode("c")], 0)
+    told = [[(1, 2, 0.1)], [], [(1, 2, 0.2)]]
+    Records(tmp_path, RecordsConfig()).trained(4, [group], told)
+    found = {record["id"]: record["advantages"] for record in read(tmp_path, "train-000004")}
+    assert found == {"a": [[[1, 2, 0.1]]], "b": [], "c": [[[1, 2, 0.2]]]}
+
+
 def test_without_advantages_a_record_has_none(tmp_path: Path) -> None:
     Records(tmp_path, RecordsConfig(advantages=0)).trained(1, [Group(0, "t", 7, [episode("a")], 0)], [])
     (record,) = read(tmp_path, "train-000001")

@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from rockroll.controller.batch import to_batch
 from rockroll.controller.config import RunConfig
-from rockroll.controller.loop import to_batch
 from rockroll.controller.records import Records
 from rockroll.controller.replay import Recorded
 from rockroll.errors import UsageError

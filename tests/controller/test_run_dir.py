@@ -33,6 +33,30 @@ def test_an_earlier_run_is_continued_only_on_request(tmp_path: Path) -> None:
         pass
 
 
+def test_what_a_death_leaves_of_a_checkpoint_that_goes_is_none_and_goes_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def kill(path: Path, **_: object) -> None:
+        if (path / "model").exists():
+            (path / "model" / "config.json").unlink()
+            raise Killed
+
+    with RunDir(tmp_path / "r", resume=False) as run:
+        for step in (1, 2):
+            (run.checkpoint(step) / "model").mkdir(parents=True)
+            (run.checkpoint(step) / "model" / "config.json").touch()
+        with monkeypatch.context() as patch:
+            patch.setattr("rockroll.controller.run_dir.shutil.rmtree", kill)
+            with pytest.raises(Killed):
+                run.prune(1)
+        assert run.steps() == [2]
+        run.prune(1)
+        assert [path.name for path in run.checkpoints.iterdir()] == ["step_2"]
+
+
 def test_only_whole_checkpoints_count_and_old_ones_go(tmp_path: Path) -> None:
     with RunDir(tmp_path / "r", resume=False) as run:
         for step in (2, 10, 9):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rockroll.controller.loop import status_events
+from rockroll.controller.progress import status_events
 from rockroll.observe.status import Status
 from rockroll.rollout.sample import Episode, Event, Placed
 

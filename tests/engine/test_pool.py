@@ -17,6 +17,7 @@ import pytest
 from rockroll import rpc
 from rockroll.engine import server as server_module
 from rockroll.engine.api import EngineInfo, GenerateRequest, Generation, Loaded, OnTokens, Piece, Stats
+from rockroll.engine.client import EngineClient
 from rockroll.engine.health import Health
 from rockroll.engine.pool import EnginePool
 from rockroll.engine.replica import OnDeath
@@ -84,9 +85,10 @@ class Replica:
         self.model, self._server, self._on_death = model, server, on_death
         self.stopped = False
 
-    async def die(self) -> None:
+    async def die(self, **fields: str) -> None:
         await self._server.close()
-        self._on_death(ProcessDied(f"the {self.model.name} process was killed by SIGKILL", name=self.model.name))
+        said = f"the {self.model.name} process was killed by SIGKILL"
+        self._on_death(ProcessDied(said, name=self.model.name, **fields))
 
     async def stop(self) -> None:
         self.stopped = True
@@ -157,7 +159,7 @@ async def test_requests_are_shared_out_and_all_answered(place: Place) -> None:
             "engine/replicas": 2,
             "engine/restarts": 0,
             "engine/reissued": 0,
-            "engine/paused_s": 0.0,
+            "time/paused_s": 0.0,
         }
 
 
@@ -181,7 +183,7 @@ async def test_a_dead_replicas_requests_are_answered_elsewhere_as_they_would_hav
             "engine/replicas": 2,
             "engine/restarts": 1,
             "engine/reissued": 3,
-            "engine/paused_s": 0.0,
+            "time/paused_s": 0.0,
         }
 
 
@@ -242,6 +244,20 @@ async def test_none_left_fails_typed_and_ends_the_run(place: Place) -> None:
             await pool.generate(request(9))
 
 
+async def test_a_replica_that_leaves_a_drained_node_is_replaced_and_no_restart_is_spent(place: Place) -> None:
+    async with running(place, restarts=0) as pool:
+        await pool.info()
+        place.model(0).go.clear()
+        place.model(1).go.clear()
+        asked = [asyncio.ensure_future(pool.generate(request(n))) for n in range(2)]
+        await until(lambda: place.model(0).running == place.model(1).running == 1)
+        place.model(1).go.set()
+        await place.lives[0][0].die(cause="drained")
+        await until(lambda: len(place.lives[0]) == 2 and pool.counts()["engine/replicas"] == 2)
+        assert len(await asyncio.gather(*asked)) == 2
+        assert pool.counts()["engine/restarts"] == 0 and not place.ended
+
+
 async def test_a_replica_that_never_served_ends_the_run_at_once(place: Place) -> None:
     place.prepare = lambda model, attempt: setattr(model, "info", lambda: asyncio.sleep(60))
     pool = EnginePool(place.start, 2, restarts=3, on_end=place.ended.append)
@@ -264,6 +280,32 @@ async def test_a_replica_that_cannot_be_started_ends_the_run(place: Place) -> No
     with pytest.raises(EngineError, match="engine-0 cannot be started: OSError: No space left"):
         await pool.info()
     assert place.ended
+    await pool.close()
+
+
+async def test_a_process_that_cannot_be_reached_is_ended(place: Place) -> None:
+    async def connect(address: str) -> EngineClient:
+        raise OSError(f"no way to {address}")
+
+    pool = EnginePool(place.start, 1, restarts=3, on_end=place.ended.append, connect=connect)
+    with pytest.raises(EngineError, match="engine-0 cannot be started: OSError: no way to"):
+        await pool.info()
+    assert place.ended and [replica.stopped for replica in place.lives[0]] == [True]
+    await pool.close()
+
+
+async def test_a_replica_that_does_not_come_to_serve_ends_the_run(place: Place) -> None:
+    def asleep(model: Model, attempt: int) -> None:
+        async def never() -> EngineInfo:
+            return await asyncio.Future()
+
+        model.info = never  # type: ignore[method-assign]
+
+    place.prepare = asleep
+    pool = EnginePool(place.start, 1, restarts=3, on_end=place.ended.append, health=lambda: Health(starting_s=0.2))
+    with pytest.raises(EngineError, match="engine-0 is silent"):
+        await pool.info()
+    assert place.lives[0][0].stopped
     await pool.close()
 
 
@@ -334,6 +376,24 @@ async def test_a_dropped_delivery_is_caught_and_made_again(place: Place) -> None
         assert len(place.lives[1]) == 1, "asking again was enough"
 
 
+async def test_a_delivery_that_failed_is_over_for_every_replica(place: Place) -> None:
+    async with running(place) as pool:
+        load, taking = place.model(1).load, asyncio.Event()
+
+        async def slow(path: str, version: int, digest: str = "") -> Loaded:
+            taking.set()
+            await asyncio.sleep(0.3)
+            return await load(path, version, digest)
+
+        def refused(version: int, digest: str) -> Loaded:
+            raise EngineError("model.safetensors cannot be read")
+
+        place.model(1).load, place.model(0).on_load = slow, refused  # type: ignore[method-assign]
+        with pytest.raises(EngineError, match="cannot be read"):
+            await pool.load(place.weights("one"), 1, "one")
+        assert taking.is_set() and place.model(1).version == 1, "it was still under way"
+
+
 async def test_a_replica_that_takes_no_weights_is_replaced(place: Place) -> None:
     async with running(place) as pool:
         place.model(1).on_load = lambda version, digest: Loaded(version=version, tensors=1, digest="garbled")
@@ -344,7 +404,7 @@ async def test_a_replica_that_takes_no_weights_is_replaced(place: Place) -> None
             "engine/replicas": 2,
             "engine/restarts": 1,
             "engine/reissued": 0,
-            "engine/paused_s": 0.0,
+            "time/paused_s": 0.0,
         }
 
 
@@ -453,5 +513,5 @@ async def test_a_refused_request_is_no_death(place: Place) -> None:
             "engine/replicas": 2,
             "engine/restarts": 0,
             "engine/reissued": 0,
-            "engine/paused_s": 0.0,
+            "time/paused_s": 0.0,
         }

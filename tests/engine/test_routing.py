@@ -166,3 +166,13 @@ def test_pulses_without_a_step_are_death_only_where_there_is_work_and_no_deliver
         assert health.heard(now, stats(running=3, progress=4)) == "", "a long step"
     assert health.heard(2290, stats(running=3, progress=4)) == "has requests and has done no step for 300 s"
     assert health.heard(2300, stats(running=3, progress=5)) == "", "it got on"
+
+
+def test_weights_that_never_arrive_are_death() -> None:
+    health = Health(loading_s=600)
+    for now in range(0, 590, 10):
+        assert health.heard(now, stats(loading=True)) == ""
+    assert health.heard(590, stats()) == "", "they have arrived"
+    for now in range(600, 1200, 10):
+        assert health.heard(now, stats(running=3, loading=True)) == "", "the next ones, on a clock of their own"
+    assert health.heard(1200, stats(running=3, loading=True)) == "has been taking new weights for 600 s"

@@ -72,7 +72,7 @@ async def test_a_delivery_that_went_wrong_is_caught_at_once(
         await pool.load(str(vllm_models / "first"), 1, good)
     loaded = await pool.load(str(vllm_models / "other"), 1, good)
     assert (loaded.version, loaded.digest) == (1, good) and loaded.held > 0
-    assert 0 < pool.counts()["engine/paused_s"] == loaded.paused_s
+    assert 0 < pool.counts()["time/paused_s"] == loaded.paused_s
     assert await pool.logprobs(PROMPT) != before
     with pytest.raises(EngineError, match="version 0 of the weights is older than version 1"):
         await pool.load(str(vllm_models / "first"), 0)

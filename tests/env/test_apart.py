@@ -117,3 +117,24 @@ async def test_a_call_that_was_cancelled_costs_its_worker_and_no_other_episode(w
     await asyncio.gather(step, return_exceptions=True)
     env.close()
     assert workers.pids == []
+
+
+async def test_after_a_hang_a_reset_starts_another_and_gets_no_late_answer(workers: Workers) -> None:
+    env = ApartEnv(workers, f"{GAMES}:Hangs", {}, limit=1.0)
+    await env.reset(0)
+    with pytest.raises(EnvError, match="its process was killed"):
+        await env.step("1")
+    assert workers.pids == [], "it was"
+    assert (await env.reset(7))[0].startswith("7: guess")
+    env.close()
+
+
+async def test_one_that_cannot_be_made_is_not_the_one_before_at_the_second_try(workers: Workers) -> None:
+    before = ApartEnv(workers, f"{GAMES}:Pid", {})
+    await before.reset(0)
+    before.close()
+    wrong = ApartEnv(workers, f"{GAMES}:Guess", {"hihgest": 1})
+    for _ in range(2):
+        with pytest.raises(EnvError, match="takes the options highest, split"):
+            await wrong.reset(0)
+    wrong.close()

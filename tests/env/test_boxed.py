@@ -12,6 +12,7 @@ import pytest
 
 import rockroll
 from rockroll import Sandbox, SandboxConfig, rpc
+from rockroll.env import box_player
 from rockroll.env.api import Action
 from rockroll.env.boxed import BoxedEnv
 from rockroll.env.source import source
@@ -138,3 +139,27 @@ async def test_a_task_that_always_breaks_there_stops_the_run_and_says_why(node: 
     async with Pool(box, 2, session=None) as pool, rollout(tmp_path, f"{GAMES}:Dies", pool) as run:
         with pytest.raises(EnvError, match="its process ended in step"):
             await run.batch(0, groups=1, episodes=2)
+
+
+async def test_after_a_hang_no_late_answer_is_taken_for_another_call_s(box: Sandbox) -> None:
+    env = BoxedEnv(box, source(f"{GAMES}:Hangs"), limit=1.0)
+    await env.reset(0)
+    with pytest.raises(EnvError, match="did not come back from its sandbox within 1 s"):
+        await env.step("1")
+    await asyncio.sleep(2.5)  # it has answered by now
+    with pytest.raises(EnvError, match="a call before this reset did not come back; aclose comes first"):
+        await env.reset(7)
+    await env.aclose()
+    assert (await env.reset(7))[0].startswith("7: guess")
+    await env.aclose()
+
+
+def test_a_module_that_breaks_as_it_is_imported_is_not_said_to_lack_its_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    text = "import os\nos.what_an_older_version_had\nclass Env: pass\n"
+    asked = {"name": "x", "module": "breaks_at_import", "cls": "Env", "given": [], "options": {}, "split": "train"}
+    with pytest.raises(box_player.Refused, match="importing breaks_at_import failed: AttributeError: module 'os'"):
+        box_player.make({**asked, "files": {"breaks_at_import.py": text}})

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from rockroll.cli.main import run
-from rockroll.env.check import Report, check
+from rockroll.env.check import check
+from rockroll.env.checks.finding import Report
 from rockroll.env.library import LIBRARIES
 
 GAMES = "tests.env.games"
@@ -54,6 +55,12 @@ def test_each_broken_rule_is_found_and_comes_with_a_cure(name: str, rule: str, l
     said = says.replace("64 of 64", "1 of 64")
     assert found.level == level and said in found.detail and found.cure
     assert report.ok == (level != "fail")
+
+
+def test_words_are_asked_for_only_where_none_were_given() -> None:
+    for words, asked in (((), True), (("left", "right"), False)):
+        cure = next(each.cure for each in tried("Endless", actions=words).findings if each.name == "ends")
+        assert "max_turns" in cure and ("--action WORD" in cure) == asked
 
 
 def test_a_call_that_hangs_is_told_and_the_rest_is_left_out() -> None:

@@ -75,6 +75,14 @@ def test_a_call_is_worked_out_whatever_the_model_writes_into_it() -> None:
     assert env.step("9" * 5000)[1:3] == (0.0, True), "a number that nobody reads"
 
 
+def test_what_stands_behind_a_point_is_no_answer_of_its_own() -> None:
+    env = Arithmetic("easy")
+    value = next(value for seed in range(100) if (value := eval(env.reset(seed)[0].splitlines()[-1])) > 0)
+    for said, reward in ((f"12.{value}", 0.0), (f"{value}.5", 0.0), (f"{value}.00", 1.0), (f"It is {value}.", 1.0)):
+        env.reset(next(seed for seed in range(100) if eval(env.reset(seed)[0].splitlines()[-1]) == value))
+        assert env.step(said)[1:3] == (reward, True), said
+
+
 def test_arithmetic_makes_more_than_20_000_steps_a_second() -> None:
     env, steps, began = Arithmetic("medium"), 0, time.process_time()
     for seed in range(500):
@@ -107,6 +115,8 @@ def test_math_s_reference_is_always_right_and_the_splits_share_nothing(level: st
     [
         ("\\frac{1}{2}", "0.5", True),
         ("\\frac{1}{2}", " \\dfrac{2}{4}", True),
+        ("\\frac{1}{2}", "1 /\t2", True),
+        ("\\frac{1}{2}", "1\n/ 3", False),
         ("\\frac{1}{2}", "x = \\frac12", True),
         ("2\\sqrt{3}", "\\sqrt{12}", True),
         ("3 + \\sqrt{2}", "\\sqrt2+3", True),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
@@ -21,12 +22,12 @@ def room_of(*rows: str) -> Room:
     return Room(len(rows), at("#"), at("O", "*", "+"), at("X", "*"), min(at("P", "+")))
 
 
-def playing(*rows: str, steps: int = 20) -> Sokoban:
-    game = Sokoban(max_steps=steps, rules="")
-    game.reset(0)
+def playing(*rows: str, steps: int = 20, **options: Any) -> Sokoban:
     room = room_of(*rows)
-    game.room, game.boxes, game.player = room, set(room.boxes), room.player
-    game._ways = {"left": -1, "right": 1, "up": -room.size, "down": room.size}
+    game = Sokoban(size=room.size, max_steps=steps, rules="", **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rockroll.env.sokoban.random_room", lambda *_: room)
+        game.reset(0)
     return game
 
 
@@ -163,7 +164,7 @@ def test_a_room_that_cannot_be_had_is_told_and_not_sought_for_ever() -> None:
 
 def test_a_room_is_shown_in_fewer_tokens_where_that_is_asked_for() -> None:
     shown = {}
-    for render in ("spaced", "compact", "inner", "list"):
+    for render in ("spaced", "compact", "inner", "list", "near"):
         game = Sokoban(level="easy", rules="", render=render)  # type: ignore[arg-type]
         shown[render] = game.reset(seed=4)[0]
         assert game.step(game.expert_action() or "")[0] == game.grid() != shown[render]
@@ -177,7 +178,7 @@ def test_a_room_is_shown_in_fewer_tokens_where_that_is_asked_for() -> None:
 
 
 def test_a_rendering_that_is_unknown_or_too_small_for_the_room_says_so() -> None:
-    with pytest.raises(UsageError, match="render is spaced, compact, inner, list; got 'flat'"):
+    with pytest.raises(UsageError, match="render is spaced, compact, inner, list, near; got 'flat'"):
         rockroll.make("rockroll:sokoban", render="flat")
     with pytest.raises(UsageError, match="rooms of size 7 at most; got size 8"):
         rockroll.make("rockroll:sokoban", level="hard", render="list")
@@ -197,3 +198,65 @@ def test_its_expert_solves_it_also_after_moves_of_somebody_else() -> None:
 def test_its_expert_knows_nothing_where_a_box_is_stuck() -> None:
     game = playing("######", "#X__O#", "#P___#", "#____#", "#____#", "######")
     assert game.expert_action() is None
+
+
+def test_a_box_that_is_lost_ends_the_game_where_the_task_says_so() -> None:
+    row = ("######", "#____#", "#_X__#", "#_O__#", "#PXO_#", "######")
+    for lost, over in (("goes_on", False), ("ends", True)):
+        game = playing(*row, lost=lost)
+        assert game.step("right")[1:4] == (0.0, False, False)  # home
+        assert game.step("right")[1:4] == (0.0, over, False)  # and past it, into the corner
+
+
+def test_one_box_of_two_earns_nothing_where_solved_rooms_alone_are_paid() -> None:
+    rows = ("######", "#P_XO#", "#____#", "#__X_#", "#__O_#", "######")
+    game = playing(*rows, steps=8, pays="solved")
+    assert [game.step(move) for move in ["right", "right"] + ["up"] * 6][-1][1:4] == (0.0, False, True)
+
+
+def test_which_rooms_are_solved_does_not_depend_on_either() -> None:
+    won: dict[str, list[int]] = {}
+    for name, options in (("both", {"lost": "ends", "pays": "solved"}), ("neither", {})):
+        game = Sokoban("tiny", rules="", **options)  # type: ignore[arg-type]
+        for seed in range(300):
+            draw, over, reward = random.Random(seed), False, 0.0
+            game.reset(seed)
+            while not over:
+                _, reward, terminated, truncated, _ = game.step(draw.choice(["up", "down", "left", "right"]))
+                over = terminated or truncated
+            if reward == 1:
+                won.setdefault(name, []).append(seed)
+    assert won["both"] == won["neither"] != []
+
+
+def test_a_wrong_word_for_either_is_told() -> None:
+    with pytest.raises(ValueError, match="lost is goes_on or ends; got 'end'"):
+        Sokoban(lost="end")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="pays is share or solved; got 'all'"):
+        Sokoban(pays="all")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("rows", "beside"),
+    [
+        (LANE, "#__#"),
+        (("######", "#____#", "#_XPX#", "#__X_#", "#OOO_#", "######"), "XX#_"),
+        (("######", "#X___#", "#P_O_#", "#X_O_#", "#____#", "######"), "#X_#"),
+    ],
+    ids=[
+        "a wall to the left and above",
+        "boxes that move and one at a wall",
+        "a box below, and one in the corner above",
+    ],
+)
+def test_near_says_what_is_in_the_way_to_the_left_below_to_the_right_and_above(
+    rows: tuple[str, ...], beside: str
+) -> None:
+    game = playing(*rows, render="near")
+    listed, _, seen = game.grid().partition("=")
+    assert seen == beside and listed == game.room.text(game.boxes, game.player, "list")
+    for way, sign in zip(("left", "down", "right", "up"), seen, strict=True):
+        game = playing(*rows, render="near")
+        before, boxes = game.player, set(game.boxes)
+        game.step(way)
+        assert (game.player == before) == (sign == "#") and (game.boxes != boxes) == (sign == "X")

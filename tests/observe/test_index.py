@@ -111,3 +111,9 @@ def test_the_episodes_at_work_are_known_until_they_end_and_no_longer(tmp_path: P
     assert (read(tmp_path, "e1") or {})["sandbox"] == "b1"
     Running(tmp_path)  # the next process: those of the one before it are at work no more
     assert running(tmp_path) == []
+
+
+def test_a_file_that_goes_while_the_folder_is_read_costs_no_other(tmp_path: Path) -> None:
+    EpisodeLog(tmp_path).add("train", 2, {"id": "e0"})
+    (tmp_path / "episodes" / "train-000001.jsonl").symlink_to("gone")  # listed, and not there to be looked at
+    assert ids(refreshed(tmp_path / "episodes")[0]) == ["e0"]

@@ -10,10 +10,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from tests.conftest import allow_unenforced
 
 
 class Host:
@@ -23,6 +26,7 @@ class Host:
         """own_store: its images are not those of the other hosts."""
         self.path, self.prefix, self.own_store = path, list(prefix), own_store
         path.mkdir(parents=True, exist_ok=True)
+        allow_unenforced(path)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -141,6 +145,36 @@ def cluster(
                 list(side_by_side.map(Host.end, hosts.values()))
         finally:
             hub.stop()
+
+
+class Pace:
+    """How many times slower than an idle machine this one is while the block runs: what a bound of seconds is
+    multiplied with, so that it holds for what is tested, whatever else the machine does."""
+
+    def __init__(self) -> None:
+        self._wall = self._busy = 0.0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._measure, daemon=True)
+
+    def _measure(self) -> None:
+        while not self._over.wait(0.2):
+            wall, busy = time.monotonic(), time.thread_time()
+            while time.thread_time() - busy < 0.01:
+                pass
+            self._wall += time.monotonic() - wall
+            self._busy += time.thread_time() - busy
+
+    @property
+    def factor(self) -> float:
+        return max(1.0, self._wall / self._busy) if self._busy else 1.0
+
+    def __enter__(self) -> Pace:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
 
 
 def until(what: Callable[[], bool], seconds: float = 20.0) -> float:

@@ -1,5 +1,5 @@
-"""A Ray cluster of several real raylets on this machine, each with a home of its own: what is not sent to another node
-is not found there."""
+"""What the tests of clusters share: a cluster of two nodes with a hub, a client of it, and a Ray cluster of several
+real raylets on this machine, each with a home of its own: what is not sent to another node is not found there."""
 
 from __future__ import annotations
 
@@ -7,13 +7,20 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import pytest
 
+from rockroll.sandbox import where
+from rockroll.sandbox.cluster.client import HubNode
+from rockroll.sandbox.node_client import close_node, connect_to
+from tests.placement.cluster import Host, Hub, cluster
+
+Two = tuple[Hub, dict[str, Host]]
 STORE = 80 * 2**20
 
 
@@ -30,6 +37,11 @@ class Nodes:
     @property
     def address(self) -> str:
         return self.cluster.address
+
+    @property
+    def ids(self) -> list[str]:
+        """What Ray calls each."""
+        return [node.node_id for node in self.nodes]
 
     def add(self, cpus: float, before: Callable[[Path], Any] = lambda home: None, **more: Any) -> Any:
         """before: told of the node's home before anything runs there."""
@@ -67,6 +79,14 @@ class Nodes:
                 os.kill(pid, signal.SIGKILL)
         self.cluster.remove_node(node, allow_graceful=False)
 
+    def end_sandboxes(self) -> None:
+        """Of all nodes, also of those that were killed."""
+        from rockroll.placement.ray import end_sandboxes
+
+        end_sandboxes(self.address)
+        with ThreadPoolExecutor() as side_by_side:
+            list(side_by_side.map(lambda node: Host(node.home).end(), self.nodes))
+
     def close(self) -> None:
         import ray
 
@@ -99,3 +119,26 @@ def make_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[]
         yield make
         for each in made:
             each.close()
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory, sandbox_image: str) -> Iterator[Two]:
+    """A hub and the nodes left and right, for one file."""
+    with cluster(tmp_path_factory.mktemp("cluster"), ["left", "right"]) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def file(two: Two) -> Path:
+    """By which the file's cluster is reached."""
+    return two[0].file
+
+
+@pytest.fixture
+async def hub(file: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[HubNode]:
+    """This event loop's client of the cluster, which the environment names."""
+    monkeypatch.setenv("ROCKROLL_CLUSTER", str(file))
+    client = await connect_to(where.hub())
+    assert isinstance(client, HubNode)
+    yield client
+    await close_node()

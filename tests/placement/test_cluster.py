@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,25 +22,9 @@ from rockroll.sandbox.client import list_sandboxes
 from rockroll.sandbox.cluster.client import HubNode
 from rockroll.sandbox.node_client import close_node, connect_to
 from rockroll.sandbox.wire import SnapshotRef
-from tests.placement.cluster import Host, Hub, cluster
+from tests.placement.conftest import Two
 
 SMALL = SandboxConfig(memory="64m", pids=64)
-
-
-@pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory, sandbox_image: str) -> Iterator[tuple[Hub, dict[str, Host]]]:
-    with cluster(tmp_path_factory.mktemp("cluster"), ["left", "right"]) as found:
-        yield found
-
-
-@pytest.fixture
-async def hub(two: tuple[Hub, dict[str, Host]], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[HubNode]:
-    """This event loop's client of the cluster, which the environment names."""
-    monkeypatch.setenv("ROCKROLL_CLUSTER", str(two[0].file))
-    client = await connect_to(where.hub())
-    assert isinstance(client, HubNode)
-    yield client
-    await close_node()
 
 
 async def test_boxes_spread_over_the_nodes_and_are_used_as_any(hub: HubNode) -> None:
@@ -141,7 +124,7 @@ async def test_a_draining_node_takes_no_box_and_keeps_those_it_has(hub: HubNode)
 
 
 async def test_a_model_call_goes_from_the_box_through_the_hub_to_a_relay_that_listens_nowhere(
-    hub: HubNode, two: tuple[Hub, dict[str, Host]]
+    hub: HubNode, two: Two
 ) -> None:
     async def answer(request: ChatRequest, _on_delta: OnDelta | None = None) -> ChatReply:
         said = f"{request.token}: {request.messages[-1].content}"
@@ -171,7 +154,7 @@ def rockroll(*argv: str, code: int = 0) -> str:
     return done.stdout if code == 0 else done.stderr
 
 
-def test_the_command_line_uses_a_cluster_by_its_file(two: tuple[Hub, dict[str, Host]]) -> None:
+def test_the_command_line_uses_a_cluster_by_its_file(two: Two) -> None:
     file = str(two[0].file)
     made = json.loads(rockroll("sandbox", "--cluster", file, "up", "--count", "2", "--memory", "64m", "--json"))
     assert sorted(info["node"] for info in made) == ["left", "right"]
@@ -182,7 +165,7 @@ def test_the_command_line_uses_a_cluster_by_its_file(two: tuple[Hub, dict[str, H
     assert json.loads(rockroll("sandbox", "--cluster", file, "ls", "--json")) == []
 
 
-def test_what_cannot_be_is_said_in_a_sentence(two: tuple[Hub, dict[str, Host]], tmp_path: Path) -> None:
+def test_what_cannot_be_is_said_in_a_sentence(two: Two, tmp_path: Path) -> None:
     hub, hosts = two
     said = rockroll("sandbox", "--cluster", str(hub.file), "--base-url", "http://x", "ls", code=2)
     assert "--base-url and --cluster name 2 places" in said

@@ -9,39 +9,25 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from rockroll import Sandbox, SandboxConfig
 from rockroll.errors import SandboxLost
-from rockroll.sandbox import where
 from rockroll.sandbox.client import list_sandboxes
 from rockroll.sandbox.cluster.client import HubNode
-from rockroll.sandbox.node_client import close_node, connect_to
 from rockroll.sandbox.pool import Pool
-from tests.placement.cluster import Host, Hub, cluster
+from tests.placement.conftest import Two
 
 SMALL = SandboxConfig(memory="64m", pids=64)
 NOTICED_S = 5.0
-Two = tuple[Hub, dict[str, Host]]
-
-
-@pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory, sandbox_image: str) -> Iterator[Two]:
-    with cluster(tmp_path_factory.mktemp("faults"), ["left", "right"]) as found:
-        yield found
 
 
 @pytest.fixture
-async def hub(two: Two, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[HubNode]:
-    monkeypatch.setenv("ROCKROLL_CLUSTER", str(two[0].file))
-    client = await connect_to(where.hub())
-    assert isinstance(client, HubNode)
-    await up(client)
-    yield client
-    await close_node()
+async def hub(hub: HubNode) -> HubNode:
+    await up(hub)
+    return hub
 
 
 async def up(hub: HubNode) -> None:
@@ -138,6 +124,33 @@ async def test_a_hub_that_is_killed_and_started_anew_costs_no_call_and_no_box(hu
     assert (await Sandbox.attach(box.id)).info.node == "left"
     async with Sandbox(SMALL):
         pass
+    await box.delete()
+
+
+@pytest.mark.slow
+async def test_nodes_that_are_slow_to_come_back_to_a_new_hub_are_waited_for(hub: HubNode, two: Two) -> None:
+    box = await box_on("left")
+    waiting = asyncio.ensure_future(box.arun("sleep 2; echo done"))
+    await asyncio.sleep(0.3)
+    pids = [host.pid for host in two[1].values()]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        two[0].stop(signal.SIGKILL)
+        two[0].start()
+        new = asyncio.ensure_future(Sandbox(SMALL).start())
+        found = asyncio.ensure_future(Sandbox.attach(box.id))
+        listed = asyncio.ensure_future(list_sandboxes())
+        await asyncio.wait([new, found, listed, waiting], timeout=8, return_when=asyncio.FIRST_COMPLETED)
+        assert not any(each.done() for each in (new, found, listed, waiting))
+        assert {view.name: view.state for view in await hub.refresh()} == dict.fromkeys(two[1], "returning")
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+    async with asyncio.timeout(30):
+        assert (await waiting).stdout == b"done\n"
+        assert (await found).info.node == "left" and box.id in {info.id for info in await listed}
+        await (await new).delete()
     await box.delete()
 
 

@@ -12,12 +12,12 @@ import pytest
 
 from rockroll import Sandbox, SandboxConfig
 from rockroll.errors import ImageMissing, SnapshotNotFound, UsageError
-from rockroll.sandbox import where
 from rockroll.sandbox.client import delete_snapshot, snapshots
 from rockroll.sandbox.cluster.client import HubNode
 from rockroll.sandbox.config import DEFAULT_IMAGE
-from rockroll.sandbox.node_client import close_node, connect_to
-from tests.placement.cluster import Host, Hub, cluster
+from rockroll.sandbox.node_client import close_node
+from tests.placement.cluster import Host, cluster
+from tests.placement.conftest import Two
 
 # A node with a store of its own tries the runtimes anew, and 200 MB go to it.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -38,30 +38,24 @@ python3 -c 'import os; print(os.getxattr("/srv/mode", "user.mark"))'
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory, sandbox_image: str) -> Iterator[tuple[Hub, dict[str, Host]]]:
+def two(tmp_path_factory: pytest.TempPathFactory, sandbox_image: str) -> Iterator[Two]:
     """`bare` begins without any image."""
     with cluster(tmp_path_factory.mktemp("stores"), ["full", "bare"], own_stores=["bare"]) as found:
         yield found
 
 
 @pytest.fixture
-async def hub(two: tuple[Hub, dict[str, Host]], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[HubNode]:
-    monkeypatch.setenv("ROCKROLL_CLUSTER", str(two[0].file))
-    client = await connect_to(where.hub())
-    assert isinstance(client, HubNode)
-    yield client
+async def hub(hub: HubNode) -> AsyncIterator[HubNode]:
+    yield hub
     for name in ("full", "bare"):
-        await client.drain(name, on=False)
-    await close_node()
+        await hub.drain(name, on=False)
 
 
 def log(host: Host) -> str:
     return (host.path / "node" / "node.log").read_text()
 
 
-async def test_an_image_comes_from_the_node_that_has_it_once_however_many_wait(
-    hub: HubNode, two: tuple[Hub, dict[str, Host]]
-) -> None:
+async def test_an_image_comes_from_the_node_that_has_it_once_however_many_wait(hub: HubNode, two: Two) -> None:
     await hub.drain("full")
     boxes = [Sandbox(SMALL) for _ in range(4)]
     await asyncio.gather(*(box.start() for box in boxes))
@@ -131,7 +125,7 @@ async def test_a_fork_of_a_box_on_a_drained_node_is_made_on_another(hub: HubNode
     assert await snapshots() == []
 
 
-def test_a_snapshot_is_copied_by_hand_and_the_list_says_where_it_is(two: tuple[Hub, dict[str, Host]]) -> None:
+def test_a_snapshot_is_copied_by_hand_and_the_list_says_where_it_is(two: Two) -> None:
     hub, hosts = two
     at = [*ROCKROLL, "sandbox", "--cluster", str(hub.file)]
 

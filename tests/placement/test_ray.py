@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import os
 import signal
@@ -73,7 +74,7 @@ def nodes(make_nodes: Callable[[], Nodes], tmp_path_factory: pytest.TempPathFact
 
 
 async def test_a_process_runs_on_another_node_and_reads_what_is_here(nodes: Nodes, tmp_path: Path) -> None:
-    from rockroll.placement.ray import Places
+    from rockroll.placement.on_ray.places import Places
 
     model = tmp_path / "model"
     (model / "sub").mkdir(parents=True)
@@ -108,7 +109,7 @@ async def test_a_process_runs_on_another_node_and_reads_what_is_here(nodes: Node
 
 
 async def test_a_process_of_this_node_is_called_without_a_wire(nodes: Nodes, tmp_path: Path) -> None:
-    from rockroll.placement.ray import Places
+    from rockroll.placement.on_ray.places import Places
 
     async with Places(tmp_path / "logs", nodes.address) as places:
         await places.reserve({"near": Needs(cpus=1)})
@@ -122,7 +123,7 @@ async def test_a_process_of_this_node_is_called_without_a_wire(nodes: Nodes, tmp
 
 
 async def test_what_does_not_fit_is_one_sentence_before_anything_starts(nodes: Nodes, tmp_path: Path) -> None:
-    from rockroll.placement.ray import Places
+    from rockroll.placement.on_ray.places import Places
 
     async with Places(tmp_path / "logs", nodes.address) as places:
         with pytest.raises(HostError, match=r"trainer-1 .*have no place.*needs 2 CPUs.*add nodes"):
@@ -130,8 +131,22 @@ async def test_what_does_not_fit_is_one_sentence_before_anything_starts(nodes: N
         await places.reserve({"trainer-0": Needs(cpus=2)})  # nothing was kept
 
 
+async def test_room_that_another_run_is_giving_back_is_waited_for(nodes: Nodes, tmp_path: Path) -> None:
+    from rockroll.placement.on_ray.joining import joined
+    from rockroll.placement.on_ray.places import Places
+    from rockroll.placement.ray import planned
+
+    every = {"far": Needs(cpus=2), "near": Needs(cpus=1)}
+    with joined(nodes.address):
+        async with Places(tmp_path / "logs", nodes.address) as places:
+            await places.reserve(every)
+            found = asyncio.ensure_future(asyncio.to_thread(planned, nodes.address, lambda gpus: every))
+            assert not (await asyncio.wait([found], timeout=0.5))[0]
+        assert not (await found).missing
+
+
 async def test_a_death_on_another_node_is_told_with_the_end_of_its_log(nodes: Nodes, tmp_path: Path) -> None:
-    from rockroll.placement.ray import Places
+    from rockroll.placement.on_ray.places import Places
 
     async with Places(tmp_path / "logs", nodes.address) as places:
         await places.reserve({"engine-0": Needs(cpus=2)})
@@ -140,6 +155,13 @@ async def test_a_death_on_another_node_is_told_with_the_end_of_its_log(nodes: No
         sentence = r"the engine-0 process on node [\d.]+ ended with exit code 3(?s:.*)the disk is on fire"
         with pytest.raises(ProcessDied, match=sentence):
             await asyncio.wait_for(places.guard(asyncio.Event().wait()), 10)
+        # and its room, all that there is, is for the process that replaces it
+        again = await places.place("engine-0", Needs(cpus=2), attempt=1)
+        assert again.spot.node == place.spot.node  # type: ignore[attr-defined]
+        await again.start("farchild", Said(address=again.address, key=again.their_key))
+        client = await rpc.connect(again.address, again.key)
+        assert await client.call("home") == str(nodes.nodes[1].home)
+        await client.close()
 
 
 def test_a_plan_says_where_each_would_go_and_starts_nothing(nodes: Nodes) -> None:
@@ -166,7 +188,7 @@ def test_a_node_with_another_rockroll_python_or_torch_is_refused() -> None:
 
 
 async def test_a_client_port_is_refused_in_a_sentence(tmp_path: Path) -> None:
-    from rockroll.placement.ray import Places
+    from rockroll.placement.on_ray.places import Places
 
     with pytest.raises(UsageError, match=r"ray://h:10001: .*start rockroll on a node of the cluster"):
         Places(tmp_path / "logs", "ray://h:10001")
@@ -175,7 +197,7 @@ async def test_a_client_port_is_refused_in_a_sentence(tmp_path: Path) -> None:
 async def test_an_address_where_no_cluster_is_is_one_sentence_at_once(tmp_path: Path) -> None:
     import ray
 
-    from rockroll.placement.ray import Places
+    from rockroll.placement.on_ray.places import Places
 
     ray.shutdown()
     with pytest.raises(HostError, match=r"127.0.0.1:1: no cluster can be joined .*ray start --head"):
@@ -183,7 +205,7 @@ async def test_an_address_where_no_cluster_is_is_one_sentence_at_once(tmp_path: 
 
 
 async def test_a_node_that_is_killed_is_noticed_within_five_seconds(nodes: Nodes, tmp_path: Path) -> None:
-    from rockroll.placement.ray import Places
+    from rockroll.placement.on_ray.places import Places
 
     victim = nodes.add(3)
     async with Places(tmp_path / "logs", nodes.address) as places:
@@ -206,8 +228,40 @@ async def test_a_node_that_is_killed_is_noticed_within_five_seconds(nodes: Nodes
         assert (await places.place("trainer-0", Needs(cpus=2), attempt=1)).spot.node != place.spot.node  # type: ignore[attr-defined]
 
 
+async def test_a_run_whose_node_is_killed_waits_for_nobody_there(nodes: Nodes, tmp_path: Path) -> None:
+    from rockroll.placement.on_ray.places import Places
+
+    victim = nodes.add(3)
+    names = ("engine-0", "trainer-0")
+    places = Places(tmp_path / "logs", nodes.address)
+    async with contextlib.AsyncExitStack() as run:
+        await run.enter_async_context(places)
+        await places.reserve(dict.fromkeys(names, Needs(cpus=1.5)))
+        told: list[ProcessDied] = []
+
+        def on_death(error: ProcessDied) -> None:
+            told.append(error)
+            places.fail(error)
+
+        for name in names:
+            place = await places.place(name, Needs(cpus=1.5))
+            said = Said(address=place.address, key=place.their_key)
+            await place.start("farchild", said, on_death=on_death)
+        async with asyncio.timeout(20):
+            while not all(each.memory for each in places.usage()) or len(places.usage()) < 2:
+                await asyncio.sleep(0.05)  # both are heard of
+        begun = time.monotonic()
+        nodes.kill(victim)
+        with pytest.raises(ProcessDied, match=r"node [\d.]+, where \S+ ran, is lost"):
+            await places.guard(asyncio.Event().wait())
+        known = time.monotonic()
+        await run.aclose()
+    assert known - begun < 5
+    assert time.monotonic() - known < 3, "it was over, and something waited for a node that is not there"
+
+
 async def test_a_node_that_goes_silent_is_noticed_within_five_seconds(nodes: Nodes, tmp_path: Path) -> None:
-    from rockroll.placement.ray import Places
+    from rockroll.placement.on_ray.places import Places
 
     async with Places(tmp_path / "logs", nodes.address) as places:
         await places.reserve({"engine-0": Needs(cpus=2)})

@@ -8,7 +8,6 @@ import importlib
 import json
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from rockroll.placement.needs import Needs
 from rockroll.sandbox import where
 from rockroll.sandbox.node_client import close_node, connect_to
 from rockroll.sandbox.pool import Pool
-from tests.placement.cluster import Host
 from tests.placement.conftest import Nodes
 from tests.placement.test_ray import CHILD, Said
 
@@ -84,16 +82,15 @@ def nodes(make_nodes: Callable[[], Nodes], tmp_path: Path, monkeypatch: pytest.M
 @pytest.fixture
 def file(nodes: Nodes, sandbox_image: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The sandboxes of the head and another node, two boxes each."""
-    from rockroll.placement.ray import cluster_file, connect, end_sandboxes
+    from rockroll.placement.on_ray.joining import connect
+    from rockroll.placement.ray import cluster_file
 
     nodes.add(1, before=of_two_boxes)
     connect(nodes.address)
     file = cluster_file(nodes.address)
     monkeypatch.setenv("ROCKROLL_CLUSTER", str(file))
     yield file
-    end_sandboxes(nodes.address)
-    with ThreadPoolExecutor() as side_by_side:
-        list(side_by_side.map(lambda node: Host(node.home).end(), nodes.nodes))
+    nodes.end_sandboxes()
 
 
 @pytest.mark.timeout(600)
@@ -101,7 +98,8 @@ async def test_boxes_that_wait_are_demand_a_new_node_takes_them_and_a_drained_on
     nodes: Nodes, file: Path, tmp_path: Path
 ) -> None:
 
-    from rockroll.placement.ray import Places, rooms
+    from rockroll.placement.on_ray.joining import rooms
+    from rockroll.placement.on_ray.places import Places
 
     ray_said: Any = importlib.import_module("ray.core.generated.autoscaler_pb2")
     worker = nodes.nodes[1]
@@ -157,7 +155,7 @@ async def test_boxes_that_wait_are_demand_a_new_node_takes_them_and_a_drained_on
 async def test_an_engine_that_lost_its_node_is_demand_while_others_serve_and_gets_the_next_node(
     nodes: Nodes, tmp_path: Path
 ) -> None:
-    from rockroll.placement.ray import Places
+    from rockroll.placement.on_ray.places import Places
 
     first, second = nodes.add(2), nodes.add(2)
     async with Places(tmp_path / "logs", nodes.address) as places:
@@ -181,10 +179,39 @@ async def test_an_engine_that_lost_its_node_is_demand_while_others_serve_and_get
 
 
 @pytest.mark.timeout(300)
+async def test_an_engine_leaves_a_node_that_ray_drains_once_there_is_room_and_a_trainer_stays(
+    nodes: Nodes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from rockroll.placement.on_ray.places import Places
+
+    ray_said: Any = importlib.import_module("ray.core.generated.autoscaler_pb2")
+    drained = nodes.add(4)
+    async with Places(tmp_path / "logs", nodes.address) as places:
+        wants = dict.fromkeys(("engine-0", "trainer-0"), Needs(cpus=2))
+        await places.reserve(wants)
+        told: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        at: dict[str, Any] = {name: await places.place(name, needs) for name, needs in wants.items()}
+        for name, place in at.items():
+            said = Said(address=place.address, key=place.their_key)
+            await place.start("farchild", said, on_death=told.set_result if name == "engine-0" else None)
+        deadline = int((time.time() + 600) * 1000)
+        assert gcs(nodes).drain_node(drained.node_id, ray_said.DRAIN_NODE_REASON_PREEMPTION, "", deadline)[0]
+        await until(lambda: "where engine-0 runs: it goes to another node once there is room" in caplog.text)
+        assert not told.done()
+        new = await nodes.join(2)
+        error = await asyncio.wait_for(told, 60)
+        assert error.fields["cause"] == "drained"
+        moved: Any = await asyncio.wait_for(places.place("engine-0", wants["engine-0"], 1), 60)
+        assert moved.spot.node == new.node_id
+        assert "where trainer-0 runs: with it, the run ends" in caplog.text
+        assert not at["trainer-0"].ended.done(), "who works there works on"
+
+
+@pytest.mark.timeout(300)
 async def test_a_run_that_does_not_fit_waits_for_nodes_where_it_is_told_to_and_leaves_no_demand(
     nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rockroll.placement.ray import Places
+    from rockroll.placement.on_ray.places import Places
 
     async with Places(tmp_path / "logs", nodes.address) as places:
         with pytest.raises(HostError, match="--nodes-within 10m waits for them"):

@@ -33,6 +33,8 @@ def test_ranks_stage_dtype_steps_and_the_learning_rate_may_change_and_are_told()
 
 def test_so_may_how_fast_it_samples():
     check(changes(BEFORE, replace(BEFORE, rollout=RolloutConfig(concurrency=4))), done=5)
+    kept = replace(BEFORE, rollout=RolloutConfig(failure_rate=1.0, stall_timeout=600))
+    check(changes(BEFORE, kept), done=5)
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,11 @@ def test_a_resolved_recipe_reads_back_as_itself(recipe) -> None:
         (GOOD + "  objective: distill\n", r"objective distill needs teacher"),
         (
             "name: x\nsteps: 1\n",
-            r"r\.yaml:1: what is to be learnt is one task, as in task: \{env: rockroll:shell\}",
+            r"r\.yaml:1: what is to be learnt is one task, as in task: \{env: rockroll:shell\}.* no data set",
+        ),
+        (
+            "name: x\nsteps: 1\ntask: {max_turns: 4}\n",
+            r"r\.yaml:3: task\.env is missing: rockroll:NAME, .* module:Class",
         ),
         (GOOD + "sandbox: {memory: 64k}\n", r"memory: 64k is under the 6 MB that a shell needs; try memory: 64m"),
     ],

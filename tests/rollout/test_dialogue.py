@@ -20,9 +20,10 @@ from rockroll.model_service.relay import Relay
 from rockroll.model_service.wire import CHAT_STREAM, ChatReply, ChatRequest, Delta, Message, Tool, ToolCall
 from rockroll.rollout.answering import Answering
 from rockroll.rollout.completeness import Completeness
-from rockroll.rollout.dialogue import Dialogue, Sampling
+from rockroll.rollout.dialogue import Dialogue
 from rockroll.rollout.sample import Episode, TurnRecord
 from rockroll.rollout.tokenizer import ChatTokenizer
+from rockroll.rollout.wishes import Sampling
 
 from .engines import Policy, ScriptedEngine
 from .families import chat_tokenizer

@@ -12,6 +12,7 @@ from rockroll.rollout.config import CurriculumConfig, RolloutConfig, TaskConfig
 from rockroll.rollout.curriculum_log import CurriculumLog
 from rockroll.rollout.domain import DomainConfig, held_out
 from rockroll.rollout.failure_rate import FailureRate
+from rockroll.rollout.mixture import Folded
 from rockroll.rollout.runner import Rollout
 from rockroll.rollout.sample import Cause, Episode, Outcome
 from rockroll.rollout.tokenizer import ChatTokenizer
@@ -131,10 +132,12 @@ async def test_a_curriculum_follows_what_is_measured_and_keeps_it_on_disk(tokeni
             for step in range(1, 8):
                 drawn += [group.level for group in await stream.take()]
                 stream.stepped(step)
+    run.checkpointed(24)
     log.close()
     assert Counter(drawn[:4]) == {0: 2, 1: 2}
     assert Counter(drawn[4:]) == {0: 6, 1: 18}
-    assert len(CurriculumLog(tmp_path / "c.jsonl").past) == 28 + 7
+    (folded,) = CurriculumLog(tmp_path / "c.jsonl").past
+    assert isinstance(folded, Folded) and folded.measured == [24, 25, 26, 27] and not folded.fresh
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ import pytest
 
 from rockroll.errors import HostError, ModelServiceError, UsageError
 from rockroll.rollout.config import RolloutConfig
-from rockroll.rollout.dialogue import Dialogue, Sampling
+from rockroll.rollout.dialogue import Dialogue
 from rockroll.rollout.journal import MAGIC, Entry, Journal, Mode, read
+from rockroll.rollout.wishes import Sampling
 
 from .engines import ScriptedEngine
 from .families import chat_tokenizer

@@ -119,6 +119,20 @@ def test_a_checkpoint_makes_it_short_and_either_checkpoint_can_be_continued(tmp_
         Ledger(tmp_path, 0)
 
 
+def test_the_floor_is_the_lowest_group_that_a_run_may_still_go_on_with(tmp_path: Path) -> None:
+    with Ledger(tmp_path) as ledger:
+        floors = []
+        for record in STORY:
+            ledger.put(record)
+            floors.append(ledger.floor)
+        assert floors[0] == 0 and floors[-3:] == [3, 3, 3]
+        ledger.put(Gone(3, 0, {}))
+        ledger.put(Gone(4, 0, {}))
+        assert ledger.floor == 5, "nothing is open: the next one to begin"
+    with Ledger(tmp_path) as ledger:
+        assert ledger.floor == 5
+
+
 def test_a_checkpoint_without_a_ledger_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="says which tasks were trained, but not since step 4"):
         Ledger(tmp_path / "ledger", 4)
@@ -145,3 +159,41 @@ def test_an_episode_is_kept_exactly(tmp_path: Path) -> None:
         ledger.put(Ended(exact))
     with Ledger(tmp_path) as ledger:
         assert ledger.past.open[0].episodes == [exact]
+
+
+def test_a_batch_has_nothing_of_the_situation_that_its_group_was_begun_with_first() -> None:
+    first = msgspec.structs.replace(episode(0, 0), id="first", seed=9)
+    broken = msgspec.structs.replace(episode(0, 1, None), seed=9)
+    opened = told(
+        [
+            Began(0, 0),
+            Ended(first),
+            Ended(broken),
+            Ended(episode(0, 0)),
+            Ended(episode(0, 1)),
+            whole(0),
+            Taken(0, [0], 1),
+        ]
+    )
+    ((group,),) = opened.batches.values()
+    assert [(e.id, e.index) for e in group.episodes] == [("0-0", 0), ("0-1", 1)]
+
+
+def test_a_checkpoint_between_batches_that_are_trained_again_keeps_those_after_it(tmp_path: Path) -> None:
+    """The last batches of a run begin no groups: a death leaves several of them taken."""
+    story: list[Record] = [Began(0, 0), Began(1, 0), Gone(1, 7, {"filtered": 2}), Began(2, 0)]
+    story += [Ended(episode(id, index)) for id in (0, 2) for index in (0, 1)]
+    story += [whole(0), whole(2), Taken(0, [0], 0), Taken(1, [2], 3)]
+    with Ledger(tmp_path) as ledger:
+        for record in story:
+            ledger.put(record)
+    with Ledger(tmp_path) as ledger:
+        assert ledger.past.position.taken == [[0], [2]]
+        later = ledger.past.batches[1]
+        ledger.rotate(1)
+    with Ledger(tmp_path, 1) as ledger:
+        assert ledger.past.batches == {1: later} and ledger.past.position.taken == [[2]]
+        assert later[0].wasted_tokens == 2 + 7 and not ledger.past.books.groups and not ledger.past.open
+        ledger.rotate(2)
+    with Ledger(tmp_path, 2) as ledger:
+        assert not ledger.past.batches and ledger.past.next == 3

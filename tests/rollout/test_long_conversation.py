@@ -15,7 +15,8 @@ from rockroll.model_service.relay import Relay
 from rockroll.model_service.shared import Receiver, Sender
 from rockroll.model_service.wire import ChatRequest, Message, ToolCall
 from rockroll.rollout import messages as forms
-from rockroll.rollout.dialogue import Dialogue, Sampling
+from rockroll.rollout.dialogue import Dialogue
+from rockroll.rollout.wishes import Sampling
 
 from ..model_service.conftest import listening
 from .engines import ScriptedEngine

@@ -14,7 +14,7 @@ from rockroll.rollout.config import CurriculumConfig, RolloutConfig, TaskConfig
 from rockroll.rollout.curriculum_log import CurriculumLog
 from rockroll.rollout.domain import DomainConfig, HeldOut, check, held_out
 from rockroll.rollout.filters import IN_A_ROW, Filter
-from rockroll.rollout.mixture import Arm, Drawing, Mixture, Record, Turns
+from rockroll.rollout.mixture import Arm, Drawing, Folded, Mixture, Record, Turns
 from rockroll.rollout.sample import Episode, Group
 
 
@@ -108,25 +108,29 @@ def test_what_is_measured_counts_with_the_next_batch_in_whatever_order_it_came()
     assert forwards.rates == backwards.rates
 
 
+@pytest.mark.parametrize("folded", [False, True])
 @pytest.mark.parametrize("killed_at", [1, 4, 7, 12])
-def test_a_run_that_goes_on_draws_what_it_would_have_drawn(tmp_path: Path, killed_at: int) -> None:
+def test_a_run_that_goes_on_draws_what_it_would_have_drawn(tmp_path: Path, killed_at: int, folded: bool) -> None:
     def mixture(log: CurriculumLog) -> Mixture:
         return Mixture(
             [domain("a", levels=3), domain("b")], 5, batch=4, curriculum=CURRICULUM, past=log.past, log=log.put
         )
 
-    def go(mixture: Mixture, batches: range) -> list[Arm]:
+    def go(mixture: Mixture, batches: range, log: CurriculumLog | None = None) -> list[Arm]:
         drawn = []
         for batch in batches:
             numbers = range(4 * batch, 4 * batch + 4)
             drawn += [mixture.arm(number) for number in numbers]
-            measure(mixture, numbers, {0: 1.0, 1: batch / 16, 2: 0.0})
+            measure(mixture, numbers[:-1], {0: 1.0, 1: batch / 16, 2: 0.0})
+            if log is not None:  # a checkpoint, with groups that are open and others that are not in the rates yet
+                log.fold(mixture.fold(4 * (batch // 2)))
+            measure(mixture, numbers[-1:], {0: 1.0, 1: batch / 16, 2: 0.0})
         return drawn
 
     whole = go(mixture(CurriculumLog(tmp_path / "whole")), range(16))
     path = tmp_path / "curriculum.jsonl"
     before = CurriculumLog(path)
-    go(mixture(before), range(killed_at))
+    go(mixture(before), range(killed_at), before if folded else None)
     before.close()
     with path.open("ab") as file:
         file.write(b'{"type":"measured","gro')  # killed in the middle of a record
@@ -135,8 +139,37 @@ def test_a_run_that_goes_on_draws_what_it_would_have_drawn(tmp_path: Path, kille
     assert go(after, range(killed_at // 2, 16)) == whole[4 * (killed_at // 2) :]
 
 
-def test_a_recipe_with_other_tasks_than_before_keeps_its_own_shares() -> None:
+def test_what_a_long_run_keeps_is_as_much_as_was_measured_since_its_checkpoint(tmp_path: Path) -> None:
+    log = CurriculumLog(tmp_path / "curriculum.jsonl")
+    mixture = Mixture([domain("a", levels=3)], 5, batch=4, curriculum=CURRICULUM, log=log.put)
+    sizes: list[int] = []
+    for step in range(100):
+        measure(mixture, range(4 * step, 4 * step + 4), {0: 1.0, 1: 0.5, 2: 0.0})
+        if step % 10 == 9:
+            sizes.append((tmp_path / "curriculum.jsonl").stat().st_size)
+            log.fold(mixture.fold(4 * step))  # the last batch is open still
+    log.close()
+    assert max(sizes) < 1.2 * sizes[0]
+    (folded,) = CurriculumLog(tmp_path / "curriculum.jsonl").past
+    assert isinstance(folded, Folded) and folded.measured == [396, 397, 398, 399]
+
+
+def test_a_group_that_was_folded_is_not_measured_again() -> None:
+    mixture = Mixture([domain("a", levels=3)], 5, batch=4, curriculum=CURRICULUM)
+    measure(mixture, range(8), {0: 1.0, 1: 0.5, 2: 0.0})
+    mixture.fold(8)
+    before = dict(mixture.rates)
+    measure(mixture, range(8), {0: 0.0, 1: 0.0, 2: 1.0})
+    assert mixture.rates == before
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_a_recipe_with_other_tasks_than_before_keeps_its_own_shares(folded: bool) -> None:
     past: list[Record] = [Drawing(4, {"a": [0.9, 0.1], "gone": [0.0]})]
+    if folded:
+        before = Mixture([domain("a", levels=2), domain("gone")], 5, batch=4, curriculum=CURRICULUM, past=past)
+        before.arm(9)
+        past = [before.fold(0)]
     mixture = Mixture([domain("a", levels=3)], 5, batch=4, curriculum=CURRICULUM, past=past)
     assert Counter(mixture.arm(number).level for number in range(30)) == {0: 10, 1: 10, 2: 10}
 

@@ -8,7 +8,7 @@ import pytest
 
 from rockroll.agent.team import MemberConfig, TeamConfig
 from rockroll.controller.agents import batch_row, compared
-from rockroll.controller.loop import to_batch
+from rockroll.controller.batch import to_batch
 from rockroll.errors import EnvError
 from rockroll.rollout.filters import varied
 from rockroll.rollout.sample import AgentRecord, Episode, Group, Sample, SampledTurn

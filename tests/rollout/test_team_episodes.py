@@ -13,7 +13,7 @@ from rockroll.agent.config import BudgetConfig
 from rockroll.agent.team import MemberConfig, TeamConfig, box_key
 from rockroll.engine.api import GenerateRequest
 from rockroll.env.api import Part, Situation, Split
-from rockroll.rollout.config import RolloutConfig, TaskConfig
+from rockroll.rollout.config import RedundancyConfig, RolloutConfig, TaskConfig
 from rockroll.rollout.runner import Rollout
 from rockroll.rollout.sample import AgentRecord, Episode, Event
 from rockroll.rollout.tokenizer import ChatTokenizer
@@ -74,7 +74,7 @@ TASK = f"{__name__}:Together"
 async def pools(node: rpc.Client) -> AsyncIterator[dict[str, Pool]]:
     box = SandboxConfig(memory="64m", pids=64)
     proxied = SandboxConfig(memory="64m", pids=64, network=["example.com"])  # its proxy has a port in the box, too
-    async with Pool(proxied, 1) as main, Pool(box, 1) as other:
+    async with Pool(proxied, 2) as main, Pool(box, 2) as other:
         yield {TASK: main, box_key(TASK, "other"): other}
 
 
@@ -87,7 +87,7 @@ def rollout(
         for name, (mode, each) in modes.items()
     }
     task = TaskConfig(env=TASK, max_turns=3, failure_reward=-1.0)
-    config = RolloutConfig(concurrency=1, **more.pop("config", {}))
+    config = RolloutConfig(**{"concurrency": 1} | more.pop("config", {}))
     address = f"ipc://{home.runtime_dir() / 'relay-test'}"
     crew = TeamConfig(agents=agents, **team)
     return Rollout(config, engine, pools, task, crew, tokenizer, address=address, **more), engine
@@ -202,3 +202,47 @@ async def test_a_sandbox_that_is_lost_ends_the_episode_of_all_and_another_takes_
     assert (ended[0].outcome, ended[0].cause, ended[0].reward) == ("infra_error", "infra", None), ended[0].detail
     assert [each.reward for each in ended[0].agents] == [None, None]
     assert episode.outcome == "ok" and episode.index == 0
+
+
+@pytest.mark.parametrize("own_box", [False, True], ids=["in one sandbox", "in one each"])
+async def test_a_redundant_episode_is_cancelled_in_each_of_its_sandboxes_and_the_next_finds_them_as_new(
+    tokenizer: ChatTokenizer, pools: dict[str, Pool], own_box: bool
+) -> None:
+    ended: list[Episode] = []
+
+    def heard(event: Event) -> None:
+        if event.episode is not None:
+            ended.append(event.episode)
+
+    modes = {"a": ("note", {}), "b": ("note", {"sandbox": "other"} if own_box else {})}
+    more = {"config": {"redundancy": RedundancyConfig(episodes=1), "concurrency": 2}, "events": heard}
+    team = {"on_crash": "go_on", "sandboxes": {"other": SandboxConfig()} if own_box else {}}
+    run, engine = rollout(tokenizer, pools, modes, {**team, "order": "in_turn"}, **more)
+    spoke = asyncio.Event()
+
+    def gate(request: GenerateRequest) -> asyncio.Future[Any] | None:
+        if not request.id.startswith("train-0-"):
+            return None
+        if not request.id.startswith("train-0-0-"):
+            return asyncio.ensure_future(spoke.wait())  # the second goes on when b of the first asks
+        if ".a." in request.id:
+            return None
+        spoke.set()
+        return asyncio.get_running_loop().create_future()  # b of the first waits for ever
+
+    engine.gate = gate
+    async with run:
+        (group,) = await run.batch(0, groups=1, episodes=1)
+        assert [episode.index for episode in group.episodes] == [1] and group.discarded == {"cancelled": 1}
+        (cancelled,) = (episode for episode in ended if episode.outcome == "cancelled")
+        assert [(each.happened, each.reward) for each in cancelled.agents] == [("finished", None), ("stopped", None)]
+        assert group.wasted_tokens == cancelled.sampled > 0
+        assert [name.startswith("train-0-0-") and ".b." in name for name in engine.aborted] == [True]
+        for pool in pools.values() if own_box else [pools[TASK]]:
+            async with pool.lease() as first, pool.lease() as second:
+                for box in (first, second):
+                    assert (await box.execute(["pgrep", "-fc", "ask.py"])).stdout == b"0\n"
+        (group,) = await run.batch(1, groups=1, episodes=1)
+        assert group.episodes[0].outcome == "ok" and {each.happened for each in group.episodes[0].agents} == {
+            "finished"
+        }

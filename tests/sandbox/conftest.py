@@ -18,14 +18,10 @@ import pytest_asyncio
 from rockroll import home, rpc
 from rockroll.sandbox import wire
 from rockroll.sandbox.boxes.box import Box
-from rockroll.sandbox.container import runtime
 from rockroll.sandbox.net.resolve import Resolve
 from rockroll.sandbox.node.host import SandboxHost
+from tests.conftest import IS_ROOT, LIMITS_HOLD, allow_unenforced
 
-# A node of an ordinary user runs as root of a user namespace of his own: os.getuid() alone does not tell.
-IS_ROOT = os.getuid() == 0 and not runtime.is_rootless()
-LIMITS_HOLD = IS_ROOT or Path("/sys/fs/cgroup/cgroup.controllers").exists()
-"""On cgroup v1 the kernel lets no ordinary user limit anything."""
 only_root = pytest.mark.skipif(not IS_ROOT, reason="an ordinary user's boxes share the user namespace of his Podman")
 
 
@@ -130,7 +126,9 @@ def resolve() -> Resolve | None:
 async def host(tmp_path_factory: pytest.TempPathFactory, resolve: Resolve | None) -> AsyncIterator[SandboxHost]:
     """A host with a home of this test file's own; everything is gone at the end."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ROCKROLL_HOME", str(tmp_path_factory.mktemp("home")))
+        path = tmp_path_factory.mktemp("home")
+        allow_unenforced(path)
+        patch.setenv("ROCKROLL_HOME", str(path))
         host = SandboxHost(resolve=resolve)
         await host.start()
         yield host

@@ -124,6 +124,7 @@ async def walk() -> dict:
         seen["endpoint"] = (await sandbox.execute(["python3", "-c", MODELS])).output
         seen["network"] = (await sandbox.execute(["python3", "-c", CONNECT])).output
         seen["debug"] = await asyncio.to_thread(debug, sandbox.id)
+        seen["at_most"] = (await sandbox.arun("ulimit -Hu; ulimit -Hi; ulimit -Hq")).output
         seen["memory"] = (await sandbox.arun("grep MemTotal /proc/meminfo")).output
         seen["processes"] = [process.command for process in await sandbox.processes()]
         await sandbox.stop()

@@ -18,23 +18,37 @@ from pathlib import Path
 from tests.sandbox.test_rootless import export_image, interpreter, packages, user
 
 REPOSITORY = Path(__file__).parents[2]
-FILES = (
-    "security security_network security_files security_resources session execute files command kill_scope environment"
-    " processes return saved spool stateless"
-)
+APART = {
+    "rootless": "it makes such a user itself",
+    "image": "the image here is a part of the real one, to be quickly in the user's store",
+    "rock_compat": "the SDK of ROCK is installed for who owns the clone; test_http has the same server",
+}
+"""Files of tests/sandbox that are not run, and why."""
+OTHERS = ("cli/test_debug", "cli/test_pool_cli", "cli/test_sandbox_cli")
+PROCESSES = 3000
+"""All that this user may have: on cgroup v1 nothing else stops what a test starts too much of."""
 PREPARE = """
 import subprocess, sys
 from rockroll.sandbox.container import runtime
 from rockroll.sandbox.config import DEFAULT_IMAGE
+from rockroll.sandbox.container.image import RECIPE, RECIPE_LABEL
 runtime.detect()
-podman, path = runtime.podman_binary(), "ENV PATH=/usr/sbin:/usr/bin:/sbin:/bin"
-argv = [podman, "import", "--quiet", "--change", path, sys.argv[1], DEFAULT_IMAGE]
+podman = runtime.podman_binary()
+changes = ["--change", "ENV PATH=/usr/sbin:/usr/bin:/sbin:/bin", "--change", f"LABEL {RECIPE_LABEL}={RECIPE}"]
+argv = [podman, "import", "--quiet", *changes, sys.argv[1], DEFAULT_IMAGE]
 subprocess.run(argv, env=runtime.environment(), check=True, stdout=subprocess.DEVNULL)
 done = subprocess.run([podman, "unshare", sys.executable, "-m", "pytest", *sys.argv[2:]], env=runtime.environment())
 # Podman keeps one process for the user's namespace; this ends it, as nothing else of this store runs.
 subprocess.run([podman, "system", "migrate"], env=runtime.environment(), check=True)
 sys.exit(done.returncode)
 """
+
+
+def files() -> list[str]:
+    """Every file of tests/sandbox but those APART, and what drives sandboxes from outside."""
+    here = sorted(Path(__file__).parent.glob("test_*.py"))
+    own = [f"tests/sandbox/{path.name}" for path in here if path.stem.removeprefix("test_") not in APART]
+    return [*own, *(f"tests/{name}.py" for name in OTHERS)]
 
 
 def main(arguments: list[str]) -> int:
@@ -56,11 +70,10 @@ def main(arguments: list[str]) -> int:
             "PYTHONDONTWRITEBYTECODE": "1",
             "ROCKROLL_HOME": str(home / "rockroll"),
         }
-        named = arguments if any(word.startswith("tests/") for word in arguments) else [
-            *(f"tests/sandbox/test_{name}.py" for name in FILES.split()), *arguments
-        ]  # fmt: skip
+        named = arguments if any(word.startswith("tests/") for word in arguments) else [*files(), *arguments]
         options = ["-p", "no:cacheprovider", "--basetemp", str(home / "tests"), "-q", *named]
-        argv = [*prefix, "env", "-i", *(f"{key}={value}" for key, value in env.items()), interpreter(prefix)]
+        bounded = ["prlimit", f"--nproc={PROCESSES}:{PROCESSES}"]
+        argv = [*prefix, *bounded, "env", "-i", *(f"{key}={value}" for key, value in env.items()), interpreter(prefix)]
         try:
             return subprocess.run([*argv, "-c", PREPARE, str(image), *options], cwd=REPOSITORY, check=False).returncode
         finally:

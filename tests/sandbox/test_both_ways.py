@@ -17,6 +17,7 @@ from rockroll.errors import FileError, SandboxNotFound, SessionError, UsageError
 from rockroll.sandbox.client import delete_snapshot, list_sandboxes, snapshots
 from rockroll.sandbox.http.client import HttpNode
 from rockroll.sandbox.node_client import close_node
+from tests.conftest import needs_freezer, needs_limits
 
 SMALL = SandboxConfig(memory="128m", pids=64, labels={"job": "both ways", "odd&key": "a=b c"})
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -164,6 +165,7 @@ async def test_the_log_is_followed_from_an_offset(box: Sandbox) -> None:
     await following.aclose()
 
 
+@needs_limits
 async def test_a_box_is_looked_at_and_its_environment_changed(box: Sandbox) -> None:
     assert (await box.stats()).memory_limit == 128 << 20
     init, *_ = await box.processes()
@@ -179,6 +181,7 @@ async def test_a_box_is_looked_at_and_its_environment_changed(box: Sandbox) -> N
         assert same.id == box.id
 
 
+@needs_freezer
 async def test_stop_restore_snapshot_and_fork(way: str) -> None:
     async with Sandbox(SMALL) as sandbox:
         await sandbox.write_file("/srv/a", b"first")

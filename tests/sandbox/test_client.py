@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from rockroll.model_service.wire import ChatReply, ChatRequest
 from rockroll.sandbox import node_client
 from rockroll.sandbox.client_files import PART
 from rockroll.sandbox.wire import Empty, SandboxInfo
+from tests.conftest import IS_ROOT
 
 SMALL = SandboxConfig(memory="128m", pids=64)
 MODELS = """
@@ -57,6 +59,9 @@ async def test_a_box_lives_as_long_as_its_block(node: rpc.Client) -> None:
         await sandbox.arun("true")
 
 
+@pytest.mark.skipif(
+    not IS_ROOT and not shutil.which("slirp4netns"), reason="an ordinary user's open network needs slirp4netns"
+)
 async def test_a_box_with_an_open_network_has_the_models_endpoint_too() -> None:
     async with Sandbox(SandboxConfig(memory="128m", pids=64, network="open")) as sandbox:
         assert "no_upstream" in (await sandbox.execute(["python3", "-c", MODELS])).output

@@ -17,6 +17,7 @@ from rockroll import Sandbox, SandboxConfig
 from rockroll.errors import HostError, ImageMissing, LimitNotEnforced, SandboxNotFound
 from rockroll.sandbox import wire
 from rockroll.sandbox.container import disk, runtime
+from rockroll.sandbox.node import node_config
 from rockroll.sandbox.node.host import SandboxHost
 from rockroll.sandbox.node_client import close_node, connect_node
 from rockroll.sandbox.wire import NodeInfo, Ref, Stats
@@ -100,9 +101,14 @@ async def test_a_host_that_cannot_limit_says_so(host: SandboxHost, monkeypatch: 
     monkeypatch.setattr(disk.Disk, "_mount", cannot)
     with pytest.raises(LimitNotEnforced, match="disk: no loop device is free; set allow_unenforced"):
         await Lab(host, disk="32m").up()
-    lab = await Lab(host, disk="32m", allow_unenforced=True).up()
-    assert lab.box.info().unenforced == ["disk"] and (await stats(lab)).disk_limit == 0
-    await lab.call("sandbox.delete", Ref(id=lab.id))
+    asked = await Lab(host, disk="32m", allow_unenforced=True).up()
+    assert (await stats(asked)).disk_limit == 0
+    node_config.path().write_text("limits: {allow_unenforced: true}\n")
+    granted = await Lab(host, disk="32m").up()
+    node_config.path().unlink()
+    for lab in (asked, granted):
+        assert lab.box.info().unenforced == ["disk"]
+        await lab.call("sandbox.delete", Ref(id=lab.id))
     assert list(disk.disks_dir().iterdir()) == []
 
 

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from rockroll import home
+from rockroll.errors import HostError
 from rockroll.sandbox.container import runtime
+from tests.conftest import IS_ROOT, needs_limits
 
 
 def doctor(*options: str, path: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -26,6 +28,7 @@ def by_name(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {check["name"]: check for check in report["checks"]}
 
 
+@needs_limits
 def test_it_tries_a_sandbox_and_reads_the_limits_back(node_home: Path) -> None:
     done = doctor("--json")
     report = json.loads(done.stdout)
@@ -35,7 +38,7 @@ def test_it_tries_a_sandbox_and_reads_the_limits_back(node_home: Path) -> None:
     assert names | {"memory", "cores", "gpus", "packages", "sandbox", "model endpoint"} <= set(checks)
     assert all(set(check) == {"name", "ok", "detail", "cure"} for check in report["checks"])
     assert all(check["ok"] == (check["cure"] == "") for check in report["checks"])
-    if os.getuid() == 0:
+    if IS_ROOT:
         assert "enforced: memory, swap, pids, cpus" in checks["limits"]["detail"]
         assert "mounted and removed" in checks["disk limits"]["detail"]
     label = f"label=rockroll.home={home.home_id()}"
@@ -60,6 +63,28 @@ def test_podman_that_cannot_run_containers_is_quoted(node_home: Path, tmp_path: 
     done = doctor(path=f"{tmp_path}:{os.environ['PATH']}")
     assert done.returncode == 1
     assert "no soup" in done.stdout and "Sandboxes cannot run here" in done.stdout
+
+
+def test_a_runtime_that_hangs_is_named_and_leaves_no_container(
+    node_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in runtime.RUNTIMES:
+        (folder / name).write_text('#!/bin/sh\ncase "$*" in *create*) exec sleep 20;; esac\n')
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setattr(runtime, "PROBE_TIMEOUT_S", 5)
+    monkeypatch.setattr(runtime, "RUNTIMES", ("crun",))
+    with pytest.raises(HostError, match=r"crun: no answer within 5 s, at a load of \d+ on \d+ CPUs"):
+        runtime.detect(refresh=True)
+    listed = subprocess.run(
+        [runtime.podman_binary(), "ps", "--all", "--format", "{{.Names}}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"rockroll-probe-{os.getpid()}-" not in listed.stdout
 
 
 def test_the_verdict_on_the_runtime_is_remembered_and_follows_the_host(

@@ -19,6 +19,7 @@ from rockroll.sandbox import wire
 from rockroll.sandbox.net.resolve import Resolve
 from rockroll.sandbox.network import Address
 from rockroll.sandbox.node.host import SandboxHost
+from tests.conftest import needs_freezer
 from tests.sandbox.conftest import Lab
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -205,6 +206,7 @@ async def test_connections_end_with_the_box(host: SandboxHost) -> None:
     server.close()
 
 
+@needs_freezer
 async def test_a_fork_may_reach_whom_its_origin_may(host: SandboxHost, box: Lab, port: int) -> None:
     made = await box.call("sandbox.fork", wire.Fork(id=box.id))
     other = Lab(host)

@@ -17,11 +17,11 @@ from rockroll.sandbox.container import enter
 from rockroll.sandbox.container.spawner import FILES_A_START, STARTS_AT_ONCE
 from rockroll.sandbox.linux.process import Process
 from rockroll.sandbox.node.host import SandboxHost
-from tests.sandbox.conftest import Lab
+from tests.sandbox.conftest import IS_ROOT, Lab
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.skipif(os.getuid() != 0, reason="an ordinary user's processes are started by the runtime"),
+    pytest.mark.skipif(not IS_ROOT, reason="an ordinary user's processes are started by the runtime"),
 ]
 
 DESCRIBE = """

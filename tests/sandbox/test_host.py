@@ -15,6 +15,7 @@ from rockroll import home, rpc
 from rockroll.errors import HostError, ImageMissing, SandboxError, SandboxLost, SandboxNotFound, UsageError
 from rockroll.sandbox import wire
 from rockroll.sandbox.node.host import SandboxHost
+from tests.conftest import allow_unenforced, needs_limits
 from tests.sandbox.conftest import Lab
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -162,6 +163,7 @@ async def test_a_time_to_live_that_podman_does_not_carry_out_is_tried_again(
             await asyncio.sleep(0.01)
 
 
+@needs_limits
 async def test_limits_and_use_are_read_from_the_kernel(lab: Lab) -> None:
     await lab.run("head -c 1000000 /dev/zero >/srv/file; sleep 9 & true")
     stats = await lab.call("sandbox.stats", ref(lab))
@@ -225,6 +227,7 @@ async def test_a_new_host_sweeps_boxes_of_dead_owners_and_takes_detached_and_own
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ROCKROLL_HOME", str(tmp_path))
+    allow_unenforced(tmp_path)
     first = SandboxHost()
     await first.start()
     owner = await asyncio.create_subprocess_exec("sleep", "1000")
@@ -272,6 +275,7 @@ async def test_a_new_host_sweeps_boxes_of_dead_owners_and_takes_detached_and_own
 
 async def test_a_host_that_closes_sees_a_removal_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROCKROLL_HOME", str(tmp_path))
+    allow_unenforced(tmp_path)
     host = SandboxHost()
     await host.start()
     lab = Lab(host)
@@ -290,6 +294,7 @@ async def test_a_box_that_cannot_be_taken_over_is_kept_for_a_restore(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ROCKROLL_HOME", str(tmp_path))
+    allow_unenforced(tmp_path)
     first = SandboxHost()
     await first.start()
     lab = Lab(first)
@@ -335,6 +340,7 @@ async def test_the_endpoint_listens_before_the_first_command_and_after_every_res
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ROCKROLL_HOME", str(tmp_path))
+    allow_unenforced(tmp_path)
     servers: dict[str, asyncio.AbstractServer] = {}
     gone: list[str] = []
 

@@ -30,6 +30,7 @@ from rockroll.sandbox.http.codec import CODECS
 from rockroll.sandbox.http.routes import LOCAL_ONLY
 from rockroll.sandbox.node_client import close_node, connect_node
 from rockroll.sandbox.warm_pools import delete_warm_pool, set_warm_pool, warm_pools
+from tests.conftest import needs_freezer
 
 SERVE = [sys.executable, "-m", "rockroll", "serve", "--port", "0"]
 SMALL = {"memory": "128m", "pids": 64}
@@ -407,6 +408,7 @@ async def cause_of(api: Api, id: str) -> str:
 
 
 @on_the_modules_loop
+@needs_freezer
 async def test_the_end_of_a_lease_deletes_what_it_owns(api: Api) -> None:
     lease = await api.ask("POST", "/v1/leases")
     id = json.loads(await lease.content.readline())["lease"]

@@ -13,8 +13,9 @@ import pytest
 
 from rockroll.errors import SandboxError
 from rockroll.sandbox.container import parcel
+from tests.conftest import IS_ROOT
 
-pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="overlay marks and owners are root's to set")
+pytestmark = pytest.mark.skipif(not IS_ROOT, reason="overlay marks and owners are root's to set")
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import asyncio
 import os
 import platform
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,7 @@ from rockroll.sandbox.node.host import SandboxHost
 from tests.sandbox.conftest import Lab
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-SMALL = {"memory": "64m", "pids": 32}
+SMALL = {"memory": "64m", "pids": 32, "allow_unenforced": False}  # as the pool's
 
 
 def pool(lab: Lab, **more: object) -> wire.PoolSet:
@@ -35,10 +35,12 @@ async def filled(lab: Lab) -> wire.PoolInfo:
 
 
 @pytest.fixture
-def node_yaml() -> Iterator[Path]:
+def node_yaml() -> Iterator[Callable[[str], object]]:
+    """node_yaml(text): the file says that, and what this host's user needs besides."""
     file = node_config.path()
-    yield file
-    file.unlink(missing_ok=True)
+    before = file.read_text() if file.exists() else ""
+    yield lambda text: file.write_text(text + before)
+    file.write_text(before)
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -121,36 +123,38 @@ async def test_boxes_of_an_image_that_was_replaced_are_not_given(warm: Lab) -> N
     assert warm.id != ready.id
 
 
-async def test_a_quota_is_refused_at_once_and_holds_from_the_next_box_on(warm: Lab, node_yaml: Path) -> None:
-    node_yaml.write_text("quotas: {owner: {boxes: 1}}\n")
+async def test_a_quota_is_refused_at_once_and_holds_from_the_next_box_on(
+    warm: Lab, node_yaml: Callable[[str], object]
+) -> None:
+    node_yaml("quotas: {owner: {boxes: 1}}\n")
     await warm.up()
     for config in (SMALL, {"memory": "65m"}):
         with pytest.raises(QuotaExceeded, match=r"quotas\.owner\.boxes is 1; owner 'process \d+' has 1"):
             await warm.call("sandbox.create", wire.Create(config=config))
     labelled = await warm.call("sandbox.create", wire.Create(config={**SMALL, "labels": {"owner": "alice"}}))
     assert labelled.labels == {"owner": "alice"}
-    node_yaml.write_text("quotas: {owner: {boxes: 2}}\n")
+    node_yaml("quotas: {owner: {boxes: 2}}\n")
     await warm.up()
 
 
-async def test_many_at_once_do_not_slip_past_a_quota(warm: Lab, node_yaml: Path) -> None:
-    node_yaml.write_text("quotas: {owner: {boxes: 3}}\n")
+async def test_many_at_once_do_not_slip_past_a_quota(warm: Lab, node_yaml: Callable[[str], object]) -> None:
+    node_yaml("quotas: {owner: {boxes: 3}}\n")
     asked = [warm.call("sandbox.create", wire.Create(config=SMALL)) for _ in range(8)]
     done = await asyncio.gather(*asked, return_exceptions=True)
     assert [isinstance(each, QuotaExceeded) for each in done].count(True) == 5
 
 
-async def test_a_wrong_file_stops_new_boxes_and_says_where(warm: Lab, node_yaml: Path) -> None:
-    node_yaml.write_text("quotas:\n  ownr: {}\n")
+async def test_a_wrong_file_stops_new_boxes_and_says_where(warm: Lab, node_yaml: Callable[[str], object]) -> None:
+    node_yaml("quotas:\n  ownr: {}\n")
     with pytest.raises(UsageError, match=r"node\.yaml:2: quotas\.ownr: no such key; did you mean owner"):
         await warm.up()
 
 
-async def test_pools_of_the_file_come_and_go_with_it(warm: Lab, node_yaml: Path) -> None:
-    node_yaml.write_text("pools: {other: {size: 1, config: {memory: 70m}}}\n")
+async def test_pools_of_the_file_come_and_go_with_it(warm: Lab, node_yaml: Callable[[str], object]) -> None:
+    node_yaml("pools: {other: {size: 1, config: {memory: 70m}}}\n")
     assert [info.name for info in await warm.call("pool.list", wire.Empty())] == ["p", "other"]
     assert (await warm.call("pool.filled", wire.PoolRef(name="other"))).in_file
-    node_yaml.unlink()
+    node_yaml("")
     assert [info.name for info in await warm.call("pool.list", wire.Empty())] == ["p"]
 
 

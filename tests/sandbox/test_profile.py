@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import os
 from pathlib import Path
 
 import pytest
@@ -15,10 +14,11 @@ from rockroll.sandbox.config import SandboxConfig
 from rockroll.sandbox.container import profile, runtime
 from rockroll.sandbox.container.podman import Podman
 from rockroll.sandbox.fs import files
+from tests.conftest import IS_ROOT
 from tests.sandbox.boxes import start_box
 
 SMALL = SandboxConfig(cpus=0.5, memory="64m", pids=32)
-only_root = pytest.mark.skipif(os.getuid() != 0, reason="an ordinary user's limits depend on the host")
+only_root = pytest.mark.skipif(not IS_ROOT, reason="an ordinary user's limits depend on the host")
 
 
 @only_root

@@ -136,6 +136,12 @@ def test_limits_that_this_host_cannot_enforce_are_listed(seen: dict[str, Any]) -
         assert all(limit in limits for limit in ("memory", "cpus", "pids"))
 
 
+def test_a_fork_bomb_leaves_most_of_the_host_s_processes_to_others(seen: dict[str, Any]) -> None:
+    processes, signals, queues = map(int, seen["at_most"].split())
+    assert processes <= int(Path("/proc/sys/kernel/pid_max").read_text()) // 4
+    assert (signals, queues) == (4096, 204_800)
+
+
 def test_doctor_tells_the_same_truth_with_its_cure(seen: dict[str, Any]) -> None:
     ok, detail, cure = seen["doctor"]["limits"]
     assert (ok, seen["doctor_ok"]) == (seen["refusal"] == "",) * 2

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import pytest
 
 from rockroll.errors import SessionError, UsageError
 from rockroll.sandbox import wire
+from rockroll.sandbox.exec import shell, stream
 from rockroll.sandbox.node.host import SandboxHost
 from tests.sandbox.conftest import IS_ROOT, Lab, needs_cgroups
 
@@ -323,6 +327,72 @@ async def test_closing_a_session_ends_its_background_jobs_and_no_other(shared: L
     assert shared.named("7653")
     await shared.call("session.close", wire.SessionSpec(id=shared.id, session="other"))
     assert not shared.named("7653")
+
+
+async def test_a_session_that_two_close_at_once_gives_its_scope_back_once(shared: Lab) -> None:
+    await shared.run("true", session="twice")
+    ref = wire.SessionSpec(id=shared.id, session="twice")
+    await asyncio.gather(*(shared.call("session.close", ref) for _ in range(2)))
+    await shared.run("sleep 7661 & true", session="first")
+    await shared.run("sleep 7662", session="second", timeout=0.1)
+    assert shared.named("7661"), "another session's timeout has killed it"
+    scopes = [shared.box.sessions.open[name].scope for name in ("first", "second")]
+    assert scopes[0].arguments != scopes[1].arguments or scopes[0].mark != scopes[1].mark
+    for name in ("first", "second"):
+        await shared.call("session.close", wire.SessionSpec(id=shared.id, session=name))
+
+
+async def test_a_shell_whose_input_somebody_has_filled_is_killed_and_the_next_one_has_its_state(s: Session) -> None:
+    await s.run("x=7")
+    session = s.lab.box.sessions.open[s.name]
+    await s.lab.until_saved(b"x=", s.name)
+    bash = session._shell
+    assert bash is not None
+    os.kill(bash.pid, signal.SIGSTOP)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(bash._typing, b" " * 4096)
+    done = await s.run("echo not reached")
+    assert (done.outcome, done.exit_code, done.stdout) == ("killed", 137, b"")
+    assert await s.out("echo $x") == "7"
+
+
+async def test_a_dying_shell_whose_output_somebody_else_reads_is_told_at_once(
+    s: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await s.run("true")
+    monkeypatch.setattr(stream, "_waiting", lambda fd: 1000)  # as it was before the thief in the box read it
+    async with asyncio.timeout(10):
+        done = await s.run("sleep 60 & kill -9 $$", timeout=None)
+    assert (done.outcome, done.exit_code) == ("killed", 137)
+
+
+async def test_a_shell_that_does_not_get_through_its_beginning_is_not_left_running(
+    s: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await s.run("x=1")
+    await s.lab.until_saved(b"x=", s.name)
+    monkeypatch.setattr(shell, "OPEN_TIMEOUT_S", 0.5)
+    first = s.lab.box.sessions.open[s.name]._shell
+    assert first is not None
+    first.told.state = b"# \nwhile :; do :; done\n"
+    os.kill(first.pid, signal.SIGKILL)
+    await first.ended()
+    with pytest.raises(SessionError, match="bash did not answer"):
+        await s.run("true")
+    async with asyncio.timeout(2):
+        while s.lab.box.sessions.open[s.name].scope.pids():
+            await asyncio.sleep(0.01)
+    await s.lab.call("session.close", wire.SessionSpec(id=s.lab.id, session=s.name))
+
+
+@needs_cgroups
+async def test_a_number_that_is_no_longer_the_scopes_is_not_moved_into_the_box(shared: Lab) -> None:
+    scope = shared.box.hull.running_cgroup.scope(keeps=True)
+    mine = Path("/proc/self/cgroup").read_text()
+    await asyncio.to_thread(scope.release, [os.getpid()])
+    assert Path("/proc/self/cgroup").read_text() == mine
+    shared.box.hull.give_back(scope)
 
 
 async def test_a_session_leaves_no_descriptor_and_no_folder(shared: Lab) -> None:

@@ -48,6 +48,7 @@ async def test_a_recycled_box_is_told_the_same(lab: Lab) -> None:
     assert await lab.out("grep MemTotal /proc/meminfo; nproc; cat /sys/devices/system/cpu/online") == before
 
 
+@needs_cgroups
 async def test_it_is_told_again_after_stop_and_start(lab: Lab) -> None:
     await lab.call("sandbox.stop", wire.Ref(id=lab.id))
     await lab.call("sandbox.start", wire.Ref(id=lab.id))

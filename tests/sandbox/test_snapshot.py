@@ -296,6 +296,19 @@ async def test_files_of_a_box_with_other_ids_on_disk_are_refused(host: SandboxHo
     await delete(plain, other)
 
 
+async def test_what_a_killed_fork_to_another_node_left_is_gone_after_a_while(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await snapshot(lab, "moved-1")
+    await snapshot(lab, "mine")
+    await snapshot(lab, "moved-2")
+    assert [info.name for info in lab.host._snapshots.all()] == ["moved-1", "mine", "moved-2"]
+    monkeypatch.setattr("rockroll.sandbox.boxes.snapshot.MOVED_S", 0.0)
+    async with lab.host._snapshots.files("moved-2"):  # a box is being started from it
+        await snapshot(lab, "moved-3")
+    assert [info.name for info in lab.host._snapshots.all()] == ["mine", "moved-2", "moved-3"]
+
+
 async def test_a_host_without_a_freezer_says_to_stop_first(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(freezer, "_switch", lambda _: None)
     with pytest.raises(HostError, match=r"no freezer .*stop it first"):

@@ -14,6 +14,7 @@ import pytest
 from rockroll.errors import FileError, SandboxNotFound
 from rockroll.sandbox.client import Sandbox as AsyncSandbox
 from rockroll.sync import Pool, Sandbox, SandboxConfig, delete_snapshot, snapshots
+from tests.conftest import needs_freezer
 
 SMALL = SandboxConfig(memory="128m", pids=64)
 
@@ -52,6 +53,7 @@ def test_files_and_changes(node_home: Path, tmp_path: Path) -> None:
             break
 
 
+@needs_freezer
 def test_snapshots_and_forks(node_home: Path) -> None:
     with Sandbox(SMALL) as sandbox:
         sandbox.write_file("/srv/a", b"first")

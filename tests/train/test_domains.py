@@ -25,17 +25,31 @@ def test_a_task_whose_rewards_are_all_equal_teaches_nothing() -> None:
 
 def test_evened_out_each_task_has_the_size_of_all_and_keeps_its_signs() -> None:
     rows = [torch.tensor([10.0, -10.0]), torch.tensor([1.0]), torch.tensor([]), torch.tensor([-1.0]), torch.zeros(3)]
-    found = even_out(rows, ["big", "small", "small", "small", "none"])
+    found = even_out(rows, [None] * 5, ["big", "small", "small", "small", "none"])
     whole = ((100 + 100 + 1 + 1) / 4) ** 0.5
     assert found[0].tolist() == pytest.approx([whole, -whole])
     assert found[1].tolist() == pytest.approx([whole]) and found[3].tolist() == pytest.approx([-whole])
     assert len(found[2]) == 0 and found[4].tolist() == [0, 0, 0]
 
 
+def test_tokens_that_are_filtered_out_do_not_count_for_the_size() -> None:
+    rows = [torch.tensor([3.0, -3.0, 50.0]), torch.tensor([1.0, 1.0])]
+    found = even_out(rows, [torch.tensor([True, True, False]), None], ["big", "small"])
+    whole = ((9 + 9 + 1 + 1) / 4) ** 0.5
+    assert found[0].tolist() == pytest.approx([whole, -whole, 50 * whole / 3])
+    assert found[1].tolist() == pytest.approx([whole, whole])
+
+
+def test_a_task_of_which_nothing_counts_keeps_what_it_has() -> None:
+    rows = [torch.tensor([2.0]), torch.tensor([1.0])]
+    assert [x.tolist() for x in even_out(rows, [torch.tensor([False]), None], ["out", "in"])] == [[2.0], [1.0]]
+    assert even_out([], [], []) == []
+
+
 def sample(episode: int, group: int, reward: float, domain: str) -> TrainSample:
     return TrainSample(
         ids=[1, 2, 3], mask=[False, True, True], logprobs=[0, -1, -1], versions=[-1, 0, 0],
-        episode=episode, group=group, reward=reward, domain=domain,
+        episode=episode, group=group, reward=reward, domain=domain, values=[0.0, 0.0],
     )  # fmt: skip
 
 
@@ -48,6 +62,8 @@ def sample(episode: int, group: int, reward: float, domain: str) -> TrainSample:
         ("dr_grpo", True, [-1.118, 1.118, -1.118, 1.118]),
         ("grpo", False, [-1, 1, -1, 1]),
         ("grpo", True, [-1, 1, -1, 1]),
+        ("ppo", False, [-1.0887, -0.8165, 0.5443, 1.3608]),
+        ("ppo", True, [-1, 1, -1, 1]),
     ],
 )
 def test_what_algorithms_do_with_tasks_of_different_rewards(algorithm, apart: bool, wanted: list[float]) -> None:
@@ -59,5 +75,6 @@ def test_what_algorithms_do_with_tasks_of_different_rewards(algorithm, apart: bo
         row = make_row(each, number=number, episode=each.episode, vocabulary=10, context=20)
         assert row is not None
         rows.append(row)
-    assign(batch, rows, TrainConfig(algorithm=algorithm, aggregation_length=8, domain_normalisation=apart))
+    settings = TrainConfig(algorithm=algorithm, aggregation_length=8, domain_normalisation=apart, gae_lambda=1.0)
+    assign(batch, rows, settings)
     assert [float(row.advantages[0]) for row in rows] == pytest.approx(wanted, abs=2e-3)

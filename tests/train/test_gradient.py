@@ -134,7 +134,7 @@ ALGORITHMS = {
     "direct": {"algorithm": "dapo", "ratio": "direct"},
     "icepop": {"algorithm": "dapo", "correction": "mask", "correction_low": 0.7, "correction_high": 1.4},
     "reject": {"algorithm": "dapo", "correction": "reject", "correction_low": 0.55, "correction_high": 2.0},
-    "topr direct": {"algorithm": "topr", "ratio": "direct"},
+    "topr decoupled": {"algorithm": "topr", "ratio": "decoupled"},
 }
 
 

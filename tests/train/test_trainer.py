@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -73,6 +74,27 @@ def test_logprobs_are_compared_at_the_sampling_temperature(config: TrainConfig, 
     trainer = RankTrainer(config)
     cold = msgspec.structs.replace(sampled(trainer, batch()), temperature=0.5)
     assert trainer.step(cold).metrics["logp_diff/max_abs"] > 1e-3  # these were told at temperature 1
+
+
+def test_what_later_updates_changed_is_no_difference_from_the_engine(config: TrainConfig, batch: Batch):
+    trainer = RankTrainer(replace(config, ratio="direct", correction="off", minibatches=3))
+    assert trainer.step(sampled(trainer, batch())).metrics["logp_diff/max_abs"] < 1e-5
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_gradient_that_is_no_number_ends_the_run_though_the_loss_is_one(
+    config: TrainConfig, batch: Batch, stage: int
+):
+    trainer = RankTrainer(replace(config, zero_stage=stage))  # pyright: ignore[reportArgumentType]
+    plain = trainer.objective.loss
+
+    def steep(outputs: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        return plain(outputs, *args, **options) + (outputs.sum() * 0).sqrt()  # 0, with a slope of 0 · ∞
+
+    trainer.objective.loss = steep
+    with pytest.raises(TrainError, match=r"gradient's norm is (nan|inf).*last checkpoint with a lower train lr"):
+        trainer.step(batch())
+    assert trainer.updates == 0
 
 
 def test_an_engine_that_is_off_shows_in_the_metrics_and_is_capped(config: TrainConfig, batch: Batch):

@@ -150,6 +150,7 @@ def hostile(path: Path, model: Path) -> Path:
     words, log = ChatTokenizer(model), EpisodeLog(path)
     said = [HOSTILE, HOSTILE, f"\x1b[31m\u202e{HOSTILE}", f"<tool_call>{HOSTILE}</tool_call>"]
     one = episode(words, HOSTILE, 4, 0, said, 1.0, task=HOSTILE, detail=HOSTILE, sandbox=HOSTILE, node=HOSTILE)
+    one |= {"log": f"\x1b[31m\u202e{HOSTILE}"}
     one |= {HOSTILE: HOSTILE, "agent_log": HOSTILE, "outcome": "infra_error", "cause": HOSTILE}
     one["agents"] = [{"name": HOSTILE, "happened": HOSTILE, "reward": 0.5, "detail": HOSTILE, "log": HOSTILE}, {}]
     one["samples"] = [msgspec.structs.replace(each, agent=HOSTILE) for each in one["samples"]]

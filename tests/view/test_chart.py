@@ -55,11 +55,12 @@ def test_thinning_keeps_order_bound_and_extremes(ys: list[float], most: int) -> 
 @example(0.0, 5e-324, 3)
 @example(0.0, 5e-324, 2)
 @example(5e-324, 5e-324, 2)
+@example(0.23647459905774812, 0.23647459905774815, 4)
 def test_ticks_are_few_and_enclose_the_values(a: float, b: float, about: int) -> None:
     low, high = min(a, b), max(a, b)
     ticks = nice_ticks(low, high, about)
     slack = (ticks[-1] - ticks[0]) * 1e-6
-    assert 2 <= len(ticks) <= 2 * about + 3
+    assert 2 <= len(ticks) <= 2 * about + 3 and ticks[0] < ticks[-1]
     assert ticks[0] <= low + slack and high <= ticks[-1] + slack
 
 
@@ -70,7 +71,15 @@ def test_equal_rewards_stand_apart_and_within_the_strip() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "said"), [(0, "0"), (1200, "1,200"), (0.123456, "0.1235"), (1.23e-6, "1.2e-06"), (-8.5e7, "-8.5e+07")]
+    ("value", "said"),
+    [
+        (0, "0"),
+        (1200, "1,200"),
+        (0.123456, "0.1235"),
+        (1.23e-6, "1.2e-06"),
+        (-8.5e7, "-8.5e+07"),
+        (float("nan"), "nan"),
+    ],
 )
 def test_numbers_are_short(value: float, said: str) -> None:
     assert number(value) == said

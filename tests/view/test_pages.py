@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import json
+import math
 import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -15,6 +17,7 @@ from starlette.testclient import TestClient
 from rockroll.errors import UsageError
 from rockroll.view.pages import create_app
 from rockroll.view.runs import Run, Runs
+from tests.view import made
 from tests.view.made import HOSTILE
 
 TOKEN = "a-token-of-some-length"
@@ -136,6 +139,7 @@ def test_the_hostile_text_is_there_to_be_read(pages: TestClient) -> None:
     page = pages.get(addresses(pages)[8]).text
     assert "&lt;script&gt;window.pwned = 1&lt;/script&gt;" in page
     assert "\\x1b[31m\\u202e" in page and "\u202e" not in page and "\x1b" not in page
+    assert page.count("<summary>what the agent printed") == 1 and "<h2>log</h2>" not in page
 
 
 def test_numbers_that_are_none_are_no_defects(pages: TestClient) -> None:
@@ -209,6 +213,37 @@ def test_an_export_needs_nothing_else(pages: TestClient) -> None:
         assert not attributes.keys() & {"src", "action"} and not (attributes.get("href") or "#").startswith("/")
     (policy,) = [a["content"] for t, a in marks.tags if t == "meta" and "http-equiv" in a]
     assert policy and policy.startswith("default-src 'none'; style-src 'sha256-")
+
+
+def test_an_export_of_a_run_with_another_alphabet_s_name_can_be_taken_away(tmp_path: Path, made_model: Path) -> None:
+    made.run(tmp_path / "实验", made_model, steps=1)
+    with client(tmp_path) as pages:
+        answer = pages.get(f"/r/{quote('实验')}/e/train-000001/0/export")
+    assert answer.status_code == 200 and 'filename="__-train' in answer.headers["content-disposition"]
+
+
+def test_a_pass_rate_that_is_no_number_hides_nothing(tmp_path: Path) -> None:
+    """That of a step in which no held-out episode was valid."""
+    known = {"eval/pass_rate": 0.5, "reward/mean": 0.5}
+    curves_of(tmp_path, {"step": 0, **known}, {"step": 1, **dict.fromkeys(known, math.nan)})
+    with client(tmp_path) as pages:
+        for path in ("/", "/r/a/", "/metric?name=eval/pass_rate"):
+            assert pages.get(path).status_code == 200, path
+        assert "a: nan at step 1, lowest 0.5, highest 0.5" in pages.get("/metric?name=eval/pass_rate").text
+
+
+def test_a_task_s_pass_rate_has_its_interval_too(tmp_path: Path) -> None:
+    curves_of(tmp_path, {"step": 0, "eval/pass_rate/b": 0.5, "eval/ci95_low/b": 0.25, "eval/ci95_high/b": 0.75})
+    with client(tmp_path) as pages:
+        page = pages.get("/").text
+    assert page.count('class="interval"') == 1 and "ci95" not in page
+
+
+def curves_of(folder: Path, *rows: dict[str, float]) -> None:
+    """A run `a` of these rows."""
+    (folder / "a").mkdir()
+    (folder / "a" / "recipe.yaml").write_text("steps: 1\n")
+    (folder / "a" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def test_a_run_that_somebody_writes_to_is_said_to_train(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from tests.whole.conftest import Command, rows
 
-STEPS, GROUPS, EPISODES = 4, 3, 4
+KILLS, GROUPS, EPISODES = 15, 3, 4
 PARTS = (
     "rockroll.engine.server",
     "rockroll.train.server",
@@ -33,15 +33,18 @@ def records(path: Path) -> list[dict[str, object]]:
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("bound", [0, 1])
 def test_every_task_is_trained_once_and_every_step_is_there_once(bound: int, rockroll: Command, tmp_path: Path) -> None:
-    path, draw, killed = tmp_path / "r", random.Random(bound), 0
-    more = ["--set", f"steps={STEPS}", "--set", f"rollout.max_staleness={bound}", "--set", "checkpoint.every=3"]
-    lasts = 60.0
-    while not (path / "checkpoints" / f"step_{STEPS}" / "model" / "config.json").exists():
+    """Killed at KILLS random moments, from its first seconds to the writing of its last checkpoint. A run that came to
+    its end is told to do some more steps."""
+    path, draw, killed, steps, lasts = tmp_path / "r", random.Random(bound), 0, 4, 60.0
+    while killed < KILLS or not (path / "checkpoints" / f"step_{steps}" / "model" / "config.json").exists():
+        if (path / "checkpoints" / f"step_{steps}").exists():
+            steps += 4
+        more = ["--set", f"steps={steps}", "--set", f"rollout.max_staleness={bound}", "--set", "checkpoint.every=3"]
         resume = ["--resume"] if (path / "recipe.yaml").exists() else []
         began = time.monotonic()
         process = rockroll.start(*rockroll.train(path, *more, *resume))
         try:
-            out, err = process.communicate(timeout=draw.uniform(0.3, 1) * lasts if killed < 5 else 900)
+            out, err = process.communicate(timeout=draw.uniform(0.2, 1.1) * lasts if killed < KILLS else 900)
         except subprocess.TimeoutExpired:
             for pid in [process.pid, *rockroll.pids(*PARTS)]:
                 with contextlib.suppress(ProcessLookupError):  # it dies with its parent
@@ -51,9 +54,9 @@ def test_every_task_is_trained_once_and_every_step_is_there_once(bound: int, roc
         else:
             assert process.returncode == 0, err + out
             lasts = min(lasts, time.monotonic() - began)
-    assert killed > 1
-    assert [row["step"] for row in rows(path)] == list(range(STEPS + 1))
+    print(f"killed {killed} times in {steps} steps")
+    assert [row["step"] for row in rows(path)] == list(range(steps + 1))
     assert max(row.get("staleness/max", 0) for row in rows(path)) <= bound
     trained = [(each["group"], each["index"]) for each in records(path)]
-    assert sorted(trained) == [(group, index) for group in range(STEPS * GROUPS) for index in range(EPISODES)]
-    assert len({(each["group"], each["seed"]) for each in records(path)}) == STEPS * GROUPS
+    assert sorted(trained) == [(group, index) for group in range(steps * GROUPS) for index in range(EPISODES)]
+    assert len({(each["group"], each["seed"]) for each in records(path)}) == steps * GROUPS

@@ -2,7 +2,7 @@
 
 In: a link to the node's host (host.py). Out: a `Place` and a `Process` as of local.py, so that nobody else knows where
 it runs; a death, or within 5 s the loss of the node, as ProcessDied with the end of the log. Leaves choosing the node
-to ray.py.
+to places.py.
 """
 
 from __future__ import annotations
@@ -97,6 +97,8 @@ class FarPlace(Place):
         self.key = None if here else files.key
         self.their_key = "" if here else str(Path(spot.folder) / "rpc.key")
         self.process: FarProcess | None = None
+        self.movable = False
+        """Whether its process is one that is replaced when it ends."""
 
     @property
     def here(self) -> bool:
@@ -156,10 +158,11 @@ class FarPlace(Place):
         """Nothing of the run is left there, if its node is there to be asked; else it clears up by itself."""
         if self.process is not None:
             await self.process.stop()
-        try:
-            await self.link.call("leave", timeout=2)
-        except (RockrollError, TimeoutError):
-            pass
+        if self.process is None or not self.process.lost:
+            try:
+                await self.link.call("leave", timeout=2)
+            except (RockrollError, TimeoutError):
+                pass
         await self.link.close()
 
     async def start(self, module: str, config: Any, *args: str, on_death: OnDeath | None = None) -> Process:
@@ -174,6 +177,7 @@ class FarPlace(Place):
             whole=self._here,
         )
         await self.link.call("run", run, type=int)
+        self.movable = on_death is not None
         self.process = FarProcess(self, self._log, on_death or self._processes.fail)
         return self.process
 
@@ -183,6 +187,7 @@ class FarProcess:
 
     followed ──► ended by `stop`                  nothing is said
         ├──► died by itself                       on_death: how, where, the end of its log
+        ├──► ended by `move`                      on_death: that its node is about to go
         └──► its node is not heard of any more    on_death: that
     """
 
@@ -190,6 +195,8 @@ class FarProcess:
         self._place, self._log, self._on_death = place, log, on_death
         self._offset = 0
         self._stopping = False
+        self.lost = False
+        """Its node is not heard of any more: nobody is there to be asked."""
         self.life: Life | None = None
         """The last sign of it."""
         self.ended = asyncio.ensure_future(self._follow())
@@ -200,12 +207,25 @@ class FarProcess:
         self._stopping = True
         link = self._place.link
         if not self.ended.done() and link.closed is None:
+            asked = asyncio.ensure_future(link.call("stop", timeout=10))
             try:
-                await link.call("stop", timeout=10)
-                await asyncio.wait([self.ended], timeout=2)  # the rest of its log
-            except (RockrollError, TimeoutError):
-                pass  # the host ends it by itself, once it is alone
+                # the loss of its node may be under way to be known: a call to it would wait until its own time is over
+                await asyncio.wait([asked, self.ended], return_when=asyncio.FIRST_COMPLETED)
+                if asked.done() and asked.exception() is None:
+                    await asyncio.wait([self.ended], timeout=2)  # the rest of its log
+            finally:
+                asked.cancel()  # else the host ends it by itself, once it is alone
+                await asyncio.gather(asked, return_exceptions=True)
         await self.leave()
+
+    async def move(self) -> None:
+        """It is ended, and whoever replaces it is told, before its node goes."""
+        if self._stopping or self.ended.done():
+            return
+        place = self._place
+        why = f"Ray drains {place.where}, where {place.name} ran"
+        self._on_death(ProcessDied(why, name=place.name, node=place.spot.ip, cause="drained"))
+        await self.stop()
 
     async def leave(self) -> None:
         """No more is asked of it."""
@@ -228,8 +248,9 @@ class FarProcess:
             except RockrollError as refused:
                 error = self._lost(refused)
                 break
+        self.lost = error.fields.get("cause") == "node_lost"
         if not self._stopping:
-            if error.fields.get("cause") == "node_lost":
+            if self.lost:
                 self._place.on_lost(self._place, error)
             self._on_death(error)
 

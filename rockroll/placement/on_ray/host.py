@@ -2,7 +2,7 @@
 
 In: a key, and calls over tcp with CURVE from whoever holds the same. Out: a child process with its log, told of until
 its end; folders fetched for it from other nodes. It ends its child, and itself, when the driver is gone. Leaves placing
-it to ray.py, the driver's half to far.py.
+it to places.py, the driver's half to far.py.
 
     listening ──"run"──► child running ──► its end, or "stop"
         └── no driver for LONELY_S ──► child ended ──► over

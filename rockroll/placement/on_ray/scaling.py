@@ -22,6 +22,7 @@ from ray.autoscaler.sdk import request_resources
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rockroll.placement.on_ray.demand import Has, Waits, bundles
+from rockroll.placement.on_ray.joining import draining
 from rockroll.sandbox.cluster.client import HubNode, connect_hub
 from rockroll.sandbox.cluster.file import ClusterFile
 from rockroll.sandbox.cluster.wire import NodeView
@@ -83,11 +84,11 @@ class Scaling:
 
     async def _look(self, hub: HubNode, members: dict[str, Member]) -> None:
         views = {view.name: view for view in await hub.refresh()}
-        draining = await asyncio.to_thread(ray._private.state.state.get_draining_nodes)  # pyright: ignore
+        leaving = await asyncio.to_thread(draining)
         for id, member in members.items():
             if (view := views.get(member.name)) is None:
                 continue
-            if id in draining and id not in self._drained:
+            if id in leaving and id not in self._drained:
                 _log.info("Ray drains %s: it gets no more sandboxes, and has %d", member.name, view.boxes)
                 await hub.drain(member.name)
                 self._drained.add(id)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
+import signal
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -29,8 +30,10 @@ from rockroll.sandbox.container.podman import Podman, leave_exit
 from rockroll.sandbox.container.share import Share
 from rockroll.sandbox.container.spawner import EnterFailed, Spawner, limit_counters
 from rockroll.sandbox.exec.environment import Environment
-from rockroll.sandbox.exec.shell import Place, Shell, Sink
+from rockroll.sandbox.exec.place import Place
+from rockroll.sandbox.exec.shell import Shell
 from rockroll.sandbox.exec.spool import Spool
+from rockroll.sandbox.exec.stream import Sink
 from rockroll.sandbox.fs import files
 from rockroll.sandbox.linux import scheduling
 from rockroll.sandbox.wire import Outcome, Stats
@@ -116,11 +119,12 @@ class Hull:
 
     async def new_shell(self, scope: Scope, env: Mapping[str, str], cwd: str | None, state: bytes, keep: Sink) -> Shell:
         shell = Shell(self.new_place(), self.uid, self.log)
-        shell.on_state = keep
+        shell.told.on_state = keep
         try:
             await shell.open(self.execer, scope, env=env, cwd=cwd, state=state)
             scheduling.prompt(shell.pid)
         except BaseException:
+            shell.send(signal.SIGKILL)  # a loop in what it was told to begin with would go on for good
             shell.close()
             raise
         return shell

@@ -105,9 +105,10 @@ class Sessions:
         self._let_go(session)
 
     def _let_go(self, session: Session) -> None:
+        # Once, however many close it: a scope given back twice is two sessions', and one's timeout kills the other's.
         if slot := self._slots.pop(session.scope, None):
             slot.close()
-        self._hull.give_back(session.scope)
+            self._hull.give_back(session.scope)
 
     def _get(self, name: str) -> Session:
         try:

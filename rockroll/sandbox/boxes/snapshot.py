@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -23,11 +24,13 @@ from rockroll.errors import SandboxError, SnapshotNotFound, UsageError
 from rockroll.sandbox.boxes import recycle
 from rockroll.sandbox.config import NAME
 from rockroll.sandbox.container import layer
-from rockroll.sandbox.wire import SnapshotInfo
+from rockroll.sandbox.wire import MOVED, SnapshotInfo
 
 _log = logging.getLogger(__name__)
 Fill = Callable[[Path], Awaitable[None]]
 """Copies a box's files into an empty folder."""
+MOVED_S = 3600.0
+"""A fork on its way to another node is over by then. Who began it removes its snapshot, unless it was killed."""
 
 
 class Snapshots:
@@ -39,7 +42,8 @@ class Snapshots:
         self._used: dict[str, int] = {}
 
     async def sweep(self) -> None:
-        """Removes what an earlier node had not finished making or removing."""
+        """Removes what an earlier node had not finished making or removing, and what forks have left."""
+        await self._end_forks()
         for path in self._folder.glob(".*"):
             try:
                 await layer.remove(path)
@@ -49,6 +53,8 @@ class Snapshots:
     async def take(self, info: SnapshotInfo, fill: Fill) -> SnapshotInfo:
         """A snapshot as `info` says, whose size is still to be found. Raises UsageError where the name is taken."""
         self._check_new(info.name)
+        if info.name.startswith(MOVED):
+            await self._end_forks()
         made = self._folder / f".new-{info.name}-{secrets.token_hex(4)}"
         made.mkdir(mode=0o700)
         try:
@@ -62,6 +68,12 @@ class Snapshots:
             await asyncio.shield(layer.remove(made))
             raise
         return info
+
+    async def _end_forks(self) -> None:
+        for info in self.all():
+            if info.name.startswith(MOVED) and info.created < time.time() - MOVED_S:
+                with contextlib.suppress(SandboxError):  # somebody else removes it, or starts from it
+                    await self.delete(info.name)
 
     def _check_new(self, name: str) -> None:
         if not NAME.fullmatch(name):

@@ -1,6 +1,6 @@
 """A cluster as its clients see it: `call`, `stream` and `closed` as of rpc.Client, and each node's own rpc.Client.
 
-In: methods of sandbox/wire.py. Out: the replies of the node that holds the box, or of all of them put together. Leaves
+In: methods of sandbox/wire/. Out: the replies of the node that holds the box, or of all of them put together. Leaves
 where a box is placed to the hub; the calls themselves go to the node, through the hub, unread.
 
     hub not heard for SILENT_S, or a node suspect  ──► every call under way there raises PeerLost, that node's client is

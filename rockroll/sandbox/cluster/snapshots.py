@@ -17,13 +17,10 @@ import msgspec
 from rockroll.errors import HostError, NoRoom, RockrollError, SnapshotNotFound, UsageError
 from rockroll.sandbox import wire
 from rockroll.sandbox.config import config_of
-from rockroll.sandbox.wire import SnapshotInfo
+from rockroll.sandbox.wire import MOVED, SnapshotInfo
 
 if TYPE_CHECKING:
     from rockroll.sandbox.cluster.client import HubNode
-
-MOVED = "moved-"
-"""Begins the name of a snapshot that a fork goes to another node by."""
 
 
 def merged(found: Mapping[str, list[SnapshotInfo]]) -> list[SnapshotInfo]:

@@ -1,7 +1,7 @@
 """What nodes, clients and the hub of a cluster say to each other, as frozen Structs.
 
 In and out: plain values, so that msgpack carries them. Leaves the boxes' own methods, which go through the hub unread,
-to sandbox/wire.py.
+to sandbox/wire/.
 
     node   ──► node.join (stream)   Join → Told…: who is gone, whether to drain; open for as long as it is a member
            ──► node.report          Report: boxes that came, changed or went, and how it is; pushed at each change
@@ -20,8 +20,9 @@ from typing import Literal
 
 from rockroll.sandbox.wire import Empty, Struct
 
-NodeState = Literal["up", "suspect", "draining"]
-"""suspect: nothing was heard of it for some seconds; nothing is placed there until it is heard again."""
+NodeState = Literal["up", "suspect", "draining", "returning"]
+"""suspect: nothing was heard of it for some seconds; nothing is placed there until it is heard again. returning: the
+hub was started anew, had it before, and waits for it; what is asked of it is answered when it is there."""
 
 
 class BoxRow(Struct, frozen=True):

@@ -232,7 +232,9 @@ class CgroupScope:
         if self._background:
             self._background.mkdir(exist_ok=True)
         for pid in pids:
-            _move(self._background or self._outer, pid)
+            # Each move takes some ms: one further back in the list may have ended, and its number be a host's process.
+            if pid in self.pids():
+                _move(self._background or self._outer, pid)
 
 
 class TreeScope:
@@ -280,7 +282,8 @@ class TreeScope:
             children = {pid for pid, parent in parents.items() if parent in found and pid not in found}
             found |= children
             grown = bool(children)
-        return [pid for pid in found if _alive(pid)]
+        # By number, as a cgroup lists its own: a parent gets a signal before the death of its child tells it to go on.
+        return sorted(pid for pid in found if _alive(pid))
 
     def release(self, pids: Iterable[int]) -> None:
         self._released = {known for known in self._released if _birth(known[0]) == known[1]}

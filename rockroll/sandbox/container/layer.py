@@ -7,6 +7,7 @@ attributes and overlay marks (whiteouts, opaque folders). Leaves holding the box
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from pathlib import Path
 
@@ -54,7 +55,8 @@ async def _run(*argv: str) -> tuple[int, list[str]]:
         try:
             _, said = await process.communicate()
         except BaseException:
-            process.kill()
+            with contextlib.suppress(ProcessLookupError):  # it ended in this very moment
+                process.kill()
             await process.wait()
             raise
     lines = said.decode(errors="replace").strip().splitlines()

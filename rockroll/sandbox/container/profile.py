@@ -75,12 +75,20 @@ def create_body(
         },
         "mounts": [_bind(_catatonit(), INIT, read_only=True), *(mounts or [])],
         "user": config.user or "",
+        **_rlimits(),
     }
     for mount in config.parsed_mounts:
         if not Path(mount.source).exists():
             raise HostError(f"mounts: {mount.source} does not exist on this host")
         body["mounts"].append(_bind(mount.source, mount.destination, mount.read_only))
     return body
+
+
+def _rlimits() -> dict[str, Any]:
+    """An ordinary user's Podman does not heed those of containers.conf."""
+    if not runtime.is_rootless():
+        return {}
+    return {"r_limits": [{"type": name, "soft": most, "hard": most} for name, most in runtime.ulimits().items()]}
 
 
 def _cpuset(config: SandboxConfig) -> str:

@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -196,7 +196,10 @@ def _run_once(conf: Path, *options: str) -> str | None:
     """Runs `true` in a container whose /usr is the host's, so that no image is needed; None when it ran.
 
     options: nothing, or USER_NAMESPACE_OPTIONS."""
-    argv = [podman_binary(), "run", "--rm", "--network", "none", "--log-driver", "none", "--volume", "/usr:/usr:ro"]
+    box = f"rockroll-probe-{os.getpid()}-{os.urandom(4).hex()}"
+    argv = [podman_binary(), "run", "--rm", "--name", box, "--network", "none", "--log-driver", "none"]
+    argv += ["--volume", "/usr:/usr:ro"]
+    env = {**environment(), "CONTAINERS_CONF": str(conf)}
     with tempfile.TemporaryDirectory(prefix="rockroll-probe-") as directory:
         root = Path(directory)
         for name in ("bin", "lib", "lib64", "sbin"):
@@ -208,7 +211,7 @@ def _run_once(conf: Path, *options: str) -> str | None:
         try:
             done = subprocess.run(
                 [*argv, *options, "--rootfs", directory, "/usr/bin/true"],
-                env={**environment(), "CONTAINERS_CONF": str(conf)},
+                env=env,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
@@ -216,7 +219,12 @@ def _run_once(conf: Path, *options: str) -> str | None:
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            return f"no answer within {PROBE_TIMEOUT_S} s"
+            # what it began is not left behind, as far as Podman still answers
+            with suppress(subprocess.TimeoutExpired):
+                subprocess.run([argv[0], "rm", "--force", box], env=env, capture_output=True, timeout=PROBE_TIMEOUT_S)
+            return (
+                f"no answer within {PROBE_TIMEOUT_S} s, at a load of {os.getloadavg()[0]:.0f} on {os.cpu_count()} CPUs"
+            )
     if done.returncode == 0:
         return None
     lines = done.stderr.strip().splitlines()
@@ -272,19 +280,29 @@ tmp_dir = "{home.user_runtime_dir() / f"rockroll-podman-{_store_name()}"}"
 
 
 def _ulimits() -> str:
-    # most: Podman lowers its own hard limits to these before it starts the runtime
-    written = []
+    # Podman lowers its own hard limits to these before it starts the runtime
+    return ", ".join(f'"{name}={value}:{value}"' for name, value in ulimits().items())
+
+
+def ulimits() -> dict[str, int]:
+    """What a box's processes are limited to one by one, or all of a user's together; no more than this host allows."""
+    found = {}
     for name, kind, most in (
         ("nofile", resource.RLIMIT_NOFILE, 1_048_576),
-        ("nproc", resource.RLIMIT_NPROC, 32_768),
+        ("nproc", resource.RLIMIT_NPROC, _most_processes()),
         # Counted for root and all boxes together, whatever their user namespaces: one box must not have them all.
         ("sigpending", resource.RLIMIT_SIGPENDING, 4096),
         ("msgqueue", resource.RLIMIT_MSGQUEUE, 204_800),  # two queues of the usual size
     ):
         hard = resource.getrlimit(kind)[1]
-        value = most if hard == resource.RLIM_INFINITY else min(hard, most)
-        written.append(f'"{name}={value}:{value}"')
-    return ", ".join(written)
+        found[name] = most if hard == resource.RLIM_INFINITY else min(hard, most)
+    return found
+
+
+def _most_processes() -> int:
+    """On cgroup v1 nothing else limits an ordinary user's boxes, all together: a fork bomb in one of them leaves the
+    host enough processes for everybody else to end it."""
+    return min(32_768, int(Path("/proc/sys/kernel/pid_max").read_text()) // 4) if is_rootless() else 32_768
 
 
 def _cgroup_manager() -> str:

@@ -22,7 +22,7 @@ from rockroll.sandbox.container.cgroup import Scope
 from rockroll.sandbox.container.oci_exec import NotStarted, OciExec
 from rockroll.sandbox.exec.feed import Feed, Tether
 from rockroll.sandbox.exec.session import Capture, Headed, captures, settled
-from rockroll.sandbox.exec.shell import READ, Sink
+from rockroll.sandbox.exec.stream import READ, Sink
 from rockroll.sandbox.linux.process import Process
 from rockroll.sandbox.wire import Execute, Observation, Outcome
 

@@ -19,7 +19,8 @@ import signal
 
 from rockroll.errors import SandboxLost, SessionError
 from rockroll.sandbox.container.oci_exec import NotStarted, OciExec
-from rockroll.sandbox.exec.shell import Place, replay
+from rockroll.sandbox.exec.place import Place
+from rockroll.sandbox.exec.state import replay
 from rockroll.sandbox.wire import Terminal
 
 ANY_SHELL = "if command -v bash >/dev/null 2>&1; then exec bash -i; else exec sh -i; fi"

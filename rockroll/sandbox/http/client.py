@@ -1,6 +1,6 @@
 """A rockroll server as seen from Python: the small interface of rpc.Client (`call`, `stream`, parts) over HTTP.
 
-In: a base URL, a token, methods of wire.py and their bodies. Out: replies, streams, the RockrollError that the other
+In: a base URL, a token, methods of wire/ and their bodies. Out: replies, streams, the RockrollError that the other
 side raised; PeerLost where the connection broke, HostError where nothing answers. Leaves the mapping to codec.py.
 
 What it makes with owner "connection" hangs on a lease (leases.py): one answer that never ends, read in the background.

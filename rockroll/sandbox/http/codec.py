@@ -1,6 +1,6 @@
 """A method's body as the parts of an HTTP request, and back: the same code on both sides.
 
-In: a Route and a Struct of wire.py, or a path, a query and a JSON body. Out: the other of the two; UsageError for what
+In: a Route and a Struct of wire/, or a path, a query and a JSON body. Out: the other of the two; UsageError for what
 does not fit. Leaves carrying to client.py and endpoints.py.
 
 Bytes in a query are percent-encoded as they are. In a JSON request a field of bytes is either text under its own name,

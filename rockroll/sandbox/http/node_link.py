@@ -1,6 +1,6 @@
 """The HTTP server's way to the node: the same small interface as an rpc.Client, and it comes back after a node's death.
 
-In: methods of wire.py and their bodies. Out: replies, streams, RockrollErrors; PeerLost for the calls that were under
+In: methods of wire/ and their bodies. Out: replies, streams, RockrollErrors; PeerLost for the calls that were under
 way when the node died. Leaves starting a node to node_client.py.
 """
 

@@ -1,4 +1,4 @@
-"""The node's methods on a box that runs: its processes, environment, sessions, commands and logs, as in wire.py.
+"""The node's methods on a box that runs: its processes, environment, sessions, commands and logs, as in wire/.
 
 In: rpc calls, and the boxes that they name. Out: replies and streams. Leaves all of the work to the box; files are
 file_methods.py, and what makes and ends boxes is host.py.

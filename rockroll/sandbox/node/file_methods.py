@@ -1,4 +1,4 @@
-"""The node's file methods: every `file.*` of wire.py.
+"""The node's file methods: every `file.*` of wire/.
 
 In: rpc calls, and the boxes that they name. Out: replies and streams. Leaves the files to files.py, trees to
 tree_read.py and tree_write.py, changes to watch.py; this file brings them onto the event loop.

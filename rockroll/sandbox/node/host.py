@@ -1,4 +1,4 @@
-"""The node's sandboxes: every method of wire.py.
+"""The node's sandboxes: every method of wire/.
 
 In: rpc calls. Out: their replies; here the methods that make, find and end boxes. Leaves the making to maker.py, owners
 and times to ends.py, an earlier node's boxes to takeover.py, what is done with a box to box_methods.py,

@@ -148,7 +148,7 @@ class Maker:
             await self._current_image(config.image_name)
         ticket = await self._permit_for(config, owner, peer)
         try:
-            row = self._row(secrets.token_hex(6), config, owner, peer)
+            row = self._row(secrets.token_hex(6), self._as_allowed(config), owner, peer)
             box = self.box(row)
         finally:
             ticket.used()
@@ -182,6 +182,12 @@ class Maker:
             row = row._replace(owner_pid=peer.pid, owner_birth=birth(peer.pid))
         return row
 
+    def _as_allowed(self, config: SandboxConfig) -> SandboxConfig:
+        """Without the limits that this host cannot enforce, where its owner lets every box run so."""
+        if not self.permit.config.limits.allow_unenforced:
+            return config
+        return dataclasses.replace(config, allow_unenforced=True)
+
     # -- warm pools
 
     async def _make_warm(self, config: SandboxConfig) -> Box:
@@ -190,7 +196,7 @@ class Maker:
         if error := self.permit.refusal_of_refill(config):
             raise error
         id = secrets.token_hex(6)
-        row = Row(id, f"box-{id}", dataclasses.asdict(config), "connection", "", time.time())
+        row = Row(id, f"box-{id}", dataclasses.asdict(self._as_allowed(config)), "connection", "", time.time())
         box = self._put_together(row)
         self._registry.put(row)
         try:
@@ -278,8 +284,8 @@ class Maker:
         unenforced = [limit for limit in box.hull.unenforced if limit != "kill-scope"]
         if unenforced and not box.config.allow_unenforced:
             raise LimitNotEnforced(
-                f"this host does not enforce {', '.join(unenforced)}; set allow_unenforced to run without,"
-                " or see `rockroll doctor` for the cure"
+                f"this host does not enforce {', '.join(unenforced)}; set allow_unenforced to run without (for every"
+                " sandbox: limits.allow_unenforced in node.yaml), or see `rockroll doctor` for the cure"
             )
 
     async def _undo(self, creating: asyncio.Future[str]) -> None:

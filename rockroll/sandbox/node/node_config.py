@@ -62,6 +62,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """No box is made where less than this would be left of the memory that is free now."""
     keep_disk: str | int = "512m"
     """The same for the disk under Podman's store."""
+    allow_unenforced: bool = False
+    """Every box runs here also without the limits that this host cannot enforce, as if it had asked so itself."""
 
 
 class Starts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

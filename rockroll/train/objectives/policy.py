@@ -60,6 +60,7 @@ class PolicyObjective(Objective):
         self._temperature = batch.temperature
         self._totals = Totals(self.share, _SUMS, ["diff_max"])
         self._tokens = sum(len(row.targets) for row in rows)
+        self._updates = 0
         if self.config.kl:
             start = self.reference or lora.Base(model.module)
             for row, logp in zip(rows, self.share.per_token(start, rows, self._logprobs), strict=True):
@@ -109,6 +110,7 @@ class PolicyObjective(Objective):
         )
 
     def weigh(self, rows: list[Row]) -> None:
+        self._updates += 1
         aggregate(rows, self.config)
 
     def loss(self, outputs: Tensor, micro: MicroBatch, *, first: bool) -> Tensor:
@@ -142,7 +144,9 @@ class PolicyObjective(Objective):
             totals.add(kl=kl.detach()[counts].sum())
         if config.entropy:
             per_token = per_token - config.entropy * entropy
-        if first:  # how far the trainer's log-probs at the step's start are from the engine's
+        # How far the trainer's log-probs at the step's start are from the engine's: where they were not asked for
+        # beforehand, the first update alone still has them.
+        if first and (micro.old is not None or self._updates == 1):
             apart = (old - micro.behaviour).abs()
             totals.add(diff=apart.sum(), diff_count=len(apart))
             totals.most(diff_max=apart.max())
