@@ -87,10 +87,11 @@ def test_a_tracker_that_ended_or_hangs_keeps_no_rows(run_dir: Path, monkeypatch:
 
 @pytest.mark.slow
 def test_wandb_gets_the_rows_and_a_resumed_run_goes_on_with_the_same_id(run_dir: Path) -> None:
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     assert tracked("wandb", run_dir, ROWS) == []
     time.sleep(1.1)  # W&B names an offline folder by the second: two of one second would be one, and lose rows
     assert tracked("wandb", run_dir, [{"step": 2, "reward/mean": 0.75}]) == []
+    wandb.teardown()  # as at Python's end: `finish` does not wait for its process to close the file
     id = (run_dir / "track" / "wandb.id").read_text().strip()
     files = (run_dir / "track" / "wandb").glob(f"offline-run-*-{id}/run-{id}.wandb")
     written = sorted((step, row) for file in files for step, row in wandb_rows(file))

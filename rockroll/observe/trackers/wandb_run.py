@@ -60,4 +60,5 @@ class WandbRun:
         self._run.log(numbers(row), step=int(row["step"]))
 
     def close(self, ok: bool) -> None:
+        """Offline, wandb's own process writes the last rows a moment later; at Python's end wandb waits for that."""
         self._run.finish(exit_code=0 if ok else 1)
