@@ -45,12 +45,15 @@ class Placing:
         if number is not None:
             return self._begun(number, ids)
         place: asyncio.Future[Life] = asyncio.get_running_loop().create_future()
-        self.held.append((place, ids))
+        held = (place, ids)
+        self.held.append(held)
         try:
             return await place
         except asyncio.CancelledError:
-            if place.done() and not place.cancelled() and place.exception() is None:
+            if not place.cancelled() and place.exception() is None:
                 self.end(place.result(), ids, [])
+            elif held in self.held:
+                self.held.remove(held)
             raise
 
     def end(self, life: Life, ids: list[int], answer: list[int]) -> None:

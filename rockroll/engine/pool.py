@@ -193,10 +193,18 @@ class EnginePool:
     async def _place(self, ids: list[int]) -> Life:
         if self._over is not None:
             raise self._over
-        return await self._placing.begin(ids)
+        try:
+            return await self._placing.begin(ids)
+        except asyncio.CancelledError:
+            self._told_idle()
+            raise
 
     def _ended(self, life: Life, ids: list[int], answer: list[int]) -> None:
         self._placing.end(life, ids, answer)
+        self._told_idle()
+
+    def _told_idle(self) -> None:
+        """`drain` looks again, where it may wait for this."""
         if self._over is not None and self._placing.idle:
             self._tell()
 

@@ -198,7 +198,7 @@ def read_step(value: Any) -> Step:
     observation, reward, terminated = value[:3]
     try:
         number = float(reward)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise EnvError(f"a reward is a finite number; got {reward!r}")

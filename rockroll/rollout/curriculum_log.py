@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from rockroll.append import write_whole
+from rockroll.append import Appended, write_whole
 from rockroll.errors import HostError
 from rockroll.rollout.mixture import Folded, Record
 
@@ -28,7 +28,7 @@ class CurriculumLog:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file: int | None = None
+        self._file: Appended | None = None
         self.past: list[Record] = []
         try:
             whole = path.read_bytes() if path.exists() else b""
@@ -40,12 +40,10 @@ class CurriculumLog:
             raise HostError(f"{path} says which tasks were drawn, and cannot be read: {error}") from None
 
     def put(self, record: Record) -> None:
-        try:
-            if self._file is None:
-                self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-            os.write(self._file, msgspec.json.encode(record) + b"\n")
-        except OSError as error:
-            raise HostError(f"{self._path} cannot be written: {error.strerror}; is the disk full?") from None
+        """HostError where it cannot be written: it is not there then."""
+        if self._file is None:
+            self._file = Appended(self._path)
+        self._file.add(msgspec.json.encode(record) + b"\n")
 
     def fold(self, record: Folded) -> None:
         """It says what all records before it say: they go. HostError where it cannot be written, and they stay."""
@@ -59,5 +57,5 @@ class CurriculumLog:
 
     def close(self) -> None:
         if self._file is not None:
-            os.close(self._file)
+            self._file.close()
             self._file = None

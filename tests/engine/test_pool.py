@@ -493,6 +493,20 @@ async def test_draining_answers_what_is_under_way_and_refuses_the_rest(place: Pl
         assert all(len(one.token_ids) == 5 for one in await asyncio.gather(*asked))
 
 
+async def test_draining_does_not_wait_for_a_request_that_was_cancelled_before_it_had_a_place(place: Place) -> None:
+    async with running(place) as pool:
+        for load in pool._placing.routes._loads.values():
+            load.stats = Stats(running=0, waiting=0, slots=0, kv_use=0.0, progress=0, loading=False)
+        first, second = (asyncio.ensure_future(pool.generate(request(n))) for n in range(2))
+        await until(lambda: len(pool._placing.held) == 2)
+        first.cancel()
+        draining = asyncio.ensure_future(pool.drain())
+        await until(lambda: len(pool._placing.held) == 1)
+        assert not draining.done()
+        second.cancel()
+        await asyncio.wait_for(draining, 5)
+
+
 async def test_requests_without_a_seed_draw_differently_on_every_replica(place: Place) -> None:
     async with running(place, seed=1) as pool:
         plain = GenerateRequest(id="r", prompt_ids=[1], max_tokens=1)

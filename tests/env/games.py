@@ -100,6 +100,11 @@ class WordForReward(Guess):
         return super().step(action)[0], "won", self.over, False, {}
 
 
+class EndlessReward(Guess):
+    def step(self, action: str) -> tuple[Any, ...]:
+        return super().step(action)[0], 10**400, self.over, False, {}
+
+
 class NumberForFlag(Guess):
     def step(self, action: str) -> tuple[Any, ...]:
         return super().step(action)[0], 0.0, int(self.over), False, {}

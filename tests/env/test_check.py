@@ -37,6 +37,7 @@ def test_rockroll_s_own_tasks_keep_it(name: str) -> None:
         ("OneValue", "reset", "fail", "reset returns (observation, info); got str"),
         ("NumbersShown", "step", "fail", "an observation is text, or a list of token ids; got int"),
         ("WordForReward", "step", "fail", "a reward is a finite number; got 'won'"),
+        ("EndlessReward", "step", "fail", "a reward is a finite number; got 1000"),
         ("NumberForFlag", "step", "fail", "an end is told by 0"),
         ("Unseeded", "same seed", "fail", "the first observations are"),
         ("GlobalSeed", "two at once", "fail", "beside another episode"),

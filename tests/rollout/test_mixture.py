@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -152,6 +153,22 @@ def test_what_a_long_run_keeps_is_as_much_as_was_measured_since_its_checkpoint(t
     assert max(sizes) < 1.2 * sizes[0]
     (folded,) = CurriculumLog(tmp_path / "curriculum.jsonl").past
     assert isinstance(folded, Folded) and folded.measured == [396, 397, 398, 399]
+
+
+def test_a_record_that_a_full_disk_refuses_leaves_the_others_readable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = CurriculumLog(tmp_path / "c")
+    record = Mixture([domain("a", levels=3)], 5, batch=4, curriculum=CURRICULUM).fold(0)
+    log.put(record)
+    write = os.write
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", lambda file, data: write(file, data[:10]))
+        with pytest.raises(HostError, match="its disk is full"):
+            log.put(record)
+    log.put(record)
+    log.close()
+    assert CurriculumLog(tmp_path / "c").past == [record, record]
 
 
 def test_a_group_that_was_folded_is_not_measured_again() -> None:
