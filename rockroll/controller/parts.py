@@ -26,6 +26,7 @@ from rockroll.controller.placed import PlacedTrainer
 from rockroll.controller.replicas import open_pool
 from rockroll.controller.run_dir import RunDir
 from rockroll.data.source import DataSet, Deck
+from rockroll.engine.api import Engine
 from rockroll.engine.kinds import gpu_bytes, on_gpu, require
 from rockroll.engine.pool import EnginePool
 from rockroll.errors import ProcessDied
@@ -83,11 +84,12 @@ async def parts(
     train: bool,
     data: DataSet | None = None,
     ray: str = "",
+    seen: Callable[[Engine], Engine] | None = None,
 ) -> AsyncIterator[Parts]:
     """Starts what `config` needs, the slow ones side by side; ends all of it, whatever happened.
 
     train: False leaves the trainer out, for an evaluation. data: what is learnt from, where that is a data set. ray:
-    the address of the cluster on which all this runs; "": here.
+    the address of the cluster on which all this runs; "": here. seen: what the rollout asks in the engine's place.
     """
     if config.samples:
         require(config.engine)
@@ -152,7 +154,7 @@ async def parts(
             stack.callback(curriculum.close)
             rollout = Rollout(
                 config.rollout,
-                engine,
+                seen(engine) if seen else engine,
                 pools,
                 config.domains,
                 config.crew,

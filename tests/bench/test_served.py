@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from rockroll.bench import served
+from rockroll.bench.noting import Noting
 from rockroll.bench.served import Asked
 from rockroll.cli.bench import _check_engine
 from rockroll.engine.api import GenerateRequest, Generation
@@ -24,7 +25,7 @@ class Engine:
 
 async def test_both_get_the_same_work_and_the_rates_are_of_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     engine: Any = Engine()
-    noting = served._Noting(engine)
+    noting = Noting(engine)
     got: list[list[Asked]] = []
     took = iter([9.0, 2.0, 4.0])
 
