@@ -21,6 +21,8 @@ def bit_sum(tensor: Tensor) -> int:
 
     views = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     bits = tensor.detach().contiguous().view(views[tensor.element_size()])
+    if bits.device.type == "cpu":  # torch's own sum of int32 as int64 took 255 ms for 142 MB, numpy's 18
+        return int(bits.numpy().sum(dtype="int64"))
     return int(bits.sum(dtype=torch.int64).item())
 
 

@@ -76,7 +76,8 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
     """How many of them were read back from the engine's memory with the same bits; a backend that repacks what it loads
     shows fewer than `tensors`."""
     paused_s: float = 0.0
-    """How long no token was sampled for it: from the pause to the going on, the proof included."""
+    """How long no token was sampled for it: from the end of the last step before it to the going on, the proof
+    included."""
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):

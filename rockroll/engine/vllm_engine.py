@@ -174,12 +174,12 @@ class VllmEngine:
         self._must_live()
         self._check_same(folder, await asyncio.to_thread(weights.shapes, folder))
         async with self._loading:
-            started = time.perf_counter()
             for running in self._anew:
                 running.cancel()
             await asyncio.gather(*self._anew, return_exceptions=True)
             try:
                 await self._or_lost(self._llm.pause_generation(mode="keep", clear_cache=True))
+                paused = time.perf_counter()  # the steps under way have ended, and their tokens count
                 if self._under_way:
                     await self._or_lost(self._fence.passed())
                 for live in self._under_way:
@@ -196,7 +196,7 @@ class VllmEngine:
             finally:
                 if not self.lost.is_set():
                     await asyncio.shield(self._llm.resume_generation())
-            seconds, going_on = time.perf_counter() - started, len(self._under_way)
+            seconds, going_on = time.perf_counter() - paused, len(self._under_way)
             _log.info("version %d after %.3f s, %d requests go on", version, seconds, going_on)
             return msgspec.structs.replace(loaded, paused_s=seconds)
 

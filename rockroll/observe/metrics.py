@@ -23,8 +23,8 @@ Row = dict[str, float | int]
 class MetricsLog:
     """Appends rows to RUN_DIR/metrics.jsonl and RUN_DIR/tensorboard/.
 
-    A row is on disk when `write` returns. resume_from: rows after that step are dropped first, so that a resumed
-    run has each step once. most: bytes of the file; where it has more, it is made anew with every second step, every
+    A row is on disk when `write` returns. resume_from: rows after that step are dropped first, in both, so that a
+    resumed run has each step once. most: bytes of the file; where it has more, it is made anew with every second step, every
     fourth, …, to half of that, the first, the last and the evaluations in any case; tensorboard/ then has the same
     steps. None: no bound. also: told each row, once it is on the disk; it returns at once.
     """
@@ -48,6 +48,8 @@ class MetricsLog:
         self._last = int(self.rows[-1]["step"]) if self.rows else -1
         self._file = Appended(self.path)
         self._board = _Board(run_dir / "tensorboard") if tensorboard else None
+        if self._board is not None and resume_from is not None:
+            self._board.keep({int(row["step"]) for row in self.rows})
         self._also = also
 
     @property

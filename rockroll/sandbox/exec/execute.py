@@ -6,12 +6,9 @@ what it started to cgroup.py.
 
 from __future__ import annotations
 
-import array
 import asyncio
-import fcntl
 import os
 import signal
-import termios
 import time
 from functools import partial
 from typing import Protocol
@@ -22,7 +19,7 @@ from rockroll.sandbox.container.cgroup import Scope
 from rockroll.sandbox.container.oci_exec import NotStarted, OciExec
 from rockroll.sandbox.exec.feed import Feed, Tether
 from rockroll.sandbox.exec.session import Capture, Headed, captures, settled
-from rockroll.sandbox.exec.stream import READ, Sink
+from rockroll.sandbox.exec.stream import Sink, pump, take
 from rockroll.sandbox.linux.process import Process
 from rockroll.sandbox.wire import Execute, Observation, Outcome
 
@@ -55,13 +52,7 @@ class _Pipe:
         self._loop.add_reader(self._fd, self._on_data)
 
     def _on_data(self) -> None:
-        try:
-            data = os.read(self._fd, READ)
-        except BlockingIOError:
-            return
-        if data:
-            self._sink(data)
-        else:
+        if not pump(self._fd, self._sink):
             self.close()
 
     def started(self) -> None:
@@ -71,12 +62,7 @@ class _Pipe:
     def finish(self) -> None:
         """Takes what is in the pipe now; what comes later is the log's."""
         if self._fd >= 0:
-            count = array.array("i", [0])
-            fcntl.ioctl(self._fd, termios.FIONREAD, count)
-            left = count[0]
-            while left > 0 and (data := os.read(self._fd, min(left, READ))):
-                self._sink(data)
-                left -= len(data)
+            take(self._fd, self._sink)
         self._sink = self._log
 
     def close(self) -> None:

@@ -22,6 +22,33 @@ READ = 1 << 18
 Sink = Callable[[bytes], None]
 
 
+def pump(fd: int, sink: Sink) -> bool:
+    """What a reader is called for goes to the sink. False at the end: its last writer has closed it."""
+    try:
+        data = os.read(fd, READ)
+    except BlockingIOError:
+        return True
+    if data:
+        sink(data)
+    return bool(data)
+
+
+def take(fd: int, sink: Sink) -> None:
+    """What is in the pipe now goes to the sink, and nothing that comes meanwhile."""
+    count = array.array("i", [0])
+    fcntl.ioctl(fd, termios.FIONREAD, count)
+    waiting = count[0]
+    while waiting > 0:
+        try:
+            data = os.read(fd, min(waiting, READ))
+        except BlockingIOError:
+            return  # somebody in the box has read it meanwhile
+        if not data:
+            return
+        waiting -= len(data)
+        sink(data)
+
+
 class Stream:
     """A data FIFO's reading end: stdout or stderr of the commands of one shell, one after the other."""
 
@@ -55,13 +82,7 @@ class Stream:
         self._watched = True
 
     def _on_data(self) -> None:
-        try:
-            data = os.read(self._fd, READ)
-        except BlockingIOError:
-            return
-        if data:
-            self.sink(data)
-        else:  # the command has closed it and will report in a moment: no more to see, and no busy loop
+        if not pump(self._fd, self.sink):  # the command will report in a moment: no more to see, and no busy loop
             self._unwatch()
 
     def _unwatch(self) -> None:
@@ -76,7 +97,7 @@ class Stream:
             if data := os.read(self._fd, READ):
                 self.sink(data)
                 if len(data) == READ:  # somebody has made the pipe larger
-                    self._take(_waiting(self._fd))
+                    take(self._fd, self.sink)
                 late = os.read(self._fd, READ)
         except BlockingIOError:
             late = None
@@ -85,17 +106,6 @@ class Stream:
         else:
             self._hand_over(late or b"")
         self.sink = self._background
-
-    def _take(self, waiting: int) -> None:
-        while waiting > 0:
-            try:
-                data = os.read(self._fd, min(waiting, READ))
-            except BlockingIOError:
-                return  # somebody in the box has read it meanwhile
-            if not data:
-                return
-            waiting -= len(data)
-            self.sink(data)
 
     def _hand_over(self, late: bytes) -> None:
         """A job of the finished command goes on writing: into the log, through the pipe that it has."""
@@ -107,13 +117,7 @@ class Stream:
         self._renew()
 
     def _on_background(self, fd: int) -> None:
-        try:
-            data = os.read(fd, READ)
-        except BlockingIOError:
-            return
-        if data:
-            self._background(data)
-        else:
+        if not pump(fd, self._background):
             self._drop(fd)
 
     def _drop(self, fd: int) -> None:
@@ -123,7 +127,7 @@ class Stream:
 
     def drain(self) -> None:
         """What is left when the shell has died."""
-        self._take(_waiting(self._fd))
+        take(self._fd, self.sink)
         self._unwatch()
 
     def close(self) -> None:
@@ -132,9 +136,3 @@ class Stream:
         self._fd = -1
         for fd in list(self._old):
             self._drop(fd)
-
-
-def _waiting(fd: int) -> int:
-    count = array.array("i", [0])
-    fcntl.ioctl(fd, termios.FIONREAD, count)
-    return count[0]
