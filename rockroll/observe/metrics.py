@@ -24,9 +24,9 @@ class MetricsLog:
     """Appends rows to RUN_DIR/metrics.jsonl and RUN_DIR/tensorboard/.
 
     A row is on disk when `write` returns. resume_from: rows after that step are dropped first, in both, so that a
-    resumed run has each step once. most: bytes of the file; where it has more, it is made anew with every second step, every
-    fourth, …, to half of that, the first, the last and the evaluations in any case; tensorboard/ then has the same
-    steps. None: no bound. also: told each row, once it is on the disk; it returns at once.
+    resumed run has each step once. most: bytes of the file; where it has more, it is made anew with every second step,
+    every fourth, …, to half of that, the first, the last and the evaluations in any case; tensorboard/ then has the
+    same steps. None: no bound. also: told each row, once it is on the disk; it returns at once.
     """
 
     def __init__(
