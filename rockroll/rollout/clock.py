@@ -49,6 +49,8 @@ class Clock:
         self._asking = False
         self._since = self._progress = now()
         self._spent: dict[Holder, float] = {}
+        self._worked = 0.0
+        """Of that, what counts for `cap`."""
 
     @property
     def holder(self) -> Holder:
@@ -95,20 +97,19 @@ class Clock:
     def _dues(self) -> dict[Limit, float]:
         if self.holder == "pool":
             return {}  # boxes come back as other episodes end, and a pool that cannot make any says so
-        spent = self.spent
-        now = self._now()
-        whole = sum(seconds for name, seconds in spent.items() if name != "pool")
         dues: dict[Limit, float] = {
-            "cap": now + self._limits["cap"] - whole,
+            "cap": self._since + self._limits["cap"] - self._worked,
             "stall": self._progress + self._limits["stall"],
         }
         if self.holder == "agent":
-            dues["agent"] = now + self._limits["agent"] - spent["agent"]
+            dues["agent"] = self._since + self._limits["agent"] - self._spent.get("agent", 0.0)
         return dues
 
     def _book(self) -> None:
-        now = self._now()
-        self._spent[self.holder] = self._spent.get(self.holder, 0.0) + now - self._since
+        now, holder = self._now(), self.holder
+        self._spent[holder] = self._spent.get(holder, 0.0) + now - self._since
+        if holder != "pool":
+            self._worked += now - self._since
         self._since = self._progress = now
 
 
@@ -121,12 +122,15 @@ class TimeUp(Exception):
 
 
 class Watch:
-    """The clock of one episode on the running event loop: acts at the moment a limit is reached, by one timer that is
-    set anew whenever something moves."""
+    """The clock of one episode on the running event loop: acts at the moment a limit is reached. Its one timer is set
+    anew only where that moment has come nearer: a limit goes away at every turn, and is looked for when it was due."""
 
     def __init__(self, *, cap: float, stall: float, agent: float = math.inf) -> None:
-        self.clock = Clock(asyncio.get_running_loop().time, cap=cap, stall=stall, agent=agent)
+        self._loop = asyncio.get_running_loop()
+        self.clock = Clock(self._loop.time, cap=cap, stall=stall, agent=agent)
         self._scope: asyncio.Timeout | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._up: Expired | None = None
 
     def hold(self, holder: Holder) -> None:
         if not self._expired:  # what is being cancelled changes no more who held it when the time was up
@@ -144,24 +148,43 @@ class Watch:
 
     async def within(self, work: Coroutine[Any, Any, T]) -> T:
         """What `work` returns. Raises TimeUp when a limit is reached first: `work` is cancelled and awaited."""
+        self._up = None
         try:
-            async with asyncio.timeout_at(self._when()) as self._scope:
+            async with asyncio.timeout(None) as self._scope:
+                self._moved()
                 return await work
         except TimeoutError:
-            if not self._expired:
+            if self._up is None:
                 raise
-            raise TimeUp(self.clock.expired()) from None
+            raise TimeUp(self._up) from None
         finally:
             self._scope = None
-
-    def _when(self) -> float | None:
-        due = self.clock.due
-        return None if math.isinf(due) else due
+            self._disarm()
 
     @property
     def _expired(self) -> bool:
-        return self._scope is not None and self._scope.expired()
+        return self._scope is not None and self._up is not None
 
     def _moved(self) -> None:
-        if self._scope is not None:
-            self._scope.reschedule(self._when())
+        if self._scope is None or self._up is not None:
+            return
+        due = self.clock.due
+        if self._timer is not None and self._timer.when() <= due:
+            return
+        self._disarm()
+        if not math.isinf(due):
+            self._timer = self._loop.call_at(due, self._look)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        assert self._scope is not None
+        self._timer = None
+        if self._loop.time() < self.clock.due:
+            self._moved()
+        else:
+            self._up = self.clock.expired()
+            self._scope.reschedule(self._loop.time())

@@ -39,6 +39,11 @@ TOOL: dict[str, Any] = {
 }
 
 
+_KEPT, _SHORT = 4096, 512
+"""So many continuations are remembered, of messages of at most so many characters: an environment says few things, and
+says them to every episode of a group."""
+
+
 class Template(Protocol):
     """What this needs of a tokenizer."""
 
@@ -115,19 +120,34 @@ class Continuation:
     def __init__(self, template: Template) -> None:
         self._template = template
         self._begun: dict[Past, tuple[list[Message], str]] = {}
+        self._known: dict[Any, Following | None] = {}
 
     def after(self, past: Past, answer: tuple[str, str, Sequence[Call]], new: Sequence[Message]) -> Following | None:
         """What follows `answer` (reasoning, content, calls; the calls' ids as `new` names them), up to the next one.
 
         None: the conversation does not go on from its past, or the template refuses it.
         """
-        number, said = 0, repr(new)
+        reasoning, content, calls = answer
+        shape, names, said = Shape(bool(reasoning), bool(content), len(calls)), [c.name for c in calls], repr(new)
+        if len(said) > _SHORT:
+            return self._after(past, shape, names, new, said)
+        key = (past, shape, *names, said)
+        if key not in self._known:
+            if len(self._known) >= _KEPT:
+                self._known.clear()
+            self._known[key] = self._after(past, shape, names, new, said)
+        return self._known[key]
+
+    def _after(
+        self, past: Past, shape: Shape, names: Sequence[str], new: Sequence[Message], said: str
+    ) -> Following | None:
+        """said: `new`, as one text."""
+        number = 0
         while f"answer{number}answer" in said:
             number += 1
-        reasoning, content, calls = answer
         ids = [m["tool_call_id"] for m in new if m.get("role") == "tool" and m.get("tool_call_id")]
-        named = [(call.name, ids[i] if i < len(ids) else f"call{i:05d}") for i, call in enumerate(calls)]
-        stand_in = _stand_in(Shape(bool(reasoning), bool(content), len(calls)), number, named)
+        named = [(name, ids[i] if i < len(ids) else f"call{i:05d}") for i, name in enumerate(names)]
+        stand_in = _stand_in(shape, number, named)
         tools = [TOOL] if past.tools else None
         try:
             begun = self._begin(past)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,9 @@ from rockroll.rollout.answer import Style
 from rockroll.rollout.continuation import TOOL, Continuation, Message
 
 __all__ = ["ChatTokenizer", "Message"]
+
+_KEPT, _SHORT = 4096, 512
+"""The ids of so many texts are remembered, of at most so many characters: what an environment says again."""
 
 
 class ChatTokenizer:
@@ -52,6 +56,7 @@ class ChatTokenizer:
             raise UsageError(f"a model folder holds a readable tokenizer.json; {folder} does not: {error}") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self._short = lru_cache(_KEPT)(self._encode)
         self._names = {
             name: _token_text(config[name])
             for name in ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -119,6 +124,9 @@ class ChatTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text as it stands: special tokens written in it are read, none are added."""
+        return list(self._short(text)) if len(text) <= _SHORT else self._encode(text)
+
+    def _encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def shared(self, ids: Sequence[int]) -> list[int]:
