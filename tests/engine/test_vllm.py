@@ -30,6 +30,7 @@ from rockroll.engine.kinds import has_gpu
 from rockroll.errors import EngineError, PeerLost, UsageError
 
 from .conftest import llama
+from .faulty_vllm import WRONG
 from .test_conformance import PROMPT
 
 pytestmark = [
@@ -65,11 +66,11 @@ async def engine(vllm_models: Path, tmp_path_factory: pytest.TempPathFactory) ->
     assert not (folder / "engine").exists(), "the socket is left"
 
 
-async def server(config: EngineConfig, folder: Path) -> asyncio.subprocess.Process:
+async def server(
+    config: EngineConfig, folder: Path, module: str = "rockroll.engine.server"
+) -> asyncio.subprocess.Process:
     (folder / "engine.json").write_bytes(msgspec.json.encode(config))
-    return await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "rockroll.engine.server", "--config", str(folder / "engine.json")
-    )
+    return await asyncio.create_subprocess_exec(sys.executable, "-m", module, "--config", str(folder / "engine.json"))
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -193,6 +194,22 @@ async def test_another_model_and_a_damaged_one_leave_the_old_weights(
     assert (await engine.info()).version == version
 
 
+async def test_a_bit_that_changed_on_the_way_into_the_model_is_found_and_nothing_is_served(
+    vllm_models: Path, tmp_path: Path
+) -> None:
+    process, client = await small(vllm_models / "first", tmp_path, module="tests.engine.faulty_vllm")
+    request = GenerateRequest(id="r", prompt_ids=PROMPT, max_tokens=4)
+    with pytest.raises(EngineError, match=rf"{WRONG} holds other bits than were read for it"):
+        await client.load(str(vllm_models / "other"), 1)
+    with pytest.raises(EngineError, match="holds other bits"):
+        await client.generate(request)
+    await client.load(str(vllm_models / "first"), 2)
+    assert (await client.generate(request)).versions == [2] * 4
+    process.terminate()
+    assert await process.wait() == 0
+    await client.close()
+
+
 async def test_when_a_process_of_vllm_dies_the_engine_ends_and_says_so(vllm_models: Path, tmp_path: Path) -> None:
     process, client = await small(vllm_models / "first", tmp_path)
     running = asyncio.ensure_future(
@@ -233,9 +250,11 @@ async def test_smollm2_keeps_every_promise(tmp_path: Path) -> None:
     await client.close()
 
 
-async def small(model: Path, folder: Path) -> tuple[asyncio.subprocess.Process, EngineClient]:
+async def small(
+    model: Path, folder: Path, module: str = "rockroll.engine.server"
+) -> tuple[asyncio.subprocess.Process, EngineClient]:
     config = EngineConfig(model=str(model), address=f"ipc://{folder}/engine", **SMALL)  # type: ignore[arg-type]
-    process = await server(config, folder)
+    process = await server(config, folder, module)
     client = await EngineClient.connect(config.address)
     starting, ending = asyncio.ensure_future(client.info()), asyncio.ensure_future(process.wait())
     await asyncio.wait([starting, ending], return_when=asyncio.FIRST_COMPLETED)
