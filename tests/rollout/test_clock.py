@@ -109,6 +109,40 @@ async def test_a_limit_that_moved_is_kept_where_it_is_now() -> None:
     assert await watch.within(work()) == "answered"
 
 
+async def test_progress_puts_a_limit_off_and_its_end_is_found_all_the_same() -> None:
+    """The timer of a limit that went away is not set anew: it looks again when it rings."""
+    watch, loop = Watch(cap=60, stall=0.2), asyncio.get_running_loop()
+    last = 0.0
+
+    async def work() -> None:
+        nonlocal last
+        for asking in (True, False) * 4:
+            await asyncio.sleep(0.05)
+            watch.asks(asking)
+        last = loop.time()
+        await asyncio.Event().wait()
+
+    watch.hold("env")
+    with pytest.raises(TimeUp) as up:
+        await watch.within(work())
+    assert up.value.expired == Expired("stall", "env", 0.2)
+    assert loop.time() - last >= 0.199
+
+
+async def test_a_limit_that_came_nearer_is_kept() -> None:
+    watch = Watch(cap=60, stall=60)
+
+    async def work() -> None:
+        watch.hold("agent")
+        watch.limit("agent", 0.05)
+        await asyncio.Event().wait()
+
+    watch.hold("ours")
+    with pytest.raises(TimeUp) as up:
+        await watch.within(work())
+    assert up.value.expired == Expired("agent", "agent", 0.05)
+
+
 async def test_a_timeout_of_the_work_s_own_is_its_own() -> None:
     async def work() -> None:
         raise TimeoutError("mine")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from rockroll.errors import UsageError
+from rockroll.rollout import continuation
 from rockroll.rollout.continuation import Past
 from rockroll.rollout.tokenizer import ChatTokenizer
 
@@ -53,6 +54,23 @@ def test_after_is_what_a_whole_render_adds(tokenizer: ChatTokenizer) -> None:
     assert follows is not None and follows.stop_id == tokenizer.stop_ids[0]
     ids = tokenizer.render(history) + said + [follows.stop_id] + tokenizer.encode(follows.text)
     assert ids == tokenizer.render([*history, answer, *new])
+
+
+def test_what_is_remembered_is_what_another_tokenizer_says(
+    model_folder: Path, tokenizer: ChatTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of texts and continuations that come again, after other pasts and answers too; also where few are kept."""
+    monkeypatch.setattr(continuation, "_KEPT", 3)
+    pasts = [Past(system, False) for system in (True, False)]
+    news = [[{"role": role, "content": f"say {n}"}] for role in ("user", "tool") for n in range(3)]
+    asked = [(past, ("", text, ()), new) for past in pasts for text in ("yes", "") for new in news] * 2
+    for past, answer, new in asked:
+        assert tokenizer.continuation.after(past, answer, new) == ChatTokenizer(model_folder).continuation.after(
+            past, answer, new
+        )
+    first = tokenizer.encode("say it")
+    first.append(0)  # a caller's own list
+    assert tokenizer.encode("say it") == ChatTokenizer(model_folder).encode("say it")
 
 
 def test_a_stop_token_of_generation_config_counts_too(tmp_path: Path) -> None:
