@@ -35,9 +35,7 @@ def pump(fd: int, sink: Sink) -> bool:
 
 def take(fd: int, sink: Sink) -> None:
     """What is in the pipe now goes to the sink, and nothing that comes meanwhile."""
-    count = array.array("i", [0])
-    fcntl.ioctl(fd, termios.FIONREAD, count)
-    waiting = count[0]
+    waiting = _waiting(fd)
     while waiting > 0:
         try:
             data = os.read(fd, min(waiting, READ))
@@ -47,6 +45,12 @@ def take(fd: int, sink: Sink) -> None:
             return
         waiting -= len(data)
         sink(data)
+
+
+def _waiting(fd: int) -> int:
+    count = array.array("i", [0])
+    fcntl.ioctl(fd, termios.FIONREAD, count)
+    return count[0]
 
 
 class Stream:
