@@ -1,7 +1,8 @@
 """The engine on vLLM: paged attention, CUDA graphs on a GPU, the same promises as `transformers`.
 
 In: an EngineConfig. Out: an `api.Engine`. The model is in vLLM's own processes; here requests go out and tokens come
-in. Leaves what vLLM's releases do differently to vllm_versions.py, reading weights to vllm_worker.py.
+in. Leaves what one request has got so far to vllm_request.py, what vLLM's releases do differently to
+vllm_versions.py, reading weights to vllm_worker.py.
 
     load: read the headers ─► pause, forgetting all keys and values ─► fence ─► new weights ─► proof ─► resume
                 └ refused, nothing has changed                                     └ failed: broken until a load works
@@ -26,9 +27,10 @@ import msgspec
 
 from rockroll.digest import fold
 from rockroll.engine import vllm_versions, weights
-from rockroll.engine.api import EngineInfo, GenerateRequest, Generation, Loaded, OnTokens, Piece, Stats
+from rockroll.engine.api import EngineInfo, GenerateRequest, Generation, Loaded, OnTokens, Stats
 from rockroll.engine.config import EngineConfig
 from rockroll.engine.limits import Limits
+from rockroll.engine.vllm_request import Request, Scored
 from rockroll.errors import EngineError
 
 _log = logging.getLogger(__name__)
@@ -40,57 +42,6 @@ _CLOSING_S = 3
 """vLLM's processes have this long to end by themselves."""
 
 
-class _Request:
-    """One request under way: what it has, and the versions that sampled it."""
-
-    def __init__(self, wanted: GenerateRequest, tell: OnTokens | None, version: int) -> None:
-        self.wanted = wanted
-        self.collector: Any = None
-        self.finish_reason: str | None = None
-        self._tell = tell
-        self._version = version
-        self._ids: list[int] = []
-        self._logprobs: list[float] = []
-        self._versions: list[int] = []
-
-    @property
-    def sampled(self) -> int:
-        return len(self._ids)
-
-    @property
-    def length(self) -> int:
-        """Tokens of prompt and answer together."""
-        return len(self.wanted.prompt_ids) + len(self._ids)
-
-    def weights_changed(self, version: int) -> None:
-        """Tokens that come from now on are this version's. To be called behind a fence, after `take_waiting`."""
-        self._version = version
-
-    def take_waiting(self) -> None:
-        """What has been sent and not taken yet."""
-        if self.collector is not None and (output := self.collector.get_nowait()) is not None:
-            self.take(output)
-            if output.finished:
-                self.collector.put(output)  # its owner waits for something to come
-
-    def take(self, output: Any) -> None:
-        completion = output.outputs[0]
-        ids = list(completion.token_ids)
-        start = len(self._ids)
-        logprobs = [row[token].logprob for token, row in zip(ids, completion.logprobs or [], strict=True)]
-        self._ids += ids
-        self._logprobs += logprobs
-        self._versions += [self._version] * len(ids)
-        if output.finished:
-            self.finish_reason = completion.finish_reason or "abort"
-        if ids and self._tell is not None:
-            self._tell(Piece(start=start, token_ids=ids, logprobs=logprobs, versions=[self._version] * len(ids)))
-
-    def generation(self) -> Generation:
-        reason: Any = self.finish_reason if self.finish_reason in ("stop", "length") else "abort"
-        return Generation(token_ids=self._ids, logprobs=self._logprobs, versions=self._versions, finish_reason=reason)
-
-
 class VllmEngine:
     """Made by `open`; belongs to one event loop. `close` it."""
 
@@ -100,7 +51,7 @@ class VllmEngine:
         self._version = config.version
         self._tensors = weights.shapes(Path(config.model))
         self._numbers = itertools.count()
-        self._under_way: set[_Request] = set()
+        self._under_way: set[Request] = set()
         self._anew: set[asyncio.Future[None]] = set()
         """Those of them that a load withdraws."""
         self._loading = asyncio.Lock()
@@ -159,11 +110,11 @@ class VllmEngine:
         while request.anew:
             async with self._loading:  # in turn: a load that is under way ends before it begins
                 pass
-            live = _Request(request, on_tokens, self._version)
+            live = Request(request, on_tokens, self._version)
             if await self._until_load(live, params):
                 return msgspec.structs.replace(live.generation(), thrown=thrown)
             thrown += live.sampled
-        live = _Request(request, on_tokens, self._version)
+        live = Request(request, on_tokens, self._version)
         await self._run(live, params)
         return live.generation()
 
@@ -206,7 +157,7 @@ class VllmEngine:
         if len(ids) == 1:
             return []
         scored: list[Any] = []
-        live = _Scored(GenerateRequest(id="logprobs", prompt_ids=ids, max_tokens=1), scored)
+        live = Scored(GenerateRequest(id="logprobs", prompt_ids=ids, max_tokens=1), scored)
         await self._run(live, vllm_versions.scoring())
         if not scored:
             raise EngineError("vLLM gave no log-probs of a prompt; its log says why")
@@ -249,7 +200,7 @@ class VllmEngine:
             await self._give_up()
         await asyncio.to_thread(self._llm.shutdown, _CLOSING_S)
 
-    async def _until_load(self, live: _Request, params: Any) -> bool:
+    async def _until_load(self, live: Request, params: Any) -> bool:
         """Runs it; whether it came to its end before a load withdrew it."""
         running = asyncio.ensure_future(self._run(live, params))
         self._anew.add(running)
@@ -264,7 +215,7 @@ class VllmEngine:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
 
-    async def _run(self, live: _Request, params: Any) -> None:
+    async def _run(self, live: Request, params: Any) -> None:
         """To its end. Cancelling it aborts the request in vLLM."""
         self._must_live()
         if self._broken:
@@ -300,12 +251,12 @@ class VllmEngine:
             if live.finish_reason != "abort":
                 raise EngineError(f"vLLM gave request {live.wanted.id} up: {live.finish_reason}; its log says why")
 
-    async def _abort(self, requests: list[_Request]) -> None:
+    async def _abort(self, requests: list[Request]) -> None:
         for live in requests:
             if live.collector is not None and live.finish_reason is None:
                 await self._llm.abort(live.collector.request_id, internal=True)
 
-    async def _withdraw(self, live: _Request, adding: asyncio.Future[Any]) -> None:
+    async def _withdraw(self, live: Request, adding: asyncio.Future[Any]) -> None:
         """Abort a request whose caller is gone, also one that is only on its way to vLLM."""
         live.collector = await adding
         if not self._closed:
@@ -374,20 +325,6 @@ class VllmEngine:
         return EngineError(
             f"this engine serves nothing until weights are delivered whole; the last load: {self._broken}"
         )
-
-
-class _Scored(_Request):
-    """A prompt whose own log-probs are wanted."""
-
-    def __init__(self, wanted: GenerateRequest, scored: list[Any]) -> None:
-        super().__init__(wanted, None, 0)
-        self._scored = scored
-
-    def take(self, output: Any) -> None:
-        if output.prompt_logprobs:
-            self._scored.append(output.prompt_logprobs)
-        if output.finished:
-            self.finish_reason = output.outputs[0].finish_reason or "abort"
 
 
 def _describe(folder: Path) -> tuple[Any, Any]:

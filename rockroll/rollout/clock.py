@@ -131,14 +131,15 @@ class Watch:
         self._scope: asyncio.Timeout | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._up: Expired | None = None
+        """The limit that was reached, while the work is being cancelled for it."""
 
     def hold(self, holder: Holder) -> None:
-        if not self._expired:  # what is being cancelled changes no more who held it when the time was up
+        if self._up is None:  # what is being cancelled changes no more who held it when the time was up
             self.clock.hold(holder)
             self._moved()
 
     def asks(self, asking: bool) -> None:
-        if not self._expired:
+        if self._up is None:
             self.clock.asks(asking)
             self._moved()
 
@@ -148,7 +149,6 @@ class Watch:
 
     async def within(self, work: Coroutine[Any, Any, T]) -> T:
         """What `work` returns. Raises TimeUp when a limit is reached first: `work` is cancelled and awaited."""
-        self._up = None
         try:
             async with asyncio.timeout(None) as self._scope:
                 self._moved()
@@ -158,12 +158,8 @@ class Watch:
                 raise
             raise TimeUp(self._up) from None
         finally:
-            self._scope = None
+            self._scope = self._up = None
             self._disarm()
-
-    @property
-    def _expired(self) -> bool:
-        return self._scope is not None and self._up is not None
 
     def _moved(self) -> None:
         if self._scope is None or self._up is not None:

@@ -39,9 +39,9 @@ TOOL: dict[str, Any] = {
 }
 
 
-_KEPT, _SHORT = 4096, 512
-"""So many continuations are remembered, of messages of at most so many characters: an environment says few things, and
-says them to every episode of a group."""
+KEPT, SHORT = 4096, 512
+"""So many continuations, and ids of texts, are remembered, of at most so many characters: an environment says few
+things, and says them to every episode of a group."""
 
 
 class Template(Protocol):
@@ -129,11 +129,11 @@ class Continuation:
         """
         reasoning, content, calls = answer
         shape, names, said = Shape(bool(reasoning), bool(content), len(calls)), [c.name for c in calls], repr(new)
-        if len(said) > _SHORT:
+        if len(said) > SHORT:
             return self._after(past, shape, names, new, said)
         key = (past, shape, *names, said)
         if key not in self._known:
-            if len(self._known) >= _KEPT:
+            if len(self._known) >= KEPT:
                 self._known.clear()
             self._known[key] = self._after(past, shape, names, new, said)
         return self._known[key]

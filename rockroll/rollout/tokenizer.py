@@ -24,12 +24,9 @@ from tokenizers import Tokenizer
 from rockroll.errors import UsageError
 from rockroll.rollout import answer
 from rockroll.rollout.answer import Style
-from rockroll.rollout.continuation import TOOL, Continuation, Message
+from rockroll.rollout.continuation import KEPT, SHORT, TOOL, Continuation, Message
 
 __all__ = ["ChatTokenizer", "Message"]
-
-_KEPT, _SHORT = 4096, 512
-"""The ids of so many texts are remembered, of at most so many characters: what an environment says again."""
 
 
 class ChatTokenizer:
@@ -56,7 +53,7 @@ class ChatTokenizer:
             raise UsageError(f"a model folder holds a readable tokenizer.json; {folder} does not: {error}") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._short = lru_cache(_KEPT)(self._encode)
+        self._short = lru_cache(KEPT)(self._encode)
         self._names = {
             name: _token_text(config[name])
             for name in ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -124,7 +121,7 @@ class ChatTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text as it stands: special tokens written in it are read, none are added."""
-        return list(self._short(text)) if len(text) <= _SHORT else self._encode(text)
+        return list(self._short(text)) if len(text) <= SHORT else self._encode(text)
 
     def _encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids

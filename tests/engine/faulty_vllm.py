@@ -8,6 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rockroll.engine import server, vllm_versions
 from rockroll.engine.vllm_worker import WorkerExtension
 
@@ -16,21 +18,19 @@ WRONG = "model.norm.weight"
 
 class Faulty(WorkerExtension):
     def rockroll_load(self: Any, folder: str) -> dict[str, Any]:
-        if Path(folder).name == "other" and "reload_weights" not in vars(self):
-            sound = self.reload_weights
+        sound = self.reload_weights
 
-            def reload(**given: Any) -> None:
-                import torch
-
-                sound(**given)
+        def reload(**given: Any) -> None:
+            sound(**given)
+            if Path(folder).name == "other":
                 with torch.no_grad():
                     dict(self.model_runner.get_model().named_parameters())[WRONG].view(torch.int32)[0] ^= 1
 
-            self.reload_weights = reload
+        self.reload_weights = reload
         try:
             return WorkerExtension.rockroll_load(self, folder)
         finally:
-            vars(self).pop("reload_weights", None)
+            del self.reload_weights
 
 
 if __name__ == "__main__":

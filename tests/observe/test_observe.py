@@ -41,11 +41,11 @@ def test_a_resumed_run_has_each_step_once_and_a_torn_line_is_dropped(tmp_path: P
     log.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "rew')
-    log = MetricsLog(tmp_path, resume_from=1)
-    log.write({"step": 2, "reward/mean": 0.5})
+    log = MetricsLog(tmp_path, resume_from=2)
+    log.write({"step": 3, "reward/mean": 0.5})
     log.close()
-    assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [0, 1, 2]
-    assert sorted(_on_board(tmp_path)) == [0, 1, 2]
+    assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [0, 1, 2, 3]
+    assert sorted(_on_board(tmp_path)) == [0, 1, 2, 3]
 
 
 @given(

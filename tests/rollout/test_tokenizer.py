@@ -60,7 +60,7 @@ def test_what_is_remembered_is_what_another_tokenizer_says(
     model_folder: Path, tokenizer: ChatTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of texts and continuations that come again, after other pasts and answers too; also where few are kept."""
-    monkeypatch.setattr(continuation, "_KEPT", 3)
+    monkeypatch.setattr(continuation, "KEPT", 3)
     pasts = [Past(system, False) for system in (True, False)]
     news = [[{"role": role, "content": f"say {n}"}] for role in ("user", "tool") for n in range(3)]
     asked = [(past, ("", text, ()), new) for past in pasts for text in ("yes", "") for new in news] * 2
