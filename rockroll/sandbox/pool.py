@@ -67,6 +67,8 @@ class Pool:
         self._waiting: deque[asyncio.Future[Sandbox]] = deque()
         self._boxes: set[Sandbox] = set()
         """Every box that exists: warm, leased or recycling."""
+        self._undeleted: set[Sandbox] = set()
+        """Boxes that resisted their deletion; `close` tries it again."""
         self._starting = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(RENEWALS_AT_ONCE)
@@ -94,7 +96,8 @@ class Pool:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        boxes, self._boxes = self._boxes, set()
+        boxes = self._boxes | self._undeleted
+        self._boxes, self._undeleted = set(), set()
         self._warm.clear()
         await delete_all(boxes)
 
@@ -264,6 +267,7 @@ class Pool:
             await sandbox.delete()
         except RockrollError as error:
             _log.warning("sandbox %s could not be deleted: %s", sandbox, error)
+            self._undeleted.add(sandbox)
         self._boxes.discard(sandbox)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:

@@ -19,8 +19,8 @@ SMALL = SandboxConfig(memory="128m", pids=64)
 pytestmark = pytest.mark.usefixtures("node")
 
 
-async def count(node: rpc.Client) -> int:
-    return len(await node.call("sandbox.list", Empty(), type=list[SandboxInfo]))
+async def boxes(node: rpc.Client) -> list[SandboxInfo]:
+    return await node.call("sandbox.list", Empty(), type=list[SandboxInfo])
 
 
 async def test_a_lease_gives_a_running_box_with_an_open_session(node: rpc.Client) -> None:
@@ -57,7 +57,7 @@ async def test_more_leases_than_boxes_wait_their_turn(node: rpc.Client) -> None:
         seen = await asyncio.gather(*(episode(pool, number) for number in range(8)))
         assert seen == [f"{number}\n".encode() for number in range(8)]
         assert most == 2
-        assert await count(node) <= 2
+        assert len(await boxes(node)) <= 2
 
 
 async def test_a_box_that_died_in_a_lease_is_replaced() -> None:
@@ -120,11 +120,37 @@ async def test_close_deletes_every_box_and_ends_every_wait(node: rpc.Client) -> 
     await pool.close()
     with pytest.raises(SandboxError, match="closed"):
         await waiting
-    assert await count(node) == 0
+    assert await boxes(node) == []
     await lease.__aexit__(None, None, None)
     await other.__aexit__(None, None, None)
     with pytest.raises(SandboxError, match="closed"):
         await pool.lease().__aenter__()
+
+
+async def test_a_box_that_resisted_its_deletion_goes_with_the_pool(
+    node: rpc.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delete, refused = Sandbox.delete, 0
+
+    async def refuses_once(self: Sandbox) -> None:
+        nonlocal refused
+        refused += 1
+        if refused == 1:
+            raise SandboxError("its container could not be removed")
+        await delete(self)
+
+    async def cannot(self: Sandbox) -> None:
+        raise SandboxError("it could not be made new")
+
+    monkeypatch.setattr(Sandbox, "delete", refuses_once)
+    monkeypatch.setattr(Sandbox, "recycle", cannot)
+    async with Pool(SMALL, 1) as pool:
+        async with pool.lease() as stubborn:
+            pass
+        async with pool.lease() as other:
+            assert other.id != stubborn.id
+            assert stubborn.id in {each.id for each in await boxes(node)}
+    assert await boxes(node) == []
 
 
 async def test_close_in_the_middle_of_starting_leaves_nothing(node: rpc.Client) -> None:
@@ -132,7 +158,7 @@ async def test_close_in_the_middle_of_starting_leaves_nothing(node: rpc.Client) 
     await asyncio.sleep(0.1)
     await pool.close()
     async with asyncio.timeout(20):
-        while await count(node):  # nobody is told of the end of a box that was never finished
+        while await boxes(node):  # nobody is told of the end of a box that was never finished
             await asyncio.sleep(0.05)
 
 
