@@ -12,11 +12,14 @@ to the node process (host.py), which `connect_to` starts on demand; all of this 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+import logging
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from typing import Any, Self, TypeVar
 
-from rockroll.errors import ImageMissing, PeerLost, SandboxLost, SandboxNotFound, UsageError
+from rockroll.errors import ImageMissing, PeerLost, RockrollError, SandboxLost, SandboxNotFound, UsageError
 from rockroll.sandbox import where, wire
 from rockroll.sandbox.client_commands import Commands
 from rockroll.sandbox.client_files import Files
@@ -31,6 +34,7 @@ from rockroll.sandbox.wire import Owner, Recycled, Restored, SandboxInfo, Snapsh
 T = TypeVar("T")
 DELETES_AT_ONCE = 64
 """Calls under way. How many boxes go at once is the node's to say."""
+_log = logging.getLogger(__name__)
 
 
 class Sandbox(Commands, Inside, Files):
@@ -87,9 +91,11 @@ class Sandbox(Commands, Inside, Files):
     async def start(self) -> Self:
         """Makes the box, or starts it again after `stop`. ImageMissing, LimitNotEnforced, HostError."""
         if self._info is None:
-            body = wire.Create(config=dataclasses.asdict(self.config), owner=self.owner)
-            self._info = await self._made(lambda: self._call("sandbox.create", body, SandboxInfo))
-            await self._narrow()
+            await self._connected()
+            body = self._wish()
+            async with self._undone(body.key):
+                self._info = await self._made(lambda: self._call("sandbox.create", body, SandboxInfo))
+                await self._narrow()
         else:
             self._info = await self._call("sandbox.start", self._ref, SandboxInfo)
         return self
@@ -99,13 +105,35 @@ class Sandbox(Commands, Inside, Files):
         node = await self._connected()
         if self._info is not None or not isinstance(self._place, where.Hub):
             return await self.start()
-        body = wire.Create(config=dataclasses.asdict(self.config), owner=self.owner)
+        body = self._wish()
         try:
-            self._info = await self._made(lambda: node.create(body, wait=True))  # type: ignore[union-attr]
-            await self._narrow()
+            async with self._undone(body.key):
+                self._info = await self._made(lambda: node.create(body, wait=True))  # type: ignore[union-attr]
+                await self._narrow()
         except PeerLost as error:
             raise SandboxLost(f"the node died while a sandbox was made: {error}", cause="node_lost") from error
         return self
+
+    def _wish(self) -> wire.Create:
+        return wire.Create(config=dataclasses.asdict(self.config), owner=self.owner, key=secrets.token_hex(16))
+
+    @contextlib.asynccontextmanager
+    async def _undone(self, key: str) -> AsyncIterator[None]:
+        """Where the making of a box ends without its reply, cancelled or with the node, the box may be there or not:
+        none is left then."""
+        try:
+            yield
+        except (SandboxLost, PeerLost, asyncio.CancelledError):
+            await finish(self._delete_keyed(key))
+            raise
+
+    async def _delete_keyed(self, key: str) -> None:
+        try:
+            await (await connect_to(self._place)).call("sandbox.delete", wire.Ref(id=key), type=SandboxInfo)
+        except SandboxNotFound:
+            pass
+        except RockrollError as error:
+            _log.warning("a sandbox whose making was broken off may be left over: %s", error)
 
     async def _made(self, create: Callable[[], Awaitable[SandboxInfo]]) -> SandboxInfo:
         """In a cluster that lacks its image: made once more when a node has this host's."""
@@ -184,10 +212,11 @@ class Sandbox(Commands, Inside, Files):
         owner: as this one's where None.
         """
         other = type(self)(dataclasses.replace(self.config, name=name, snapshot=None), owner=owner or self.owner)
-        body = wire.Fork(id=self.id, name=name, owner=other.owner)
-        other._info = await self._call_all("sandbox.fork", body, SandboxInfo)
-        other._node, other._place = self._node, self._place
-        await other._narrow()
+        other._place, other._node = self._place, await self._connected()
+        body = wire.Fork(id=self.id, name=name, owner=other.owner, key=secrets.token_hex(16))
+        async with self._undone(body.key):
+            other._info = await self._call_all("sandbox.fork", body, SandboxInfo)
+            await other._narrow()
         return other
 
     async def refresh(self) -> SandboxInfo:

@@ -10,11 +10,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from rockroll import Sandbox, SandboxConfig
-from rockroll.errors import SandboxLost
+from rockroll import Sandbox, SandboxConfig, rpc
+from rockroll.errors import PeerLost, SandboxLost
 from rockroll.sandbox.client import list_sandboxes
 from rockroll.sandbox.cluster.client import HubNode
 from rockroll.sandbox.pool import Pool
@@ -110,6 +111,23 @@ async def test_a_node_that_hangs_is_suspect_and_taken_back_and_what_was_given_up
         while [info.id for info in await list_sandboxes()] != [kept.id]:
             await asyncio.sleep(0.1)
     await kept.delete()
+
+
+async def test_a_box_whose_maker_was_not_told_of_it_goes(hub: HubNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = rpc.Client.call
+
+    async def unheard(self: rpc.Client, method: str, body: Any = None, **more: Any) -> Any:
+        done = await call(self, method, body, **more)
+        if method == "sandbox.create":
+            raise PeerLost("the node was not heard with the reply in its hands")
+        return done
+
+    monkeypatch.setattr(rpc.Client, "call", unheard)
+    with pytest.raises(SandboxLost):
+        await Sandbox(SMALL, owner="detached").start()
+    with pytest.raises(SandboxLost):
+        await Sandbox(SMALL, owner="detached").start_when_there_is_room()
+    assert await list_sandboxes() == []
 
 
 async def test_a_hub_that_is_killed_and_started_anew_costs_no_call_and_no_box(hub: HubNode, two: Two) -> None:

@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import shutil
+import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from rockroll import Sandbox, SandboxConfig, rpc
-from rockroll.errors import FileError, ImageMissing, SandboxError, SandboxNotFound, UsageError
+from rockroll import Sandbox, SandboxConfig, home, rpc
+from rockroll.errors import (
+    FileError,
+    ImageMissing,
+    PeerLost,
+    SandboxError,
+    SandboxLost,
+    SandboxNotFound,
+    UsageError,
+)
 from rockroll.model_service.relay import Relay
 from rockroll.model_service.wire import ChatReply, ChatRequest
 from rockroll.sandbox import node_client
+from rockroll.sandbox.client import list_sandboxes
 from rockroll.sandbox.client_files import PART
-from rockroll.sandbox.wire import Empty, SandboxInfo
+from rockroll.sandbox.wire import Empty, NodeInfo, SandboxInfo
 from tests.conftest import IS_ROOT
 
 SMALL = SandboxConfig(memory="128m", pids=64)
@@ -48,6 +62,61 @@ async def listed(node: rpc.Client) -> list[str]:
 
 
 # ---- life ----------------------------------------------------------------------------------------------------------
+
+
+async def replied(boxes: int) -> None:
+    """Returns when so many run and nothing of the node's answer for the last one has been read: nobody reads it before
+    the next await."""
+    while _stand_still(0.01) < boxes:
+        await asyncio.sleep(0)
+    _stand_still(0.1)
+
+
+def _stand_still(seconds: float) -> int:
+    """How many boxes run after it."""
+    time.sleep(seconds)
+    with sqlite3.connect(f"file:{home.node_dir() / 'registry.sqlite'}?mode=ro", uri=True) as registry:
+        return registry.execute("SELECT count(*) FROM sandboxes WHERE state = 'running'").fetchone()[0]
+
+
+async def test_a_start_that_is_cancelled_with_its_reply_on_the_way_leaves_no_box(node: rpc.Client) -> None:
+    starting = asyncio.ensure_future(Sandbox(SMALL, owner="detached").start())
+    await replied(1)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert await listed(node) == []
+
+
+async def test_a_fork_that_is_cancelled_leaves_no_box(node: rpc.Client) -> None:
+    async with Sandbox(SMALL) as sandbox:
+        forking = asyncio.ensure_future(sandbox.fork())
+        await replied(2)
+        forking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await forking
+        assert await listed(node) == [sandbox.id]
+
+
+@pytest.mark.parametrize("name", [None, "mine"])
+async def test_a_box_whose_maker_was_not_told_of_it_before_its_node_died_is_not_left_to_the_next_node(
+    node: rpc.Client, end_process: Callable[..., None], monkeypatch: pytest.MonkeyPatch, name: str | None
+) -> None:
+    pid = (await node.call("node.info", Empty(), type=NodeInfo)).pid
+    call = rpc.Client.call
+
+    async def unheard(self: rpc.Client, method: str, body: Any = None, **more: Any) -> Any:
+        done = await call(self, method, body, **more)
+        if method == "sandbox.create":
+            monkeypatch.setattr(rpc.Client, "call", call)
+            await asyncio.to_thread(end_process, pid, signal.SIGKILL)
+            raise PeerLost("the node died with the reply in its hands")
+        return done
+
+    monkeypatch.setattr(rpc.Client, "call", unheard)
+    with pytest.raises(SandboxLost, match="the node died while"):
+        await Sandbox(dataclasses.replace(SMALL, name=name)).start()
+    assert await list_sandboxes() == []
 
 
 async def test_a_box_lives_as_long_as_its_block(node: rpc.Client) -> None:

@@ -79,6 +79,29 @@ def test_the_first_schema_is_taken_over(tmp_path: Path) -> None:
     assert Registry(tmp_path / "r").rows() == [row("a")]
 
 
+def test_the_second_schema_is_taken_over_with_who_owns_what_and_with_the_dead(tmp_path: Path) -> None:
+    old = sqlite3.connect(tmp_path / "r", isolation_level=None)
+    columns = registry._COLUMNS.removesuffix(", key TEXT NOT NULL DEFAULT ''")
+    for table, id in (("sandboxes", "a"), ("gone", "b")):
+        old.execute(f"CREATE TABLE {table} ({columns})")
+        values = (id, f"box-{id}", b'{"memory":"64m"}', "detached", "c" + id, 1.0, 7, 8, "exited", "oom", 5.0)
+        old.execute(f"INSERT INTO {table} VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+    old.execute("PRAGMA user_version = 2")
+    old.close()
+    kept = Registry(tmp_path / "r")
+    ended = {"owner_pid": 7, "owner_birth": 8, "state": "exited", "cause": "oom", "ended": 5.0}
+    assert (kept.rows(), kept.gone()) == ([row("a", **ended)], [row("b", **ended)])
+
+
+def test_one_is_found_by_the_key_of_its_maker_while_it_is_there(tmp_path: Path) -> None:
+    kept = Registry(tmp_path / "r")
+    kept.put(row("a", key="mine"))
+    kept.put(row("b"))
+    assert (kept.keyed("mine"), kept.keyed("another"), kept.keyed("")) == ("a", None, None)
+    kept.drop("a", "deleted", 1.0)
+    assert kept.keyed("mine") is None
+
+
 def test_a_newer_schema_is_not_touched(tmp_path: Path) -> None:
     newer = sqlite3.connect(tmp_path / "r")
     newer.execute("PRAGMA user_version = 99")

@@ -17,15 +17,15 @@ import msgspec
 from rockroll.errors import HostError
 from rockroll.sandbox.wire import Cause, Owner, State
 
-VERSION = 2
-"""Of the schema, in PRAGMA user_version. 1 (written as 0) had no owners, states and ends."""
+VERSION = 3
+"""Of the schema, in PRAGMA user_version. 1 (written as 0) had no owners, states and ends; 2 no keys."""
 GONE_KEPT = 1000
 _COLUMNS = (
     "id TEXT PRIMARY KEY, name TEXT NOT NULL, config BLOB NOT NULL, owner TEXT NOT NULL, container TEXT NOT NULL,"
     " created REAL NOT NULL, owner_pid INTEGER NOT NULL DEFAULT 0, owner_birth INTEGER NOT NULL DEFAULT 0,"
-    " state TEXT NOT NULL DEFAULT 'running', cause TEXT, ended REAL"
+    " state TEXT NOT NULL DEFAULT 'running', cause TEXT, ended REAL, key TEXT NOT NULL DEFAULT ''"
 )
-_NAMES = "id, name, config, owner, container, created, owner_pid, owner_birth, state, cause, ended"
+_NAMES = "id, name, config, owner, container, created, owner_pid, owner_birth, state, cause, ended, key"
 
 
 class Row(NamedTuple):
@@ -42,6 +42,8 @@ class Row(NamedTuple):
     state: State = "starting"
     cause: Cause | None = None
     ended: float | None = None
+    key: str = ""
+    """What its maker calls it; "" where that gave no key."""
 
 
 class Registry:
@@ -67,17 +69,21 @@ class Registry:
         if found == VERSION:
             return
         self._db.execute("BEGIN IMMEDIATE")
-        old = self._db.execute("SELECT name FROM sqlite_master WHERE name = 'sandboxes'").fetchone()
-        if old:
-            self._db.execute("ALTER TABLE sandboxes RENAME TO old")
-        self._db.execute(f"CREATE TABLE sandboxes ({_COLUMNS}, UNIQUE (name))")
-        self._db.execute(f"CREATE TABLE gone ({_COLUMNS})")
-        if old:
-            shared = "id, name, config, owner, container, created"
-            self._db.execute(f"INSERT INTO sandboxes ({shared}) SELECT {shared} FROM old")
-            self._db.execute("DROP TABLE old")
+        self._make_table("sandboxes", ", UNIQUE (name)")
+        self._make_table("gone")
         self._db.execute(f"PRAGMA user_version = {VERSION}")
         self._db.execute("COMMIT")
+
+    def _make_table(self, name: str, more: str = "") -> None:
+        """With the rows that it has in an older schema, whose columns are the first ones of this."""
+        old = [column for _, column, *_ in self._db.execute(f"PRAGMA table_info({name})")]
+        if old:
+            self._db.execute(f"ALTER TABLE {name} RENAME TO old")
+        self._db.execute(f"CREATE TABLE {name} ({_COLUMNS}{more})")
+        if old:
+            shared = ", ".join(column for column in old if column in _NAMES.split(", "))
+            self._db.execute(f"INSERT INTO {name} ({shared}) SELECT {shared} FROM old")
+            self._db.execute("DROP TABLE old")
 
     def put(self, row: Row) -> None:
         """Adds or replaces."""
@@ -113,6 +119,11 @@ class Registry:
     def rows(self) -> list[Row]:
         """Those there are."""
         return list(self._read("sandboxes", "", ()))
+
+    def keyed(self, key: str) -> str | None:
+        """The id of the one whose maker calls it so."""
+        found = self._db.execute("SELECT id FROM sandboxes WHERE key = ? AND key != ''", (key,)).fetchone()
+        return None if found is None else found[0]
 
     def gone(self) -> list[Row]:
         """Those there were, the last one first."""

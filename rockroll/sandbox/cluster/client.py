@@ -235,8 +235,8 @@ class HubNode:
             await items.aclose()
 
     async def holding(self, id: str) -> rpc.Client:
-        """The client of the node that holds a box: id, unique id prefix or name. SandboxNotFound tells how it ended,
-        where a node knows."""
+        """The client of the node that holds a box: id, unique id prefix, name or key. SandboxNotFound tells how it
+        ended, where a node knows."""
         try:
             return await self._placed(await self._ask("cluster.where", Where(id=id), Placed))
         except SandboxNotFound as error:
@@ -280,6 +280,10 @@ class HubNode:
             except HostError as error:
                 refused = error
                 without.append(at.node)
+            except PeerLost:
+                if body.key:
+                    self.delete_later(at.node, body.key)
+                raise
             finally:
                 self._note(self._hub.call("cluster.settle", Settle(ticket=at.ticket)))
 

@@ -89,7 +89,7 @@ async def fork(hub: HubNode, body: wire.Fork) -> wire.SandboxInfo:
     made = await client.call("sandbox.snapshot", wire.Snapshot(id=body.id, name=name), type=SnapshotInfo)
     try:
         config = dataclasses.asdict(config_of({**made.config, "name": body.name, "snapshot": name}))
-        create = wire.Create(config=config, owner=body.owner or info.owner)
+        create = wire.Create(config=config, owner=body.owner or info.owner, key=body.key)
         return await hub.create(create, elsewhere=info.node)
     except NoRoom as error:
         raise refused or error from None

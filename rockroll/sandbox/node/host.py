@@ -48,7 +48,7 @@ from rockroll.sandbox.node.box_methods import BoxMethods
 from rockroll.sandbox.node.bring import Bring
 from rockroll.sandbox.node.ends import Ends
 from rockroll.sandbox.node.file_methods import FileMethods
-from rockroll.sandbox.node.maker import Maker
+from rockroll.sandbox.node.maker import Maker, Wish
 from rockroll.sandbox.node.network_methods import NetworkMethods
 from rockroll.sandbox.node.pool_methods import PoolMethods
 from rockroll.sandbox.node.summary import Summary
@@ -247,6 +247,8 @@ class SandboxHost:
             return matching[0]
         if matching:
             raise SandboxNotFound(f"{id!r} begins the ids of {len(matching)} sandboxes; give more of it")
+        if box := self._boxes.get(self._registry.keyed(id) or ""):
+            return box
         if id and (row := self._registry.last_gone(id)):
             raise SandboxNotFound(
                 f"sandbox {id!r} is gone; {story(row.cause, row.ended)}; `rockroll sandbox ls --all` lists what was",
@@ -269,7 +271,7 @@ class SandboxHost:
     # -- making and ending boxes
 
     async def _create(self, body: wire.Create, peer: rpc.Peer) -> wire.SandboxInfo:
-        return (await self._maker.create(config_of(body.config), body.owner, peer)).info()
+        return (await self._maker.create(Wish(config_of(body.config), body.owner, body.key, peer))).info()
 
     async def _fork(self, body: wire.Fork, peer: rpc.Peer) -> wire.SandboxInfo:
         return (await self._maker.fork(self._box(body.id), body, peer)).info()

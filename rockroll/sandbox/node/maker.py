@@ -15,6 +15,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from rockroll import rpc
 from rockroll.errors import ImageMissing, LimitNotEnforced, RockrollError, SandboxLost, UsageError
@@ -37,12 +38,27 @@ from rockroll.sandbox.node import pools_file
 from rockroll.sandbox.node.admission import Admission
 from rockroll.sandbox.node.bring import Bring
 from rockroll.sandbox.node.ends import Ends
-from rockroll.sandbox.node.permit import Permit, Ticket, reader
+from rockroll.sandbox.node.permit import Permit, reader
 from rockroll.sandbox.node.quotas import owner_of
 from rockroll.sandbox.node.warm import Warm
 from rockroll.sandbox.wire import DEFAULT_SESSION, Fork, Owner, SnapshotInfo
 
 ID_LABEL = "rockroll.id"
+
+
+class Wish(NamedTuple):
+    """What somebody asks for."""
+
+    config: SandboxConfig
+    owner: Owner
+    key: str
+    """wire.Create.key."""
+    peer: rpc.Peer
+
+    @property
+    def account(self) -> str:
+        """Whom the box is counted for."""
+        return owner_of(self.config, self.owner == "detached", self.peer.pid, self.peer.id)
 
 
 class Maker:
@@ -102,20 +118,22 @@ class Maker:
         if status.state != "running":
             self.warm.died(status.id)
 
-    async def create(self, config: SandboxConfig, owner: Owner, peer: rpc.Peer) -> Box:
+    async def create(self, wish: Wish) -> Box:
         """From its image, and the files of a snapshot where it names one; a warm one where one stands ready."""
+        config = wish.config
         if config.snapshot is None:
-            return await self._take_warm(config, owner, peer) or await self._make(config, owner, peer)
+            return await self._take_warm(wish) or await self._make(wish)
         async with self._snapshots.files(config.snapshot) as files:
             snapshot = self._snapshots.get(config.snapshot)
             image = await self._image_under(snapshot, config)
-            config = dataclasses.replace(config, image=snapshot.image)
-            return await self._make(config, owner, peer, image, lambda upper: layer.copy(files, upper))
+            wish = wish._replace(config=dataclasses.replace(config, image=snapshot.image))
+            return await self._make(wish, image, lambda upper: layer.copy(files, upper))
 
     async def fork(self, box: Box, body: Fork, peer: rpc.Peer) -> Box:
         """With the settings and the files of another."""
         config = config_of({**dataclasses.asdict(box.config), "name": body.name, "snapshot": None})
-        return await self._make(config, body.owner or box.owner, peer, await box.image_id(), box.copy_files)
+        wish = Wish(config, body.owner or box.owner, body.key, peer)
+        return await self._make(wish, await box.image_id(), box.copy_files)
 
     async def _image_under(self, snapshot: SnapshotInfo, config: SandboxConfig) -> str:
         """The id of the image that a box with this config and these files stands on. UsageError, ImageMissing."""
@@ -140,15 +158,13 @@ class Maker:
             )
         return snapshot.image_id
 
-    async def _make(
-        self, config: SandboxConfig, owner: Owner, peer: rpc.Peer, image: str = "", fill: Fill | None = None
-    ) -> Box:
+    async def _make(self, wish: Wish, image: str = "", fill: Fill | None = None) -> Box:
         """image, fill: an image in place of the config's, and what copies the first files."""
         if not image:
-            await self._current_image(config.image_name)
-        ticket = await self._permit_for(config, owner, peer)
+            await self._current_image(wish.config.image_name)
+        ticket = await self.permit.ask(wish.config, wish.account)
         try:
-            row = self._row(secrets.token_hex(6), self._as_allowed(config), owner, peer)
+            row = self._row(secrets.token_hex(6), wish._replace(config=self._as_allowed(wish.config)))
             box = self.box(row)
         finally:
             ticket.used()
@@ -164,22 +180,22 @@ class Maker:
             await asyncio.shield(self._ends.spawn(self._ends.remove(box)))
             raise
         self._registry.mark(id, box.state, box.cause, box.status.ended)
-        if owner == "connection":
-            self._ends.own(box, peer)
-        self._ends.watch_time(box)
+        self._hand_over(box, wish)
         return box
 
-    async def _permit_for(self, config: SandboxConfig, owner: Owner, peer: rpc.Peer) -> Ticket:
-        return await self.permit.ask(config, owner_of(config, owner == "detached", peer.pid, peer.id))
+    def _hand_over(self, box: Box, wish: Wish) -> None:
+        if wish.owner == "connection":
+            self._ends.own(box, wish.peer)
+        self._ends.watch_time(box)
 
-    def _row(self, id: str, config: SandboxConfig, owner: Owner, peer: rpc.Peer) -> Row:
+    def _row(self, id: str, wish: Wish) -> Row:
         """UsageError where its name is taken. Until the row's box is among the others, nothing may be awaited."""
-        name = config.name or f"box-{id}"
+        name = wish.config.name or f"box-{id}"
         if any(box.name == name for box in self._boxes.values()):
             raise UsageError(f"name: a sandbox named {name!r} exists; delete it or choose another name")
-        row = Row(id, name, dataclasses.asdict(config), owner, "", time.time())
-        if owner == "connection" and peer.pid:
-            row = row._replace(owner_pid=peer.pid, owner_birth=birth(peer.pid))
+        row = Row(id, name, dataclasses.asdict(wish.config), wish.owner, "", time.time(), key=wish.key)
+        if wish.owner == "connection" and wish.peer.pid:
+            row = row._replace(owner_pid=wish.peer.pid, owner_birth=birth(wish.peer.pid))
         return row
 
     def _as_allowed(self, config: SandboxConfig) -> SandboxConfig:
@@ -232,29 +248,27 @@ class Maker:
         except ImageMissing:
             return False
 
-    async def _take_warm(self, config: SandboxConfig, owner: Owner, peer: rpc.Peer) -> Box | None:
+    async def _take_warm(self, wish: Wish) -> Box | None:
+        config = wish.config
         _ = self.permit.config  # pools of a node.yaml that has just changed
         if not self.warm.holds(config):
             return None
-        account = owner_of(config, owner == "detached", peer.pid, peer.id)
-        ticket = self.permit.ask_warm(config, account)
+        ticket = self.permit.ask_warm(config, wish.account)
         try:
             box = await self.warm.take(config)
             if box is None:
                 return None
             try:
-                row = self._row(box.id, config, owner, peer)
+                row = self._row(box.id, wish)
             except BaseException:
                 self._ends.spawn(self._ends.remove(box))
                 raise
             self._boxes[box.id] = box
         finally:
             ticket.used()
-        box.hand_out(row.name, config, owner, account, row.created)
+        box.hand_out(row.name, config, wish.owner, wish.account, row.created)
         self._registry.put(row._replace(container=box.container, state=box.state))
-        if owner == "connection":
-            self._ends.own(box, peer)
-        self._ends.watch_time(box)
+        self._hand_over(box, wish)
         return box
 
     async def _bring_up(self, box: Box, row: Row, image: str, fill: Fill | None) -> None:

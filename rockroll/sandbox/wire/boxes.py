@@ -24,6 +24,9 @@ class Create(Struct, frozen=True):
     """The fields of SandboxConfig (`dataclasses.asdict`); what is left out takes its default."""
     owner: Owner = "connection"
     """A `connection` sandbox is deleted when the connection that made it ends."""
+    key: str = ""
+    """A word of the caller's own that no other call has. The sandbox is found by it as by its id: what a caller that
+    never got the reply can delete."""
 
 
 class List(Struct, frozen=True):
@@ -62,6 +65,8 @@ class Fork(Struct, frozen=True):
     """None draws one."""
     owner: Owner | None = None
     """None: as the origin's."""
+    key: str = ""
+    """As in Create."""
 
 
 class Stats(Struct, frozen=True):
