@@ -471,15 +471,25 @@ async def test_a_replacement_between_two_deliveries_waits_for_the_second(place: 
         assert place.model(0).asked == [(1, "one"), (2, "two")] and place.model(0).version == 2
 
 
+def with_slots(place: Place, slots: int) -> None:
+    """Every replica has so many and says so."""
+    place.prepare = lambda model, attempt: setattr(model, "slots", slots)
+
+
+async def have_said(pool: EnginePool) -> None:
+    """Both replicas have told what they have."""
+    loads = pool._placing.routes._loads
+    await until(lambda: len(loads) == 2 and all(load.stats is not None for load in loads.values()))
+
+
 async def test_draining_answers_what_is_under_way_and_refuses_the_rest(place: Place) -> None:
+    with_slots(place, 2)
     async with running(place) as pool:
+        await have_said(pool)
         place.model(0).go.clear()
         place.model(1).go.clear()
         asked = [asyncio.ensure_future(pool.generate(request(n))) for n in range(4)]
         await until(lambda: place.model(0).running + place.model(1).running == 4)
-        pool._placing.routes._loads[0].stats = pool._placing.routes._loads[1].stats = Stats(
-            running=2, waiting=0, slots=2, kv_use=0.0, progress=0, loading=False
-        )
         asked.append(asyncio.ensure_future(pool.generate(request(4))))
         await until(lambda: len(pool._placing.held) == 1)
         draining = asyncio.ensure_future(pool.drain())
@@ -494,9 +504,9 @@ async def test_draining_answers_what_is_under_way_and_refuses_the_rest(place: Pl
 
 
 async def test_draining_does_not_wait_for_a_request_that_was_cancelled_before_it_had_a_place(place: Place) -> None:
+    with_slots(place, 0)
     async with running(place) as pool:
-        for load in pool._placing.routes._loads.values():
-            load.stats = Stats(running=0, waiting=0, slots=0, kv_use=0.0, progress=0, loading=False)
+        await have_said(pool)
         first, second = (asyncio.ensure_future(pool.generate(request(n))) for n in range(2))
         await until(lambda: len(pool._placing.held) == 2)
         first.cancel()

@@ -232,7 +232,16 @@ async def test_redundant_episodes_are_cancelled_down_to_the_process_in_the_box(
     run, engine = rollout(
         tokenizer, pool, "work", says="xx", redundancy=RedundancyConfig(episodes=1), events=ended.append
     )
-    engine.gate = lambda r: asyncio.get_running_loop().create_future() if r.id.startswith("train-0-0-0-") else None
+    asked: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def gate(request: GenerateRequest) -> asyncio.Future[None]:
+        """The first episode's never opens; the other's does when the first has come to it."""
+        if not request.id.startswith("train-0-0-0-"):
+            return asked
+        asked.set_result(None)
+        return asyncio.get_running_loop().create_future()
+
+    engine.gate = gate
     async with run:
         (group,) = await run.batch(0, groups=1, episodes=1)
         assert group.episodes[0].index == 1
