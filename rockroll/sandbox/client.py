@@ -92,10 +92,7 @@ class Sandbox(Commands, Inside, Files):
         """Makes the box, or starts it again after `stop`. ImageMissing, LimitNotEnforced, HostError."""
         if self._info is None:
             await self._connected()
-            body = self._wish()
-            async with self._undone(body.key):
-                self._info = await self._made(lambda: self._call("sandbox.create", body, SandboxInfo))
-                await self._narrow()
+            await self._make(lambda body: self._call("sandbox.create", body, SandboxInfo))
         else:
             self._info = await self._call("sandbox.start", self._ref, SandboxInfo)
         return self
@@ -105,24 +102,25 @@ class Sandbox(Commands, Inside, Files):
         node = await self._connected()
         if self._info is not None or not isinstance(self._place, where.Hub):
             return await self.start()
-        body = self._wish()
         try:
-            async with self._undone(body.key):
-                self._info = await self._made(lambda: node.create(body, wait=True))  # type: ignore[union-attr]
-                await self._narrow()
+            await self._make(lambda body: node.create(body, wait=True))  # type: ignore[union-attr]
         except PeerLost as error:
             raise SandboxLost(f"the node died while a sandbox was made: {error}", cause="node_lost") from error
         return self
 
-    def _wish(self) -> wire.Create:
-        return wire.Create(config=dataclasses.asdict(self.config), owner=self.owner, key=secrets.token_hex(16))
+    async def _make(self, create: Callable[[wire.Create], Awaitable[SandboxInfo]]) -> None:
+        async with self._undone() as key:
+            body = wire.Create(config=dataclasses.asdict(self.config), owner=self.owner, key=key)
+            self._info = await self._made(lambda: create(body))
+            await self._narrow()
 
     @contextlib.asynccontextmanager
-    async def _undone(self, key: str) -> AsyncIterator[None]:
-        """Where the making of a box ends without its reply, cancelled or with the node, the box may be there or not:
-        none is left then."""
+    async def _undone(self) -> AsyncIterator[str]:
+        """A key to make a box with. Where that ends without its reply, cancelled or with the node, the box may be there
+        or not: none is left then."""
+        key = secrets.token_hex(16)
         try:
-            yield
+            yield key
         except (SandboxLost, PeerLost, asyncio.CancelledError):
             await finish(self._delete_keyed(key))
             raise
@@ -213,8 +211,8 @@ class Sandbox(Commands, Inside, Files):
         """
         other = type(self)(dataclasses.replace(self.config, name=name, snapshot=None), owner=owner or self.owner)
         other._place, other._node = self._place, await self._connected()
-        body = wire.Fork(id=self.id, name=name, owner=other.owner, key=secrets.token_hex(16))
-        async with self._undone(body.key):
+        async with self._undone() as key:
+            body = wire.Fork(id=self.id, name=name, owner=other.owner, key=key)
             other._info = await self._call_all("sandbox.fork", body, SandboxInfo)
             await other._narrow()
         return other

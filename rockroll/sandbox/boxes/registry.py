@@ -75,13 +75,13 @@ class Registry:
         self._db.execute("COMMIT")
 
     def _make_table(self, name: str, more: str = "") -> None:
-        """With the rows that it has in an older schema, whose columns are the first ones of this."""
+        """With the rows that it has in an older schema: that has no column which this lacks."""
         old = [column for _, column, *_ in self._db.execute(f"PRAGMA table_info({name})")]
         if old:
             self._db.execute(f"ALTER TABLE {name} RENAME TO old")
         self._db.execute(f"CREATE TABLE {name} ({_COLUMNS}{more})")
         if old:
-            shared = ", ".join(column for column in old if column in _NAMES.split(", "))
+            shared = ", ".join(old)
             self._db.execute(f"INSERT INTO {name} ({shared}) SELECT {shared} FROM old")
             self._db.execute("DROP TABLE old")
 
